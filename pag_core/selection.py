@@ -1,0 +1,161 @@
+"""The layer grammar: which self-attention layers of a model are perturbed.
+
+    selection = term {"," term}
+    term      = ["!"] address [":" heads]        "!" takes the layers out again
+    address   = "all" | "auto" | name | name "-" number      a name ends in a number; a range runs over that number
+    heads     = "h" number ["-" number] {"+" ["h"] number ["-" number]}
+
+Every index counts from 0. `u0.2-5` are the transformer blocks 2 to 5 of `u0`, `d0-3` the blocks d0 to d3, `4-8` the
+layers 4 to 8 of a transformer, `m0:h0+2-3` the heads 0, 2 and 3 of `m0`. The order of the terms does not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class SelectionError(ValueError):
+    """A selection that does not fit the model; the message quotes the term and lists what the model has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One self-attention layer, as the grammar sees it.
+
+    Attributes:
+        name: the canonical name, for example "u0.2" or "double.3".
+        addresses: everything it answers to, as {prefix: number}; the name "u0.2" is the number 2 behind the prefix
+            "u0.", and "u0" the number 0 behind "u".
+        heads: number of attention heads.
+    """
+
+    name: str
+    addresses: Mapping[str, int]
+    heads: int
+
+
+# Names that other tools use for the same layers: the paper's released code, diffusers' SD pipelines, and plain words.
+_ALIASES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+    (r"mid(?:dle)?(?:_block)?", "m0"),
+    (r"mid_block\.attentions\.0", "m0"),
+    (r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
+    (r"middle_block\.1", "m0"),
+    (r"middle_block\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
+    (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
+    (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),
+))
+_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d+)(?:-(\d+))?")
+_HEADS = re.compile(r"h?(\d+)(?:-(\d+))?")
+_MAX_LENGTH = 2000  # characters; a selection by hand stays far below, and an error message has to quote it
+
+
+def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int] | None]:
+    """Resolve a selection against a model's layers.
+
+    Args:
+        text: the selection.
+        layers: all self-attention layers of the model, in the order in which it runs them.
+        auto: what the term "auto" stands for on this model, itself a selection without "auto".
+
+    Returns:
+        {layer: heads} in the model's order; heads is None where all heads are perturbed. Never empty.
+
+    Raises:
+        SelectionError: for anything that is not in the grammar, not in this model, or selects nothing.
+    """
+    if not isinstance(text, str):
+        raise SelectionError(f"layers must be text, got {text!r}. {_available(layers)}")
+    if len(text) > _MAX_LENGTH:
+        raise SelectionError(f"layers has {len(text)} characters; at most {_MAX_LENGTH} are read.")
+    chosen: dict[Layer, frozenset[int]] = {}
+    excluded: list[tuple[str, dict[Layer, frozenset[int]]]] = []
+    for term in map(str.strip, text.split(",")):
+        found = _term(term, layers, auto)
+        if term.startswith("!"):
+            excluded.append((term, found))
+        else:
+            for layer, heads in found.items():
+                chosen[layer] = chosen.get(layer, frozenset()) | heads
+    # Exclusions come last whatever their place, so that the order of the terms never matters.
+    remaining = dict(chosen)
+    for term, found in excluded:
+        if not any(heads & chosen.get(layer, frozenset()) for layer, heads in found.items()):
+            raise SelectionError(f"layers: {term!r} takes nothing out, for the other terms do not select it. "
+                                 f"Write for example all,{term}.")
+        for layer, heads in found.items():
+            remaining[layer] = remaining.get(layer, frozenset()) - heads
+    resolved = {layer: None if len(remaining[layer]) == layer.heads else remaining[layer]
+                for layer in layers if remaining.get(layer)}
+    if not resolved:
+        raise SelectionError(f"layers {text!r} leaves nothing selected. {_available(layers)}")
+    return resolved
+
+
+def _term(term: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int]]:
+    """One term without regard to its "!": the layers it names, each with its heads."""
+    if not term or term == "!":
+        raise SelectionError(f"layers has an empty term. Write for example {auto!r}. {_available(layers)}")
+    address, colon, heads = term.removeprefix("!").strip().partition(":")
+    address = address.strip()
+    if address == "auto":
+        found = {layer: heads or frozenset(range(layer.heads)) for layer, heads in select(auto, layers, auto).items()}
+    else:
+        found = {layer: frozenset(range(layer.heads)) for layer in _addressed(address, term, layers)}
+    if not colon:
+        return found
+    return {layer: _heads(heads, term, layer) for layer in found}
+
+
+def _addressed(address: str, term: str, layers: tuple[Layer, ...]) -> list[Layer]:
+    if address == "all":
+        return list(layers)
+    for pattern, replacement in _ALIASES:
+        if match := pattern.fullmatch(address):
+            address = match.expand(replacement)
+            break
+    match = _ADDRESS.fullmatch(address)
+    if not match:
+        raise SelectionError(f"layers: cannot read {term!r}. {_available(layers)}")
+    prefix, first, last = match[1], int(match[2]), int(match[3] or match[2])
+    if last < first:
+        raise SelectionError(f"layers: the range in {term!r} runs backwards; write {prefix}{last}-{first}.")
+    found = [layer for layer in layers if first <= layer.addresses.get(prefix, -1) <= last]
+    # Both ends have to exist: "d0-9" on a model with d0 to d5 is a mistake, not a wish.
+    present = {layer.addresses[prefix] for layer in found}
+    if first not in present or last not in present:
+        missing = f"{prefix}{first if first not in present else last}"
+        raise SelectionError(f"layers: this model has no self-attention layer {missing!r} (from {term!r}). "
+                             f"{_available(layers)}")
+    return found
+
+
+def _heads(text: str, term: str, layer: Layer) -> frozenset[int]:
+    heads: set[int] = set()
+    parts = text.strip().split("+")
+    for position, part in enumerate(parts):
+        match = _HEADS.fullmatch(part.strip())
+        if not match or (position == 0 and not part.strip().startswith("h")):
+            raise SelectionError(f"layers: cannot read the heads in {term!r}; write for example "
+                                 f"{layer.name}:h0 or {layer.name}:h0+2-3.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= layer.heads:
+            raise SelectionError(f"layers: {term!r} asks for heads {first} to {last}, but {layer.name} has "
+                                 f"{layer.heads} heads, h0 to h{layer.heads - 1}.")
+        heads.update(range(first, last + 1))
+    return frozenset(heads)
+
+
+def _available(layers: tuple[Layer, ...]) -> str:
+    """What a user may write, short enough for an error message: the names, runs of neighbours folded into ranges."""
+    runs: list[tuple[str, int, int]] = []
+    for layer in layers:
+        # Everything up to the final number: the transformer blocks inside "u0" fold into "u0.0-9".
+        prefix, number = re.fullmatch(r"(.*?)(\d+)", layer.name).groups()
+        if runs and runs[-1][0] == prefix and runs[-1][2] == int(number) - 1:
+            runs[-1] = (prefix, runs[-1][1], int(number))
+        else:
+            runs.append((prefix, int(number), int(number)))
+    names = ", ".join(f"{prefix}{first}" if first == last else f"{prefix}{first}-{last}" for prefix, first, last in runs)
+    return f"This model has: {names}; also all, auto."

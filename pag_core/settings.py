@@ -1,0 +1,85 @@
+"""What the user asked for, checked once, before any long work starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .guidance import RESCALE_MODES
+
+
+class SettingError(ValueError):
+    """A value outside what PAG accepts; the message names the value and the remedy."""
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise SettingError unless `value` is a finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise SettingError(f"{name} must be a finite number from {low:g} to {high:g}, got {value!r}.")
+    if not low <= value <= high:
+        raise SettingError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SettingError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise SettingError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_percent_range(start_name: str, start: float, end_name: str, end: float) -> None:
+    """Raise SettingError unless 0 <= start < end <= 1; an empty range would silently turn the guidance off."""
+    check_range(start_name, start, 0.0, 1.0)
+    check_range(end_name, end, 0.0, 1.0)
+    if start >= end:
+        raise SettingError(f"{start_name} ({start:g}) must be smaller than {end_name} ({end:g}); "
+                           f"set the scale to 0 to turn the guidance off.")
+
+
+@dataclass(frozen=True)
+class PAGOptions:
+    """The refinements of PAG; the defaults are the paper's plain PAG.
+
+    Attributes:
+        strength: SoftPAG's u in [0, 1] (arXiv 2506.10978): the share of the attention map replaced by the identity.
+        start_percent: share of the sampling process at which PAG starts, 0 to 1.
+        end_percent: share at which it ends, 0 to 1; both ends are included.
+        rescale: 0 (off) to 1; see `guidance.guide`.
+        rescale_mode: a key of `guidance.RESCALE_MODES`.
+    """
+
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    rescale: float = 0.0
+    rescale_mode: str = "full"
+
+    def __post_init__(self) -> None:
+        check_range("strength", self.strength, 0.0, 1.0)
+        check_percent_range("start_percent", self.start_percent, "end_percent", self.end_percent)
+        check_range("rescale", self.rescale, 0.0, 1.0)
+        check_choice("rescale_mode", self.rescale_mode, tuple(RESCALE_MODES))
+
+
+MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
+
+
+@dataclass(frozen=True)
+class PAGSettings:
+    """One PAG: how strongly, in which layers, and the refinements.
+
+    Attributes:
+        scale: s of PAG Eq. 10; 0 is off.
+        layers: the layer selection, see `selection.select`.
+    """
+
+    scale: float
+    layers: str = "auto"
+    options: PAGOptions = PAGOptions()
+
+    def __post_init__(self) -> None:
+        check_range("PAG scale", self.scale, 0.0, MAX_SCALE)
+
+    @property
+    def is_off(self) -> bool:
+        """True where the guided prediction equals the unguided one by definition."""
+        return self.scale == 0.0 or self.options.strength == 0.0
