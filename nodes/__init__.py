@@ -1,0 +1,16 @@
+"""The nodes that this pack gives to ComfyUI, by name."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adm import PAGADMClassLabel, PAGADMLoader
+from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
+from .sampling import PAGKSampler
+
+
+class PAGExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGADMLoader, PAGADMClassLabel]
+
+
+async def comfy_entrypoint() -> PAGExtension:
+    return PAGExtension()

@@ -1,0 +1,96 @@
+"""Which self-attention layers a loaded model has, and what they are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+
+from ...pag_core.selection import Layer
+from .adm_model import ADMUNet
+
+# The host's name of a self-attention: (block kind, block number, transformer block inside), as in patches_replace.
+AttentionKey = tuple[str, int, int]
+_GROUPS = {"input": "d", "middle": "m", "output": "u"}
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose self-attention cannot be perturbed; the message says why and what works."""
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """What PAG can act on in one model.
+
+    Attributes:
+        family: what to call the model in messages.
+        layers: every self-attention layer, in the order in which the model runs them, with the host's key.
+        auto: the selection that "auto" stands for.
+    """
+
+    family: str
+    layers: dict[Layer, AttentionKey]
+    auto: str
+
+
+def model_layers(model: ModelPatcher) -> ModelLayers:
+    """List the self-attention layers of a model.
+
+    Raises:
+        UnsupportedModelError: if the model is of a family that has none we can reach.
+    """
+    network = model.get_model_object("diffusion_model")
+    if isinstance(network, UNetModel):
+        layers = _u_net_layers(_u_net_attentions(network))
+        family = "U-Net"
+    elif isinstance(network, ADMUNet):
+        layers = _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
+        family = "ADM"
+    else:
+        raise UnsupportedModelError(
+            f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
+            f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net) and on ADM models from the PAG ADM Loader.")
+    if not layers:
+        raise UnsupportedModelError(f"This {family} has no self-attention layer, so there is nothing to perturb.")
+    return ModelLayers(family, layers, _nearest_to_the_bottleneck(layers))
+
+
+def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]:
+    """(block kind, block number, transformer block, heads) of every self-attention of the host's U-Net."""
+    blocks = [("input", i, block) for i, block in enumerate(network.input_blocks)]
+    if network.middle_block is not None:  # distilled SDXL models drop it
+        blocks.append(("middle", 0, network.middle_block))
+    blocks += [("output", i, block) for i, block in enumerate(network.output_blocks)]
+    for kind, number, block in blocks:
+        for module in block:
+            for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
+                # With disable_self_attn (the x4 upscaler's outer levels) attn1 looks at the text.
+                if isinstance(transformer, BasicTransformerBlock) and not transformer.disable_self_attn:
+                    yield kind, number, index, transformer.n_heads
+
+
+def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer, AttentionKey]:
+    """Name a U-Net's layers: d0, m0, u3.1 count the blocks that hold self-attention; input.4 is the host's own count."""
+    attentions = list(attentions)
+    depth = Counter((kind, number) for kind, number, _, _ in attentions)
+    counts: dict[str, dict[int, int]] = {kind: {} for kind in _GROUPS}
+    layers: dict[Layer, AttentionKey] = {}
+    for kind, number, index, heads in attentions:
+        group = _GROUPS[kind]
+        counted = counts[kind].setdefault(number, len(counts[kind]))
+        block = f"{group}{counted}"
+        layer = Layer(name=block if depth[kind, number] == 1 else f"{block}.{index}", heads=heads, addresses={
+            group: counted, f"{block}.": index, f"{kind}.": number, f"{kind}.{number}.": index})
+        layers[layer] = (kind, number, index)
+    return layers
+
+
+def _nearest_to_the_bottleneck(layers: dict[Layer, AttentionKey]) -> str:
+    """The paper's choice, the middle block (PAG Table 2, 10); where it has no attention, the deepest encoder block."""
+    by_kind = {kind: [layer for layer, key in layers.items() if key[0] == kind] for kind in _GROUPS}
+    nearest = (by_kind["middle"] or by_kind["input"][-1:] or by_kind["output"])[0]
+    return nearest.name.partition(".")[0]

@@ -1,0 +1,246 @@
+"""Attaching PAG to a clone of a model.
+
+A PREDICT_NOISE wrapper fires once per step, whatever the sampler node and the guider. Inside it the host's one call for
+[cond, uncond] becomes one call for [cond, uncond, perturbed] (PAG App. A.2.4: "simultaneously"), and a post-CFG function
+adds the delta. Rows are told apart by the uuids that the host gives every conditioning: the perturbed rows carry fresh
+ones, so that no cache keyed by uuid mixes them with the plain rows, and no index has to be guessed when the host splits
+or reorders a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass, field
+
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...pag_core.guidance import guide, perturbed_attention_delta
+from ...pag_core.perturbation import perturbed_self_attention
+from ...pag_core.schedule import Window, window_from_percent
+from ...pag_core.selection import select
+from ...pag_core.settings import PAGSettings
+from .layers import AttentionKey, model_layers
+
+KEY = "perturbed_attention_guidance"
+_CALC_COND_BATCH = "sampler_calc_cond_batch_function"
+_POST_CFG = "sampler_post_cfg_function"
+_log = logging.getLogger(__name__)
+
+
+def attach(model: ModelPatcher, settings: PAGSettings) -> ModelPatcher:
+    """A clone of `model` that samples with PAG under any sampler node and guider; `model` itself is left alone.
+
+    Raises:
+        UnsupportedModelError, SelectionError: before anything runs.
+    """
+    found = model_layers(model)
+    chosen = select(settings.layers, tuple(found.layers), found.auto)
+    model = model.clone()
+    if settings.is_off:
+        return model
+    window = window_from_percent(settings.options.start_percent, settings.options.end_percent,
+                                 model.get_model_object("model_sampling").percent_to_sigma)
+    guidance = Guidance(settings, {found.layers[layer]: heads for layer, heads in chosen.items()}, window)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
+    return model
+
+
+def check_latent_channels(model: ModelPatcher, latent: torch.Tensor) -> None:
+    """Raise ValueError where a latent [B, C, ...] has not the channels that the model denoises."""
+    if latent.is_nested or latent.ndim < 3:  # several latents in one, for example video with sound
+        return
+    expected = model.get_model_object("latent_format").latent_channels
+    if latent.shape[1] != expected:
+        raise ValueError(f"The latent has {latent.shape[1]} channels, but this model works on {expected}. Encode the "
+                         f"image with the VAE that belongs to this model, or start from an empty latent.")
+
+
+@dataclass
+class _Run:
+    """What one run leaves behind for its report."""
+
+    steps: int = 0
+    largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
+    skipped: set[AttentionKey] = field(default_factory=set)
+
+    def record(self, delta: torch.Tensor) -> None:
+        self.steps += 1
+        largest = delta.abs().amax()
+        self.largest_delta = largest if self.largest_delta is None else torch.maximum(self.largest_delta, largest)
+
+    def report(self) -> None:
+        """Say in the log what a user would otherwise have to guess: that PAG did nothing, and why."""
+        if self.skipped:
+            names = ", ".join(f"{kind}.{number}.{index}" for kind, number, index in sorted(self.skipped))
+            _log.warning("PAG: left the self-attention of %s alone, because another patch (HyperTile, token merging) "
+                         "changes its tokens there. Select other layers or remove that patch.", names)
+        if self.steps == 0:
+            _log.warning("PAG: no sampled step lies between start_percent and end_percent, so it had no effect.")
+        elif self.largest_delta == 0:
+            _log.warning("PAG: the perturbed prediction equals the plain one in all %d steps, so it had no effect.",
+                         self.steps)
+
+
+class Guidance:
+    """One PAG on one model. Holds what was asked for and nothing of any run."""
+
+    def __init__(self, settings: PAGSettings, layers: dict[AttentionKey, frozenset[int] | None],
+                 window: Window) -> None:
+        self.settings = settings
+        self.layers = layers
+        self.window = window
+        self.namespace = uuid.uuid4()  # keeps the rows of two PAG nodes in a chain apart
+
+    def outer_sample(self, executor, *args, **kwargs):
+        """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
+        guider = executor.class_obj
+        check_latent_channels(guider.model_patcher, args[0] if args else kwargs["noise"])
+        run = _Run()
+        guider.model_options.setdefault(KEY, {})[self.namespace] = run
+        output = executor(*args, **kwargs)
+        run.report()
+        return output
+
+    def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
+                      seed: int | None = None):
+        """PREDICT_NOISE wrapper: one per step. Outside the window the step is the host's own, untouched."""
+        model_options = model_options or {}
+        # Reading sigma waits for the GPU, so it is read only where the answer depends on it.
+        if not self.window.is_full and float(timestep.max()) not in self.window:
+            return executor(x, timestep, model_options, seed)
+        run = model_options.get(KEY, {}).get(self.namespace) or _Run()
+        step = PerturbedPass(self, run)
+        options = model_options.copy()
+        chained = options.get(_CALC_COND_BATCH)
+        if chained is None or isinstance(chained, JointCall):
+            options[_CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
+        # First in the list: the delta belongs to the prediction, before others post-process it.
+        options[_POST_CFG] = [step.post_cfg, *options.get(_POST_CFG, [])]
+        return executor(x, timestep, options, seed)
+
+
+class JointCall:
+    """Replaces the host's calc_cond_batch for one step: the same call with the perturbed rows of every PAG added."""
+
+    def __init__(self, passes: tuple[PerturbedPass, ...]) -> None:
+        self.passes = passes
+
+    def __call__(self, args: dict) -> list[torch.Tensor]:
+        conds, model_options = args["conds"], args["model_options"]
+        if conds[0] is None:
+            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
+        perturbed = []
+        for step in self.passes:
+            perturbed.append(step.perturbed_conds(conds[0]))
+            model_options = step.install(model_options)
+        outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *perturbed], args["input"], args["sigma"],
+                                                 model_options)
+        for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
+            step.cond, step.perturbed = outputs[0], prediction
+        # Others' pre-CFG functions expect exactly the conds they asked for.
+        return outputs[:len(conds)]
+
+
+class PerturbedPass:
+    """The perturbed prediction of one step, and where it enters the result."""
+
+    def __init__(self, guidance: Guidance, run: _Run) -> None:
+        self.guidance = guidance
+        self.run = run
+        self.uuids: set[uuid.UUID] = set()
+        self.cond: torch.Tensor | None = None
+        self.perturbed: torch.Tensor | None = None
+
+    def perturbed_conds(self, conds: list[dict]) -> list[dict]:
+        """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
+        marked = [dict(cond, uuid=uuid.uuid5(self.guidance.namespace, str(cond["uuid"]))) for cond in conds]
+        self.uuids.update(cond["uuid"] for cond in marked)
+        return marked
+
+    def install(self, model_options: dict) -> dict:
+        """A copy of model_options in which the selected layers perturb our rows; what stood there before still runs."""
+        options = model_options.copy()
+        transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+        replace = transformer_options["patches_replace"] = transformer_options.get("patches_replace", {}).copy()
+        attn1 = replace["attn1"] = replace.get("attn1", {}).copy()
+        for key, heads in self.guidance.layers.items():
+            # The host lets (block, number, index) win over (block, number), so ours takes the stronger key.
+            attn1[key] = _PerturbedAttention(self, key, heads, attn1.get(key, attn1.get(key[:2])))
+        return options
+
+    def post_cfg(self, args: dict) -> torch.Tensor:
+        """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
+        if self.perturbed is None:
+            # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
+            (self.perturbed,) = comfy.samplers.calc_cond_batch(
+                args["model"], [self.perturbed_conds(args["cond"])], args["input"], args["sigma"],
+                self.install(args["model_options"]))
+            self.cond = args["cond_denoised"]
+        settings = self.guidance.settings
+        delta = perturbed_attention_delta(self.cond, self.perturbed, settings.scale)
+        self.run.record(delta)
+        return guide(args["denoised"], self.cond, delta, settings.options.rescale, settings.options.rescale_mode)
+
+
+class _PerturbedAttention:
+    """An attn1 replacement: our rows are perturbed, all others are what they were."""
+
+    def __init__(self, step: PerturbedPass, key: AttentionKey, heads: frozenset[int] | None, previous) -> None:
+        self.step = step
+        self.key = key
+        self.heads = heads
+        self.previous = previous
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict, **kwargs):
+        def attend(q, k, v):
+            return optimized_attention(q, k, v, extra_options["n_heads"],
+                                       attn_precision=extra_options.get("attn_precision"),
+                                       transformer_options=extra_options)
+
+        def attend_all():
+            return self.previous(q, k, v, extra_options, **kwargs) if self.previous else attend(q, k, v)
+
+        # [rows·B, N, H·D]: the host stacks B samples per row.
+        rows = extra_options["uuids"]
+        ours = [row in self.step.uuids for row in rows]
+        if not any(ours):
+            return attend_all()
+        if q.shape != v.shape or v.shape[0] % len(rows):
+            # Tiled or merged tokens: V has not the tokens of the output, so the identity has no meaning here.
+            self.step.run.skipped.add(self.key)
+            return attend_all()
+
+        def perturb(q, k, v, attend):
+            return perturbed_self_attention(q, k, v, attend, num_heads=extra_options["n_heads"], heads=self.heads,
+                                            strength=self.step.guidance.settings.options.strength)
+
+        if all(ours):
+            return perturb(q, k, v, lambda *_: attend_all())
+        batch = v.shape[0] // len(rows)
+        # Others' code may count on seeing every row; without any, no attention is computed that is thrown away.
+        others = self.previous or "optimized_attention_override" in extra_options
+        plain = attend_all() if others else None
+        pieces = []
+        for perturbed, start, stop in _runs(ours):
+            piece = slice(start * batch, stop * batch)
+            mine = (q[piece], k[piece], v[piece])
+            attended = attend if plain is None else (lambda *_, piece=piece: plain[piece])
+            pieces.append(perturb(*mine, attended) if perturbed else attended(*mine))
+        return torch.cat(pieces)
+
+
+def _runs(flags: list[bool]) -> list[tuple[bool, int, int]]:
+    """Neighbours of the same kind as (flag, start, stop), so that whole slices are computed at once."""
+    runs: list[tuple[bool, int, int]] = []
+    for index, flag in enumerate(flags):
+        if runs and runs[-1][0] == flag:
+            runs[-1] = (flag, runs[-1][1], index + 1)
+        else:
+            runs.append((flag, index, index + 1))
+    return runs

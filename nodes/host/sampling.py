@@ -1,0 +1,42 @@
+"""The host's KSampler with a guider of our choice in it."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+
+from .guider import CFGWindowGuider
+from .patching import check_latent_channels
+
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+
+
+def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
+                  denoise: float) -> dict:
+    """Sample as the host's KSampler node does: same noise, same sigmas, progress bar, previews, inpainting mask.
+
+    Args:
+        latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
+    """
+    model = guider.model_patcher
+    samples = comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})
+    check_latent_channels(model, samples)
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    schedule = comfy.samplers.KSampler(model, steps=steps, device=model.load_device, sampler=sampler_name,
+                                       scheduler=scheduler, denoise=denoise, model_options=model.model_options)
+    samples = guider.sample(
+        noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
+        denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    samples = samples.to(device=comfy.model_management.intermediate_device(),
+                         dtype=comfy.model_management.intermediate_dtype())
+    return {**{key: value for key, value in latent.items() if key not in _DOWNSCALE}, "samples": samples}
+
+
+# What a latent made for another scale factor says of itself; it no longer holds after sampling.
+_DOWNSCALE = ("downscale_ratio_spacial", "downscale_ratio_temporal")

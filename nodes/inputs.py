@@ -1,0 +1,64 @@
+"""Inputs that several nodes share, so that they read and behave alike everywhere."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "model_patches/pag"
+PAGOptionsSocket = io.Custom("PAG_OPTIONS")
+
+
+def scale(name: str) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
+        tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). "
+                "0 turns PAG off and costs nothing. Start at 3; with CFG 1 to 2 is often enough; when colours burn, "
+                "lower it or raise rescale in PAG Options.")
+
+
+def layers() -> io.String.Input:
+    return io.String.Input(
+        "layers", default="auto",
+        tooltip="The self-attention layers to perturb, separated by commas. auto is the family's recommendation (U-Nets: "
+                "m0, the middle block). d0, m0, u3 count encoder, middle and decoder blocks; u0.4 one transformer block "
+                "inside; input.4 the host's own numbering; d0-3 a range; all; !u5 takes out; m0:h0+2-3 single heads. "
+                "Deeper layers (near m0) change structure, outer ones texture.")
+
+
+def options() -> io.Input:
+    return PAGOptionsSocket.Input(
+        "options", optional=True,
+        tooltip="Refinements from a PAG Options node. Without it: the paper's plain PAG over the whole run.")
+
+
+def percent(name: str, default: float, meaning: str, advanced: bool = True) -> io.Float.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, optional=True, advanced=advanced,
+        tooltip=f"{meaning} Share of the sampling process: 0 is pure noise, 1 the finished picture. "
+                f"Neutral value: {default:g}.")
+
+
+def cfg_window() -> list[io.Float.Input]:
+    return [
+        percent("cfg_start_percent", 0.0, "CFG acts from here on; before, only the prompt's own prediction (and PAG) "
+                                          "steers."),
+        percent("cfg_end_percent", 1.0, "CFG acts up to here; later steps skip the negative prompt and run faster. 0.6 "
+                                        "often looks the same as 1, for CFG's work is done early."),
+    ]
+
+
+def cfg() -> io.Float.Input:
+    return io.Float.Input(
+        "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+        tooltip="Classifier-free guidance scale (no unit). 1 turns CFG off and skips the negative prompt, which saves "
+                "a third of the time. Together with PAG, 4 to 6 is a good start.")
+
+
+def conditioning(name: str) -> io.Conditioning.Input:
+    meaning = {"positive": "What the picture should show. PAG also works with an empty prompt.",
+               "negative": "What the picture should avoid. Not computed where cfg is 1."}[name]
+    return io.Conditioning.Input(name, tooltip=meaning)
+
+
+def model() -> io.Model.Input:
+    return io.Model.Input("model", tooltip="The diffusion model to guide. It is copied, never changed.")
