@@ -78,12 +78,16 @@ class PAGOptionsNode(io.ComfyNode):
                     tooltip="What rescale measures and tames. full: PAG's push, by the contrast of the whole result. "
                             "partial: PAG's push, by the contrast that PAG alone would cause. total: the whole result, "
                             "CFG's part included. No effect while rescale is 0."),
+                io.Boolean.Input(
+                    "share_prefix", default=True, advanced=True,
+                    tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, for up to there it equals "
+                            "the normal one; same picture, less time. Off: it runs from the start, for comparison."),
             ],
             outputs=[inputs.PAGOptionsSocket.Output(display_name="options", tooltip="For the other PAG nodes.")],
         )
 
     @classmethod
     def execute(cls, strength: float, start_percent: float, end_percent: float, rescale: float,
-                rescale_mode: str) -> io.NodeOutput:
+                rescale_mode: str, share_prefix: bool = True) -> io.NodeOutput:
         return io.NodeOutput(PAGOptions(strength=strength, start_percent=start_percent, end_percent=end_percent,
-                                        rescale=rescale, rescale_mode=rescale_mode))
+                                        rescale=rescale, rescale_mode=rescale_mode, share_prefix=share_prefix))

@@ -45,6 +45,7 @@ class PAGOptions:
         end_percent: share at which it ends, 0 to 1; both ends are included.
         rescale: 0 (off) to 1; see `guidance.guide`.
         rescale_mode: a key of `guidance.RESCALE_MODES`.
+        share_prefix: whether the perturbed rows skip the blocks before the first perturbed layer; the result is the same.
     """
 
     strength: float = 1.0
@@ -52,6 +53,7 @@ class PAGOptions:
     end_percent: float = 1.0
     rescale: float = 0.0
     rescale_mode: str = "full"
+    share_prefix: bool = True
 
     def __post_init__(self) -> None:
         check_range("strength", self.strength, 0.0, 1.0)

@@ -25,6 +25,7 @@ from ...pag_core.schedule import Window, window_from_percent
 from ...pag_core.selection import select
 from ...pag_core.settings import PAGSettings
 from .layers import AttentionKey, model_layers
+from .prefix import SharedPrefix, block_order
 
 KEY = "perturbed_attention_guidance"
 _CALC_COND_BATCH = "sampler_calc_cond_batch_function"
@@ -68,6 +69,7 @@ class _Run:
     steps: int = 0
     largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
     skipped: set[AttentionKey] = field(default_factory=set)
+    declined: set[str] = field(default_factory=set)  # why the prefix could not be shared
 
     def record(self, delta: torch.Tensor) -> None:
         self.steps += 1
@@ -80,6 +82,8 @@ class _Run:
             names = ", ".join(f"{kind}.{number}.{index}" for kind, number, index in sorted(self.skipped))
             _log.warning("PAG: left the self-attention of %s alone, because another patch (HyperTile, token merging) "
                          "changes its tokens there. Select other layers or remove that patch.", names)
+        for reason in sorted(self.declined):
+            _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
         if self.steps == 0:
             _log.warning("PAG: no sampled step lies between start_percent and end_percent, so it had no effect.")
         elif self.largest_delta == 0:
@@ -135,16 +139,29 @@ class JointCall:
         conds, model_options = args["conds"], args["model_options"]
         if conds[0] is None:
             return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
-        perturbed = []
+        perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
         for step in self.passes:
-            perturbed.append(step.perturbed_conds(conds[0]))
             model_options = step.install(model_options)
+        model_options = self._share_prefix(model_options)
         outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *perturbed], args["input"], args["sigma"],
                                                  model_options)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.cond, step.perturbed = outputs[0], prediction
         # Others' pre-CFG functions expect exactly the conds they asked for.
         return outputs[:len(conds)]
+
+    def _share_prefix(self, model_options: dict) -> dict:
+        """A copy of model_options in which the perturbed rows join at the first layer that any PAG perturbs."""
+        sources = {perturbed: plain for step in self.passes for perturbed, plain in step.sources.items()}
+        shared = all(step.guidance.settings.options.share_prefix for step in self.passes)
+        first = min((key[:2] for step in self.passes for key in step.guidance.layers), key=block_order)
+        prefix = SharedPrefix(sources, first if shared else None, self.passes[0].run.declined.add)
+        options = model_options.copy()
+        transformer_options = options["transformer_options"] = options["transformer_options"].copy()
+        wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
+        # Last, that is innermost: caches and other wrappers see every row.
+        wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [prefix]}
+        return options
 
 
 class PerturbedPass:
@@ -153,15 +170,15 @@ class PerturbedPass:
     def __init__(self, guidance: Guidance, run: _Run) -> None:
         self.guidance = guidance
         self.run = run
-        self.uuids: set[uuid.UUID] = set()
+        self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.cond: torch.Tensor | None = None
         self.perturbed: torch.Tensor | None = None
 
     def perturbed_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
-        marked = [dict(cond, uuid=uuid.uuid5(self.guidance.namespace, str(cond["uuid"]))) for cond in conds]
-        self.uuids.update(cond["uuid"] for cond in marked)
-        return marked
+        ours = [uuid.uuid5(self.guidance.namespace, str(cond["uuid"])) for cond in conds]
+        self.sources.update((mine, cond["uuid"]) for mine, cond in zip(ours, conds, strict=True))
+        return [dict(cond, uuid=mine) for mine, cond in zip(ours, conds, strict=True)]
 
     def install(self, model_options: dict) -> dict:
         """A copy of model_options in which the selected layers perturb our rows; what stood there before still runs."""
@@ -208,7 +225,7 @@ class _PerturbedAttention:
 
         # [rows·B, N, H·D]: the host stacks B samples per row.
         rows = extra_options["uuids"]
-        ours = [row in self.step.uuids for row in rows]
+        ours = [row in self.step.sources for row in rows]
         if not any(ours):
             return attend_all()
         if q.shape != v.shape or v.shape[0] % len(rows):
