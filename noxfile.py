@@ -1,0 +1,72 @@
+"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint or train.
+
+They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from harness import host as hosts  # noqa: E402
+from harness.errors import readable  # noqa: E402
+
+nox.needs_version = ">=2024.3.2"
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "none"
+
+
+def run(session: nox.Session, *arguments: str, without_host: bool = False, **variables: str) -> None:
+    """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C."""
+    try:
+        host = hosts.prepare()
+    except Exception as error:
+        message = readable(error)
+        if message is None:
+            raise
+        session.error(message)
+    environment = {**host.environment(), **variables}
+    if without_host:
+        environment["COMFYUI_PATH"] = ""
+    session.run(str(host.python), *arguments, env=environment, external=True, interrupt_timeout=30,
+                terminate_timeout=30)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Runs the example workflows on the shipped model and leaves one comparison picture in demo/."""
+    run(session, "-m", "harness.demo", *session.posargs)
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Starts ComfyUI with this pack and opens the editor; -- --port N for another port than 8188."""
+    run(session, "-m", "harness.serve", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Checks style and likely mistakes with ruff."""
+    run(session, "-m", "ruff", "check", ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Runs ruff and every test; what follows -- goes to pytest."""
+    lint(session)
+    if session.posargs:
+        run(session, "-m", "pytest", *session.posargs)
+        return
+    # The core alone, with no ComfyUI in reach; the nodes in a ComfyUI process; a server over its API.
+    run(session, "-m", "pytest", "tests/unit", without_host=True)
+    run(session, "-m", "pytest", "tests/host")
+    run(session, "-m", "pytest", "tests/server", "tests/training")
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
+    run(session, "tests/training/train.py", *session.posargs)

