@@ -37,7 +37,7 @@ class Layer:
 
 
 # Names that other tools use for the same layers: the paper's released code, diffusers' SD pipelines, and plain words.
-_ALIASES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
+_ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, replacement in (
     (r"mid(?:dle)?(?:_block)?", "m0"),
     (r"mid_block\.attentions\.0", "m0"),
     (r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
@@ -46,8 +46,8 @@ _ALIASES = tuple((re.compile(pattern), replacement) for pattern, replacement in 
     (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
     (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),
 ))
-_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d+)(?:-(\d+))?")
-_HEADS = re.compile(r"h?(\d+)(?:-(\d+))?")
+_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d+)(?:-(\d+))?", re.ASCII)
+_HEADS = re.compile(r"h?(\d+)(?:-(\d+))?", re.ASCII)
 _MAX_LENGTH = 2000  # characters; a selection by hand stays far below, and an error message has to quote it
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .guidance import RESCALE_MODES
@@ -13,11 +12,10 @@ class SettingError(ValueError):
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise SettingError unless `value` is a finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SettingError(f"{name} must be a finite number from {low:g} to {high:g}, got {value!r}.")
-    if not low <= value <= high:
-        raise SettingError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
+    """Raise SettingError unless `value` is a number in [low, high]."""
+    # NaN compares false to everything, and an integer too large for a float still compares.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise SettingError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}.")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
