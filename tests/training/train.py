@@ -1,0 +1,289 @@
+"""Train the shipped ADM on Fashion-MNIST: `nox -s train`, or `python tests/training/train.py --minutes 90`.
+
+60,000 images padded from 28×28 to 32×32, three equal channels in [-1, 1], ten class labels dropped on 20 % of the rows
+so that one network gives the conditional and the unconditional estimate. Noise prediction under guided-diffusion's
+linear betas: the paper's ImageNet 256 model uses them, and their largest sigma (157) suits samplers that work in sigma,
+which cosine betas (sigma above 10,000 at the last step) do not.
+
+Interrupt it at any time; the same command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, ResBlock  # noqa: E402
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+CONFIG = ADMConfig(
+    model_channels=32,
+    channel_mult=(1, 2, 3),
+    num_res_blocks=2,
+    attention_levels=(1, 2),  # 16×16 and 8×8; the middle block always has one
+    num_classes=len(CLASS_NAMES),
+    out_channels=3,
+    head_channels=32,
+    qkv_order="new",
+    noise_schedule="linear",
+    image_size=32,
+)
+LABEL_DROPOUT = 0.2
+WARMUP_STEPS = 300
+EMA_DECAY = 0.999
+CURVE_EVERY = 100  # steps per point of the training curve
+CHECKPOINT_SECONDS = 120
+EXPORT_SECONDS = 600
+
+
+class MathAttention(ADMHooks):
+    """Attention in plain operations: on a CPU its backward is several times faster than the fused kernel's."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, block) -> Tensor:
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (weights.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def read_idx(path: Path) -> Tensor:
+    """One gzipped IDX file of unsigned bytes, as LeCun's MNIST page defines it."""
+    with gzip.open(path) as file:
+        raw = file.read()
+    dims = raw[3]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * dims + math.prod(shape):
+        raise SystemExit(f"{path} is no complete IDX file of bytes; install the data set again")
+    return torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8).reshape(shape)
+
+
+def read_data(folder: Path) -> tuple[Tensor, Tensor]:
+    """Images uint8 [60000, 32, 32] and labels long [60000] of the training split."""
+    files = [folder / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise SystemExit(
+            f"Fashion-MNIST is not there: {', '.join(missing)}\n"
+            "On Debian or Ubuntu: apt install dataset-fashion-mnist. Elsewhere fetch the four .gz files from\n"
+            "https://github.com/zalandoresearch/fashion-mnist and name their folder with --data."
+        )
+    images, labels = map(read_idx, files)
+    return nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
+
+
+def initialise(model: ADMUNet) -> None:
+    """guided-diffusion's start: each residual branch and the output add nothing."""
+    ends = [m.out_layers[3] for m in model.modules() if isinstance(m, ResBlock)]
+    ends += [m.proj_out for m in model.modules() if isinstance(m, AttentionBlock)]
+    for layer in (*ends, model.out[2]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def alphas_cumprod() -> Tensor:
+    """ᾱ_t [1000] of guided-diffusion's linear betas."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+
+
+class Run:
+    """Everything that a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace):
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.device = torch.device(args.device)
+        self.model = ADMUNet(CONFIG)
+        initialise(self.model)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.params = list(self.model.parameters())
+        self.ema = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed)
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[tuple[int, float]] = []
+
+    def save(self) -> None:
+        self.args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        partial = self.args.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.args.checkpoint)
+
+    def resume(self) -> None:
+        state = torch.load(self.args.checkpoint, map_location=self.device, weights_only=True)
+        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.model.load_state_dict(state["model"])
+        for ema, saved in zip(self.ema, state["ema"], strict=True):
+            ema.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def export(self) -> None:
+        """The EMA weights in float16, with all that a reader of the file should know in its metadata."""
+        names = [name for name, _ in self.model.named_parameters()]
+        weights = {n: p.half().contiguous().cpu() for n, p in zip(names, self.ema, strict=True)}
+        args = self.args
+        metadata = {
+            "format": "pt",
+            "architecture": "adm",
+            "title": "ADM Fashion-MNIST 32",
+            "image_size": str(CONFIG.image_size),
+            "head_channels": str(CONFIG.head_channels),
+            "qkv_order": CONFIG.qkv_order,
+            "noise_schedule": CONFIG.noise_schedule,
+            "class_names": json.dumps(CLASS_NAMES),
+            "label_dropout": str(LABEL_DROPOUT),
+            "license": "MIT",
+            "data": "Fashion-MNIST, 60,000 training images (Zalando SE, MIT), Debian package dataset-fashion-mnist",
+            "seed": str(args.seed),
+            "steps": str(self.step),
+            "batch_size": str(args.batch_size),
+            "learning_rate": str(args.lr),
+            "ema_decay": str(EMA_DECAY),
+            "training_seconds": str(round(self.seconds)),
+            "training_curve": json.dumps([[s, round(loss, 5)] for s, loss in self.curve], separators=(",", ":")),
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = args.out.with_suffix(".partial")
+        save_file(weights, partial, metadata)
+        partial.replace(args.out)
+
+    def progress(self) -> float:
+        """Share of the budget used, 0 to 1: of the steps where --steps is given, else of the minutes."""
+        if self.args.steps:
+            return min(1.0, self.step / self.args.steps)
+        return min(1.0, self.seconds / (60 * self.args.minutes))
+
+
+def train(run: Run, images: Tensor, labels: Tensor) -> None:
+    args, device, batch = run.args, run.device, run.args.batch_size
+    images, labels = images.to(device), labels.to(device)
+    signal = alphas_cumprod().to(device)
+    hooks = MathAttention() if device.type == "cpu" else ADMHooks()
+    network = torch.compile(run.model) if args.compile else run.model
+    saved = exported = time.monotonic()
+    losses: list[Tensor] = []
+    layout = "{percentage:5.1f}% |{bar}| {elapsed}<{remaining}{postfix}"
+    bar = tqdm(total=100, unit="%", bar_format=layout, mininterval=5)
+    bar.update(100 * run.progress())
+    while run.progress() < 1:
+        start = time.monotonic()
+        rate = args.lr * min(1, (run.step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * run.progress()))
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        rand = dict(generator=run.generator, device=device)
+        rows = torch.randint(len(images), (batch,), **rand)
+        x0 = images[rows].float().div(127.5).sub(1)[:, None].expand(-1, 3, -1, -1)
+        # One timestep out of each of `batch` equal strata: less variance than independent draws.
+        t = ((torch.arange(batch, device=device) + torch.rand(batch, **rand)) * (1000 / batch)).long().clamp(max=999)
+        y = torch.where(torch.rand(batch, **rand) < LABEL_DROPOUT, -1, labels[rows])
+        noise = torch.randn(x0.shape, **rand)
+        a = signal[t][:, None, None, None]
+        x = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            eps = network(x, t, y, hooks)
+        loss = (eps.float() - noise).square().mean()
+        run.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.params, 1.0)
+        run.optimizer.step()
+        run.step += 1
+        decay = min(EMA_DECAY, (1 + run.step) / (10 + run.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(run.ema, run.params, 1 - decay)
+        losses.append(loss.detach())
+        if len(losses) == CURVE_EVERY:
+            run.curve.append((run.step, float(torch.stack(losses).mean())))
+            losses.clear()
+            if not math.isfinite(run.curve[-1][1]):
+                raise SystemExit(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
+        now = time.monotonic()
+        run.seconds += now - start
+        bar.set_postfix_str(f"step {run.step} loss {run.curve[-1][1] if run.curve else float(loss):.4f}", refresh=False)
+        bar.update(100 * run.progress() - bar.n)
+        if now - saved > CHECKPOINT_SECONDS:
+            run.save()
+            saved = now
+        if now - exported > EXPORT_SECONDS:
+            run.export()
+            exported = now
+    bar.close()
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, default=90, help="training time (default: 90)")
+    budget.add_argument("--steps", type=int, default=0, help="optimiser steps, instead of --minutes")
+    parser.add_argument("--data", type=Path, default=DATA, help=f"folder of the .gz files (default: {DATA})")
+    parser.add_argument("--out", type=Path, default=ROOT / "models" / "adm-fashion-32.safetensors")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "train" / "adm-fashion-32.pt")
+    parser.add_argument("--fresh", action="store_true", help="start anew even where a checkpoint exists")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=shutil.which("g++") is not None,
+        help="torch.compile: about twice as fast, needs a C++ compiler (default: where there is one)",
+    )
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(),
+        help="bfloat16 autocast (default: where the processor has it)",
+    )
+    args = parser.parse_args(argv)
+    if args.minutes <= 0 or args.steps < 0 or args.batch_size < 1:
+        parser.error("--minutes and --batch-size must be above 0, --steps not below")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    images, labels = read_data(args.data)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run = Run(args)
+    if args.checkpoint.is_file() and not args.fresh:
+        run.resume()
+        print(f"resuming {args.checkpoint} at step {run.step}")
+    print(f"{sum(p.numel() for p in run.params):,} parameters on {run.device}", flush=True)
+    try:
+        train(run, images, labels)
+    except KeyboardInterrupt:
+        run.save()
+        raise SystemExit(f"\nstopped at step {run.step}; the same command goes on from there") from None
+    run.save()
+    run.export()
+    print(f"{args.out}: {run.step} steps, {run.seconds:.0f} s, loss {run.curve[-1][1] if run.curve else math.nan:.4f}")
+
+
+if __name__ == "__main__":
+    main()
