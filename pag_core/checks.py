@@ -1,0 +1,29 @@
+"""Refusing a bad value by name; needed wherever a setting is declared."""
+
+from __future__ import annotations
+
+
+class SettingError(ValueError):
+    """A value outside what PAG accepts; the message names the value and the remedy."""
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise SettingError unless `value` is a number in [low, high]."""
+    # NaN compares false to everything, and an integer too large for a float still compares.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise SettingError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SettingError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise SettingError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_percent_range(start_name: str, start: float, end_name: str, end: float) -> None:
+    """Raise SettingError unless 0 <= start < end <= 1; an empty range would silently turn the guidance off."""
+    check_range(start_name, start, 0.0, 1.0)
+    check_range(end_name, end, 0.0, 1.0)
+    if start >= end:
+        raise SettingError(f"{start_name} ({start:g}) must be smaller than {end_name} ({end:g}); "
+                           f"set the scale to 0 to turn the guidance off.")
