@@ -18,8 +18,8 @@ class PAGModelPatch(io.ComfyNode):
             node_id="PAGModelPatch",
             display_name="PAG Model Patch",
             category=inputs.CATEGORY,
-            description="Perturbed-Attention Guidance for every sampler node: put it between the model and the sampler. "
-                        "Works with and without a prompt, alone or together with CFG.",
+            description="Perturbed-Attention Guidance for every sampler node: put it between the model and the "
+                        "sampler. Works with and without a prompt, alone or together with CFG.",
             search_aliases=["perturbed attention guidance", "pag", "self-attention guidance"],
             inputs=[inputs.model(), inputs.scale("scale"), inputs.layers(), inputs.options()],
             outputs=[io.Model.Output(tooltip="The model, guided by PAG under any sampler.")],
@@ -64,15 +64,15 @@ class PAGOptionsNode(io.ComfyNode):
             inputs=[
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001,
-                    tooltip="SoftPAG's u: the share of the attention map that is replaced. 1 (neutral) is the paper's PAG; "
-                            "lower values change the picture more gently; 0 turns PAG off and costs nothing."),
+                    tooltip="SoftPAG's u: the share of the attention map that is replaced. 1 (neutral) is the paper's "
+                            "PAG; lower values change the picture more gently; 0 turns PAG off and costs nothing."),
                 inputs.percent("start_percent", 0.0, "PAG acts from here on.", advanced=False),
                 inputs.percent("end_percent", 1.0, "PAG acts up to here; later steps cost nothing extra.",
                                advanced=False),
                 io.Float.Input(
                     "rescale", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
-                    tooltip="Keeps the contrast in check at high scales. 0 (neutral) is off, 1 matches the spread of the "
-                            "unguided prediction fully; try 0.5 to 0.7 when colours burn."),
+                    tooltip="Keeps the contrast in check at high scales. 0 (neutral) is off, 1 matches the spread of "
+                            "the unguided prediction fully; try 0.5 to 0.7 when colours burn."),
                 io.Combo.Input(
                     "rescale_mode", options=list(RESCALE_MODES), default="full", advanced=True,
                     tooltip="What rescale measures and tames. full: PAG's push, by the contrast of the whole result. "
@@ -80,8 +80,8 @@ class PAGOptionsNode(io.ComfyNode):
                             "CFG's part included. No effect while rescale is 0."),
                 io.Boolean.Input(
                     "share_prefix", default=True, advanced=True,
-                    tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, for up to there it equals "
-                            "the normal one; same picture, less time. Off: it runs from the start, for comparison."),
+                    tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, for up to there it "
+                            "equals the normal one; same picture, less time. Off: it runs in full, for comparison."),
             ],
             outputs=[inputs.PAGOptionsSocket.Output(display_name="options", tooltip="For the other PAG nodes.")],
         )

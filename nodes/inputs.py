@@ -19,10 +19,10 @@ def scale(name: str) -> io.Float.Input:
 def layers() -> io.String.Input:
     return io.String.Input(
         "layers", default="auto",
-        tooltip="The self-attention layers to perturb, separated by commas. auto is the family's recommendation (U-Nets: "
-                "m0, the middle block). d0, m0, u3 count encoder, middle and decoder blocks; u0.4 one transformer block "
-                "inside; input.4 the host's own numbering; d0-3 a range; all; !u5 takes out; m0:h0+2-3 single heads. "
-                "Deeper layers (near m0) change structure, outer ones texture.")
+        tooltip="The self-attention layers to perturb, separated by commas. auto is the family's recommendation "
+                "(U-Nets: m0, the middle block). d0, m0, u3 count encoder, middle and decoder blocks; u0.4 one "
+                "transformer block inside; input.4 the host's own numbering; d0-3 a range; all; !u5 takes out; "
+                "m0:h0+2-3 single heads. Deeper layers (near m0) change structure, outer ones texture.")
 
 
 def options() -> io.Input:

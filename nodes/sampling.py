@@ -18,7 +18,7 @@ class PAGKSampler(io.ComfyNode):
             node_id="PAGKSampler",
             display_name="PAG KSampler (CFG + PAG)",
             category=inputs.CATEGORY,
-            description="KSampler with classifier-free guidance and Perturbed-Attention Guidance from one batched call.",
+            description="KSampler with CFG and Perturbed-Attention Guidance, both from one batched call.",
             search_aliases=["perturbed attention guidance", "pag", "ksampler"],
             inputs=[
                 inputs.model(),
@@ -38,8 +38,8 @@ class PAGKSampler(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new picture, or an encoded "
                                                         "image, with a mask for inpainting."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the noise that is put in and taken out. 1 starts from pure noise; lower "
-                                       "values keep more of the given image."),
+                               tooltip="Share of the noise that is put in and taken out. 1 starts from pure noise; "
+                                       "lower values keep more of the given image."),
                 *inputs.cfg_window(),
                 inputs.options(),
             ],

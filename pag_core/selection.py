@@ -43,6 +43,8 @@ _ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, repla
     (r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
     (r"middle_block\.1", "m0"),
     (r"middle_block\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
+    (r"(?:transformer_)?blocks\.(\d+)", r"\1"),
+    (r"single_transformer_blocks\.(\d+)", r"single.\1"),
     (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
     (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),
 ))
@@ -157,5 +159,5 @@ def _available(layers: tuple[Layer, ...]) -> str:
             runs[-1] = (prefix, runs[-1][1], int(number))
         else:
             runs.append((prefix, int(number), int(number)))
-    names = ", ".join(f"{prefix}{first}" if first == last else f"{prefix}{first}-{last}" for prefix, first, last in runs)
-    return f"This model has: {names}; also all, auto."
+    names = [f"{prefix}{first}" if first == last else f"{prefix}{first}-{last}" for prefix, first, last in runs]
+    return f"This model has: {', '.join(names)}; also all, auto."

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
+from torch.nn import Module
 
 from ...pag_core.selection import Layer
 from .adm_model import ADMUNet
+from .families import FAMILIES, Family, family_of, group_modules, num_heads
+from .transformers import TransformerKey
+from .u_nets import UNetKey
 
-# The host's name of a self-attention: (block kind, block number, transformer block inside), as in patches_replace.
-AttentionKey = tuple[str, int, int]
 _GROUPS = {"input": "d", "middle": "m", "output": "u"}
 
 
@@ -27,14 +29,18 @@ class ModelLayers:
     """What PAG can act on in one model.
 
     Attributes:
-        family: what to call the model in messages.
+        name: what to call the model's family in messages.
         layers: every self-attention layer, in the order in which the model runs them, with the host's key.
         auto: the selection that "auto" stands for.
+        source: where that choice comes from.
+        family: the transformer family; None for U-Nets and ADM.
     """
 
-    family: str
-    layers: dict[Layer, AttentionKey]
+    name: str
+    layers: dict[Layer, UNetKey] | dict[Layer, TransformerKey]
     auto: str
+    source: str
+    family: Family | None = None
 
 
 def model_layers(model: ModelPatcher) -> ModelLayers:
@@ -44,19 +50,36 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
         UnsupportedModelError: if the model is of a family that has none we can reach.
     """
     network = model.get_model_object("diffusion_model")
+    family = family_of(network)
     if isinstance(network, UNetModel):
-        layers = _u_net_layers(_u_net_attentions(network))
-        family = "U-Net"
+        name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
     elif isinstance(network, ADMUNet):
-        layers = _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
-        family = "ADM"
+        name, layers = "ADM", _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
+    elif family:
+        name, layers = family.name, _transformer_layers(network, family)
     else:
         raise UnsupportedModelError(
             f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
-            f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net) and on ADM models from the PAG ADM Loader.")
+            f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
+            f"on {', '.join(family.name for family in FAMILIES)}.")
     if not layers:
-        raise UnsupportedModelError(f"This {family} has no self-attention layer, so there is nothing to perturb.")
-    return ModelLayers(family, layers, _nearest_to_the_bottleneck(layers))
+        raise UnsupportedModelError(f"This {name} model has no self-attention layer, so there is nothing to perturb.")
+    if family:
+        auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
+    else:
+        auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
+    return ModelLayers(name, layers, auto, source, family)
+
+
+def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:
+    """Name a transformer's layers: 12 counts through all blocks, double.3 and single.10 within one kind."""
+    layers: dict[Layer, TransformerKey] = {}
+    for group in family.groups:
+        for index, module in enumerate(group_modules(network, group)):
+            addresses = {"": len(layers)} | ({f"{group.name}.": index} if group.name else {})
+            name = f"{group.name}.{index}" if group.name else str(index)
+            layers[Layer(name, addresses, num_heads(module, group))] = (group.name, index)
+    return layers
 
 
 def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]:
@@ -73,12 +96,12 @@ def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]
                     yield kind, number, index, transformer.n_heads
 
 
-def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer, AttentionKey]:
-    """Name a U-Net's layers: d0, m0, u3.1 count the blocks that hold self-attention; input.4 is the host's own count."""
+def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer, UNetKey]:
+    """Name a U-Net's layers: d0, m0, u3.1 count the blocks with self-attention; input.4 is the host's own count."""
     attentions = list(attentions)
     depth = Counter((kind, number) for kind, number, _, _ in attentions)
     counts: dict[str, dict[int, int]] = {kind: {} for kind in _GROUPS}
-    layers: dict[Layer, AttentionKey] = {}
+    layers: dict[Layer, UNetKey] = {}
     for kind, number, index, heads in attentions:
         group = _GROUPS[kind]
         counted = counts[kind].setdefault(number, len(counts[kind]))
@@ -89,7 +112,7 @@ def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer
     return layers
 
 
-def _nearest_to_the_bottleneck(layers: dict[Layer, AttentionKey]) -> str:
+def _nearest_to_the_bottleneck(layers: dict[Layer, UNetKey]) -> str:
     """The paper's choice, the middle block (PAG Table 2, 10); where it has no attention, the deepest encoder block."""
     by_kind = {kind: [layer for layer, key in layers.items() if key[0] == kind] for kind in _GROUPS}
     nearest = (by_kind["middle"] or by_kind["input"][-1:] or by_kind["output"])[0]

@@ -1,31 +1,34 @@
 """Attaching PAG to a clone of a model.
 
 A PREDICT_NOISE wrapper fires once per step, whatever the sampler node and the guider. Inside it the host's one call for
-[cond, uncond] becomes one call for [cond, uncond, perturbed] (PAG App. A.2.4: "simultaneously"), and a post-CFG function
-adds the delta. Rows are told apart by the uuids that the host gives every conditioning: the perturbed rows carry fresh
-ones, so that no cache keyed by uuid mixes them with the plain rows, and no index has to be guessed when the host splits
-or reorders a batch.
+[cond, uncond] becomes one call for [cond, uncond, perturbed] (PAG App. A.2.4: "simultaneously"), and a post-CFG
+function adds the delta. Rows are told apart by the uuids that the host gives every conditioning: the perturbed rows
+carry fresh ones, so that no cache keyed by uuid mixes them with the plain rows, and no index has to be guessed when the
+host splits or reorders a batch.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...pag_core.guidance import guide, perturbed_attention_delta
-from ...pag_core.perturbation import perturbed_self_attention
+from ...pag_core.perturbation import Perturbation
 from ...pag_core.schedule import Window, window_from_percent
 from ...pag_core.selection import select
 from ...pag_core.settings import PAGSettings
-from .layers import AttentionKey, model_layers
+from .attention import LayerPerturbation
+from .layers import model_layers
 from .prefix import SharedPrefix, block_order
+from .transformers import TransformerWatch
+from .u_nets import UNetWatch
 
 KEY = "perturbed_attention_guidance"
 _CALC_COND_BATCH = "sampler_calc_cond_batch_function"
@@ -46,7 +49,9 @@ def attach(model: ModelPatcher, settings: PAGSettings) -> ModelPatcher:
         return model
     window = window_from_percent(settings.options.start_percent, settings.options.end_percent,
                                  model.get_model_object("model_sampling").percent_to_sigma)
-    guidance = Guidance(settings, {found.layers[layer]: heads for layer, heads in chosen.items()}, window)
+    layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(strength=settings.options.strength),
+              heads) for layer, heads in chosen.items()}
+    guidance = Guidance(settings, TransformerWatch(found.family, layers) if found.family else UNetWatch(layers), window)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
     return model
@@ -68,7 +73,7 @@ class _Run:
 
     steps: int = 0
     largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
-    skipped: set[AttentionKey] = field(default_factory=set)
+    skipped: set[str] = field(default_factory=set)  # layers whose attention was left alone
     declined: set[str] = field(default_factory=set)  # why the prefix could not be shared
 
     def record(self, delta: torch.Tensor) -> None:
@@ -79,9 +84,9 @@ class _Run:
     def report(self) -> None:
         """Say in the log what a user would otherwise have to guess: that PAG did nothing, and why."""
         if self.skipped:
-            names = ", ".join(f"{kind}.{number}.{index}" for kind, number, index in sorted(self.skipped))
-            _log.warning("PAG: left the self-attention of %s alone, because another patch (HyperTile, token merging) "
-                         "changes its tokens there. Select other layers or remove that patch.", names)
+            _log.warning("PAG: left the self-attention of %s alone, because something (HyperTile, token merging, an "
+                         "attention mask over parts of the image) changes its tokens there. Select other layers or "
+                         "remove that patch.", ", ".join(sorted(self.skipped)))
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
         if self.steps == 0:
@@ -94,10 +99,9 @@ class _Run:
 class Guidance:
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
-    def __init__(self, settings: PAGSettings, layers: dict[AttentionKey, frozenset[int] | None],
-                 window: Window) -> None:
+    def __init__(self, settings: PAGSettings, watch: UNetWatch | TransformerWatch, window: Window) -> None:
         self.settings = settings
-        self.layers = layers
+        self.watch = watch
         self.window = window
         self.namespace = uuid.uuid4()  # keeps the rows of two PAG nodes in a chain apart
 
@@ -140,11 +144,8 @@ class JointCall:
         if conds[0] is None:
             return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
         perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
-        for step in self.passes:
-            model_options = step.install(model_options)
-        model_options = self._share_prefix(model_options)
-        outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *perturbed], args["input"], args["sigma"],
-                                                 model_options)
+        options = self._share_prefix(model_options)
+        outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], options)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.cond, step.perturbed = outputs[0], prediction
         # Others' pre-CFG functions expect exactly the conds they asked for.
@@ -152,16 +153,32 @@ class JointCall:
 
     def _share_prefix(self, model_options: dict) -> dict:
         """A copy of model_options in which the perturbed rows join at the first layer that any PAG perturbs."""
-        sources = {perturbed: plain for step in self.passes for perturbed, plain in step.sources.items()}
+        firsts = [step.guidance.watch.first_block for step in self.passes]
+        if None in firsts:
+            return model_options
         shared = all(step.guidance.settings.options.share_prefix for step in self.passes)
-        first = min((key[:2] for step in self.passes for key in step.guidance.layers), key=block_order)
-        prefix = SharedPrefix(sources, first if shared else None, self.passes[0].run.declined.add)
+        sources = {perturbed: plain for step in self.passes for perturbed, plain in step.sources.items()}
+        prefix = SharedPrefix(sources, min(firsts, key=block_order) if shared else None, self.passes[0].run.declined.add)
         options = model_options.copy()
-        transformer_options = options["transformer_options"] = options["transformer_options"].copy()
+        transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
         wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
         # Last, that is innermost: caches and other wrappers see every row.
         wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [prefix]}
         return options
+
+
+def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list, model_options: dict):
+    """The host's calc_cond_batch with the layers of every pass perturbed in the rows of that pass."""
+    options = model_options.copy()
+    options["transformer_options"] = options.get("transformer_options", {}).copy()
+    networks = [args["model"].diffusion_model,
+                *(clone.model.diffusion_model for clone in options.get("multigpu_clones", {}).values())]
+    with ExitStack() as stack:
+        for step in passes:
+            watch = step.guidance.watch
+            watch.install(options["transformer_options"], step.sources.__contains__, step.run.skipped.add)
+            stack.enter_context(watch.watching(list({id(network): network for network in networks}.values())))
+        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
 
 
 class PerturbedPass:
@@ -180,84 +197,14 @@ class PerturbedPass:
         self.sources.update((mine, cond["uuid"]) for mine, cond in zip(ours, conds, strict=True))
         return [dict(cond, uuid=mine) for mine, cond in zip(ours, conds, strict=True)]
 
-    def install(self, model_options: dict) -> dict:
-        """A copy of model_options in which the selected layers perturb our rows; what stood there before still runs."""
-        options = model_options.copy()
-        transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
-        replace = transformer_options["patches_replace"] = transformer_options.get("patches_replace", {}).copy()
-        attn1 = replace["attn1"] = replace.get("attn1", {}).copy()
-        for key, heads in self.guidance.layers.items():
-            # The host lets (block, number, index) win over (block, number), so ours takes the stronger key.
-            attn1[key] = _PerturbedAttention(self, key, heads, attn1.get(key, attn1.get(key[:2])))
-        return options
-
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
         if self.perturbed is None:
             # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
-            (self.perturbed,) = comfy.samplers.calc_cond_batch(
-                args["model"], [self.perturbed_conds(args["cond"])], args["input"], args["sigma"],
-                self.install(args["model_options"]))
+            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"])],
+                                                 args["model_options"])
             self.cond = args["cond_denoised"]
         settings = self.guidance.settings
         delta = perturbed_attention_delta(self.cond, self.perturbed, settings.scale)
         self.run.record(delta)
         return guide(args["denoised"], self.cond, delta, settings.options.rescale, settings.options.rescale_mode)
-
-
-class _PerturbedAttention:
-    """An attn1 replacement: our rows are perturbed, all others are what they were."""
-
-    def __init__(self, step: PerturbedPass, key: AttentionKey, heads: frozenset[int] | None, previous) -> None:
-        self.step = step
-        self.key = key
-        self.heads = heads
-        self.previous = previous
-
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict, **kwargs):
-        def attend(q, k, v):
-            return optimized_attention(q, k, v, extra_options["n_heads"],
-                                       attn_precision=extra_options.get("attn_precision"),
-                                       transformer_options=extra_options)
-
-        def attend_all():
-            return self.previous(q, k, v, extra_options, **kwargs) if self.previous else attend(q, k, v)
-
-        # [rows·B, N, H·D]: the host stacks B samples per row.
-        rows = extra_options["uuids"]
-        ours = [row in self.step.sources for row in rows]
-        if not any(ours):
-            return attend_all()
-        if q.shape != v.shape or v.shape[0] % len(rows):
-            # Tiled or merged tokens: V has not the tokens of the output, so the identity has no meaning here.
-            self.step.run.skipped.add(self.key)
-            return attend_all()
-
-        def perturb(q, k, v, attend):
-            return perturbed_self_attention(q, k, v, attend, num_heads=extra_options["n_heads"], heads=self.heads,
-                                            strength=self.step.guidance.settings.options.strength)
-
-        if all(ours):
-            return perturb(q, k, v, lambda *_: attend_all())
-        batch = v.shape[0] // len(rows)
-        # Others' code may count on seeing every row; without any, no attention is computed that is thrown away.
-        others = self.previous or "optimized_attention_override" in extra_options
-        plain = attend_all() if others else None
-        pieces = []
-        for perturbed, start, stop in _runs(ours):
-            piece = slice(start * batch, stop * batch)
-            mine = (q[piece], k[piece], v[piece])
-            attended = attend if plain is None else (lambda *_, piece=piece: plain[piece])
-            pieces.append(perturb(*mine, attended) if perturbed else attended(*mine))
-        return torch.cat(pieces)
-
-
-def _runs(flags: list[bool]) -> list[tuple[bool, int, int]]:
-    """Neighbours of the same kind as (flag, start, stop), so that whole slices are computed at once."""
-    runs: list[tuple[bool, int, int]] = []
-    for index, flag in enumerate(flags):
-        if runs and runs[-1][0] == flag:
-            runs[-1] = (flag, runs[-1][1], index + 1)
-        else:
-            runs.append((flag, index, index + 1))
-    return runs

@@ -1,10 +1,10 @@
 """The perturbed rows of a U-Net start where they begin to differ.
 
-Up to the first perturbed layer a perturbed row equals its conditional row, so computing it again is waste: on SD 1.5 with
-the middle block, about two thirds of the pass. Inside the host's one batched call the perturbed rows are taken out before
-the network and put back, as copies of their conditional rows, at the first block that holds a perturbed layer. Only
-public hooks are used; wherever one of them is taken, or anything else acts on the rows before that block, the whole pass
-runs instead, with the same result.
+Up to the first perturbed layer a perturbed row equals its conditional row, so computing it again is waste: on SD 1.5
+with the middle block, about two thirds of the pass. Inside the host's one batched call the perturbed rows are taken out
+before the network and put back, as copies of their conditional rows, at the first block that holds a perturbed layer.
+Only public hooks are used; wherever one of them is taken, or anything else acts on the rows before that block, the
+whole pass runs instead, with the same result.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class _LateRows:
         return {**patches, _LAYER_PATCH: [(torch.nn.Module, self.layer)],
                 _SKIP_PATCH: [self.skip, *patches.get(_SKIP_PATCH, ())]}
 
-    def layer(self, layer, x, emb, context, options, output_shape, time_context, num_video_frames, image_only_indicator):
+    def layer(self, layer, x, emb, context, options, output_shape, time_context, num_video_frames,
+              image_only_indicator):
         """forward_timestep_embed_patch: fires for every layer of every block."""
         if not self.grown and options["block"] == self.first and isinstance(layer, SpatialTransformer):
             x, self.emb, self.grown = self.grow(x), self.grow(emb), True
