@@ -158,7 +158,8 @@ class JointCall:
             return model_options
         shared = all(step.guidance.settings.options.share_prefix for step in self.passes)
         sources = {perturbed: plain for step in self.passes for perturbed, plain in step.sources.items()}
-        prefix = SharedPrefix(sources, min(firsts, key=block_order) if shared else None, self.passes[0].run.declined.add)
+        first = min(firsts, key=block_order) if shared else None
+        prefix = SharedPrefix(sources, first, self.passes[0].run.declined.add)
         options = model_options.copy()
         transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
         wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
