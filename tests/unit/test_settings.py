@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from pag_core.checks import SettingError, check_percent_range, check_range
 from pag_core.guidance import RESCALE_MODES
-from pag_core.settings import MAX_SCALE, PAGOptions, PAGSettings, SettingError, check_percent_range, check_range
+from pag_core.settings import MAX_SCALE, PAGOptions, PAGSettings
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, True, False, "0.5", None, [0.5], 0.5j]
 SHARES = ["strength", "start_percent", "end_percent", "rescale"]
