@@ -14,6 +14,12 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise SettingError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}.")
 
 
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Raise SettingError unless `value` is a whole number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SettingError(f"{name} must be a whole number from {low} to {high}, got {value!r}.")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise SettingError unless `value` is one of `choices`."""
     if value not in choices:
