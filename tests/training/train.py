@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))  # last: its `nodes` folder must hide no other module of that name
 
 from pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, ResBlock  # noqa: E402
 

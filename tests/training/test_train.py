@@ -1,0 +1,94 @@
+"""The trainer on a handful of invented pictures: it stops, goes on, and writes a file that says what it is."""
+
+import gzip
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+spec = importlib.util.spec_from_file_location("adm_train", Path(__file__).with_name("train.py"))
+train = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(train)
+
+
+def idx(*dims: int, data: bytes) -> bytes:
+    return b"\0\0\x08" + bytes([len(dims)]) + b"".join(d.to_bytes(4, "big") for d in dims) + data
+
+
+@pytest.fixture
+def data(tmp_path):
+    images = idx(4, 28, 28, data=bytes(i % 251 for i in range(4 * 28 * 28)))
+    for name, content in (("images-idx3", images), ("labels-idx1", idx(4, data=bytes([0, 3, 9, 1])))):
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(train, "CURVE_EVERY", 1)
+    tiny = replace(train.CONFIG, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(1,))
+    monkeypatch.setattr(train, "CONFIG", tiny)
+
+
+def run(data, name: str) -> Path:
+    out = data / f"{name}.safetensors"
+    train.main(["--data", str(data), "--out", str(out), "--checkpoint", str(data / f"{name}.pt"), "--steps", "4",
+                "--batch-size", "2", "--device", "cpu", "--no-compile", "--no-bf16"])
+    return out
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, monkeypatch):
+    class Interrupting(train.tqdm):
+        def update(self, n=1):
+            if n and self.n:
+                raise KeyboardInterrupt
+            super().update(n)
+
+    whole = run(data, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "tqdm", Interrupting)
+        with pytest.raises(SystemExit, match="stopped at step 2"):
+            run(data, "parts")
+    parts = run(data, "parts")
+    with safe_open(whole, "pt") as a, safe_open(parts, "pt") as b:
+        assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
+        facts = b.metadata()
+        assert facts["training_curve"] == a.metadata()["training_curve"]
+    assert [step for step, _ in json.loads(facts["training_curve"])] == [1, 2, 3, 4]
+
+
+def test_the_file_says_what_it_is_and_the_network_can_be_read_from_it(data):
+    from pag_core.adm_config import read_config
+
+    with safe_open(run(data, "file"), "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        dtypes = {file.get_tensor(name).dtype for name in shapes}
+        facts = file.metadata()
+    assert read_config(shapes, facts) == train.CONFIG
+    assert dtypes == {torch.float16}
+    assert json.loads(facts["class_names"])[9] == "Ankle boot"
+    assert (facts["seed"], facts["steps"], facts["label_dropout"]) == ("0", "4", "0.2")
+    assert {"license", "data", "training_curve"} <= set(facts)
+
+
+def test_missing_data_comes_with_the_remedy(tmp_path):
+    with pytest.raises(SystemExit, match="apt install dataset-fashion-mnist"):
+        run(tmp_path, "nothing")
+
+
+def test_a_truncated_data_file_is_named(data):
+    path = data / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
+    with pytest.raises(SystemExit, match=r"train-images-idx3.* is no complete IDX file"):
+        run(data, "short")
+
+
+def test_images_are_padded_and_black_is_minus_one(data):
+    images, labels = train.read_data(data)
+    assert images.shape == (4, 32, 32)
+    assert images[:, :2].count_nonzero() == 0
+    assert labels.tolist() == [0, 3, 9, 1]
