@@ -9,7 +9,6 @@ import comfy.utils
 import latent_preview
 
 from .guider import CFGWindowGuider
-from .patching import check_latent_channels
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -25,7 +24,6 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
     model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})
-    check_latent_channels(model, samples)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     schedule = comfy.samplers.KSampler(model, steps=steps, device=model.load_device, sampler=sampler_name,
                                        scheduler=scheduler, denoise=denoise, model_options=model.model_options)
