@@ -146,6 +146,15 @@ def flux() -> comfy.model_patcher.ModelPatcher:
     return model_patcher(config, lambda: comfy.model_base.Flux(config))
 
 
+@functools.cache
+def pixart() -> comfy.model_patcher.ModelPatcher:
+    """A transformer whose attention no hook of the host reaches."""
+    config = comfy.supported_models.PixArtSigma({
+        "image_model": "pixart_sigma", "in_channels": 4, "hidden_size": 24, "depth": 1, "num_heads": 2,
+        "caption_channels": CONTEXT, "model_max_length": 7, "micro_condition": False})
+    return model_patcher(config, lambda: comfy.model_base.PixArt(config))
+
+
 def conditioning(seed: int, tokens: int = 7, **extra) -> list:
     """The host's CONDITIONING: one prompt of [1, tokens, 32] with its pooled text [1, 32]."""
     generator = torch.Generator().manual_seed(seed)

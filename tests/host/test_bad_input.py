@@ -1,0 +1,135 @@
+"""Bad input gets an error that names it, before the model is called once."""
+
+import re
+
+import pytest
+import torch
+from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
+from pag_pack.nodes.host.layers import UnsupportedModelError
+from pag_pack.pag_core.selection import SelectionError
+from pag_pack.pag_core.settings import SettingError
+
+from . import models
+from .runs import WAYS, Run, counted
+
+SCALE = 3.0
+ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
+ours = pytest.mark.parametrize("sample", [Run.pag_ksampler, Run.pag_guider], ids=["PAGKSampler", "PAGGuider"])
+
+
+@pytest.fixture
+def refused():
+    """(error, message, function, run, model, ...): asserts that the run raises this before any call of the model."""
+    def check(error: type[Exception], message: str, sample, run: Run, model, *args) -> None:
+        model, rows = counted(model)
+        with pytest.raises(error, match=message) as raised:
+            sample(run, model, *args)
+        assert raised.type is error
+        assert rows == []
+
+    return check
+
+
+@ways
+@pytest.mark.parametrize("layers", ["d9", "u0.7", "input.2", "nonsense", "double.1", "m0:h9", "m0,!u9"])
+def test_unknown_layer(sample, layers, refused):
+    refused(SelectionError, r"'.*" + re.escape(layers.rpartition(",")[2]), sample, Run(), models.sd15(), SCALE, layers)
+
+
+@ways
+@pytest.mark.parametrize("layers", ["", "  ", ",", "m0,"])
+def test_empty_layers_and_the_list_of_what_the_model_has(sample, layers, refused):
+    refused(SelectionError, r"empty term.*This model has: d0-1, m0, u0-3; also all, auto", sample, Run(), models.sd15(),
+            SCALE, layers)
+
+
+@ways
+def test_layers_are_checked_where_pag_is_off_too(sample, refused):
+    refused(SelectionError, "'d9'", sample, Run(), models.sd15(), 0.0, "d9")
+
+
+@ways
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 1e6, 10**400, "3", True, None],
+                         ids=lambda value: repr(value)[:8])
+def test_bad_scale(sample, scale, refused):
+    refused(SettingError, r"^PAG scale must be a number from 0 to", sample, Run(), models.sd15(), scale)
+
+
+@ours
+@pytest.mark.parametrize("cfg", [float("nan"), float("inf"), -1.0, 101.0, "7"], ids=repr)
+def test_bad_cfg(sample, cfg, refused):
+    refused(SettingError, r"^cfg must be a number from 0 to 100", sample, Run(cfg=cfg), models.sd15(), SCALE)
+
+
+@ours
+@pytest.mark.parametrize(("window", "message"), [
+    ((0.6, 0.4), r"cfg_start_percent \(0\.6\) must be smaller than cfg_end_percent \(0\.4\)"),
+    ((0.5, 0.5), r"cfg_start_percent \(0\.5\) must be smaller"),
+    ((-0.1, 1.0), r"cfg_start_percent must be a number from 0 to 1, got -0\.1"),
+    ((0.0, 1.1), r"cfg_end_percent must be a number from 0 to 1, got 1\.1"),
+    ((float("nan"), 1.0), r"cfg_start_percent must"),
+], ids=str)
+def test_bad_cfg_window(sample, window, message, refused):
+    refused(SettingError, message, sample, Run(cfg_window=window), models.sd15(), SCALE)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"strength": 1.5}, r"^strength must"),
+    ({"start_percent": 0.8, "end_percent": 0.2}, r"^start_percent \(0\.8\) must be smaller than end_percent \(0\.2\)"),
+    ({"rescale": float("nan")}, r"^rescale must"),
+    ({"rescale_mode": "half"}, r"^rescale_mode must be one of .*'half'"),
+])
+def test_bad_options(values, message):
+    good = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "rescale": 0.0, "rescale_mode": "full"}
+    with pytest.raises(SettingError, match=message):
+        PAGOptionsNode.execute(**{**good, **values})
+
+
+@ours
+@pytest.mark.parametrize("missing", [None, []], ids=["None", "empty list"])
+@pytest.mark.parametrize("name", ["positive", "negative"])
+@pytest.mark.parametrize("scale", [0.0, SCALE])
+def test_missing_conditioning(sample, name, missing, scale, refused):
+    refused(ValueError, f"^The {name} conditioning is missing. Connect", sample, Run(**{name: missing}), models.sd15(),
+            scale)
+
+
+def test_missing_conditioning_is_found_before_the_guider_is_used():
+    with pytest.raises(ValueError, match="The positive conditioning is missing"):
+        PAGGuider.execute(models.sd15(), None, models.conditioning(2), 7.0, SCALE, "m0")
+
+
+@ways
+@pytest.mark.parametrize(("family", "latent"), [
+    (models.sd15, models.picture_latent(channels=5)),
+    (models.sd15, models.picture_latent(channels=16)),
+    (models.sd15_inpainting, models.picture_latent(channels=9)),
+    (models.flux, models.picture_latent(channels=4)),
+], ids=["5 for 4", "16 for 4", "the network's 9 for 4", "4 for 16"])
+def test_latent_with_the_channels_of_another_model(sample, family, latent, refused):
+    expected = 16 if family is models.flux else 4
+    refused(ValueError, rf"^The latent has {latent['samples'].shape[1]} channels, but this model works on {expected}\. "
+            "Encode the image with the VAE that belongs", sample, Run(latent=latent), family(), SCALE, "auto")
+
+
+@ours
+def test_latent_is_checked_where_pag_is_off_too(sample, refused):
+    refused(ValueError, "^The latent has 5 channels", sample, Run(latent=models.picture_latent(channels=5)),
+            models.sd15(), 0.0)
+
+
+@ways
+def test_empty_latent_of_another_model_is_fitted_as_the_host_does(sample):
+    run = Run(latent={"samples": torch.zeros(1, 16, 8, 12)})
+    assert sample(run, models.sd15(), SCALE).shape == (1, 4, 8, 12)
+
+
+@ways
+@pytest.mark.parametrize("scale", [0.0, SCALE])
+def test_model_of_an_unsupported_family(sample, scale, refused):
+    refused(UnsupportedModelError, "does not know the model PixArtMS. It works on", sample, Run(), models.pixart(),
+            scale, "auto")
+
+
+def test_named_errors_are_value_errors():
+    assert all(issubclass(error, ValueError) for error in (SettingError, SelectionError, UnsupportedModelError))

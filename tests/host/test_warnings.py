@@ -1,0 +1,84 @@
+"""What a user would have to guess is said in the log: PAG that did nothing, and layers that were left alone."""
+
+import logging
+
+import pytest
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_tomesd import TomePatchModel
+from pag_pack.pag_core.settings import PAGOptions
+
+from . import models
+from .runs import WAYS, Run, relative_error
+
+SCALE = 3.0
+ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
+NO_STEP = "no sampled step lies between start_percent and end_percent"
+
+
+@pytest.fixture
+def warned(caplog):
+    """() -> the warnings of this pack so far."""
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records
+                    if record.name.startswith("pag_pack") and record.levelno >= logging.WARNING]
+
+
+@ways
+def test_an_ordinary_run_warns_of_nothing(sample, warned):
+    sample(Run(), models.sd15(), SCALE)
+    assert warned() == []
+
+
+@ways
+@pytest.mark.parametrize("scale", [0.0, SCALE])
+def test_pag_turned_off_warns_of_nothing(sample, scale, warned):
+    sample(Run(), models.sd15(), scale, "m0", PAGOptions(strength=0.0))
+    assert warned() == []
+
+
+@ways
+def test_a_window_without_a_step_is_reported_once_a_run(sample, warned):
+    options = PAGOptions(start_percent=0.6, end_percent=0.7)  # three steps: 0, 1/2, 1
+    sample(Run(), models.sd15(), SCALE, "m0", options)
+    (message,) = warned()
+    assert NO_STEP in message
+    sample(Run(), models.sd15(), SCALE, "m0", options)
+    assert len(warned()) == 2
+
+
+def hypertile(model):
+    """Cuts the tokens of the layers at full resolution into tiles."""
+    return HyperTile.execute(model, 32, 2, 0, False)[0]
+
+
+def token_merging(model):
+    """Merges tokens in the layers at full resolution."""
+    return TomePatchModel.execute(model, 0.5).result[0]
+
+
+other_nodes = pytest.mark.parametrize("other", [hypertile, token_merging])
+SQUARE = Run(latent=models.empty_latent(2, 16, 16))
+
+
+@ways
+@other_nodes
+def test_layers_whose_tokens_another_node_changes_are_left_alone_and_named(sample, other, warned):
+    sample(SQUARE, other(models.sd15()), SCALE, "d0,m0,u3")
+    (message,) = [message for message in warned() if "left the self-attention" in message]
+    assert "d0" in message
+    assert "u3" in message
+    assert "m0" not in message
+    assert "Select other layers or remove that patch" in message
+
+
+@other_nodes
+def test_the_other_selected_layers_are_still_perturbed(other):
+    model = other(models.sd15())
+    with_skipped = SQUARE.model_patch(model, SCALE, "d0,m0,u3")
+    assert relative_error(with_skipped, SQUARE.model_patch(model, SCALE, "m0")) < 1e-4
+    assert relative_error(with_skipped, SQUARE.ksampler(model)) > 1e-3
+
+
+def test_pag_without_any_effect_is_reported(warned):
+    SQUARE.model_patch(hypertile(models.sd15()), SCALE, "d0")
+    assert any("had no effect" in message for message in warned())
