@@ -65,6 +65,9 @@ class Family:
         counter: a module whose output [B, tokens, C] has as many tokens as the image, where no argument tells.
         auto: fraction of the depth at which "auto" lies.
         source: where that choice comes from.
+        late_rows: whether the perturbed rows may join at the first perturbed block (see `late_blocks`); not where the
+            network itself, outside its modules, combines the blocks' tokens with tensors from before the blocks.
+        unbatched: arguments of the blocks whose first axis is neither the batch nor 1.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Family:
     counter: str | None = None
     auto: float = 0.5
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
+    late_rows: bool = True
+    unbatched: tuple[str, ...] = ()
 
 
 _TXT = Count("text", "txt", 1)
@@ -97,21 +102,24 @@ FAMILIES = (
     Family("HiDream-I1", "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",
            (Group("double", "double_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST,
                   Count("image", "image_tokens", 0)),
-            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST))),
+            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST)),
+           late_rows=False),
     Family("Qwen-Image", "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",
            (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST,
                   Count("text", "encoder_hidden_states", 1)),)),
     Family("Mochi", "comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
-           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Count("image", "x", 0)),)),
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Count("image", "x", 0)),),
+           unbatched=("rope_cos", "rope_sin")),
     Family("Wan 2.1, Wan 2.2", "comfy.ldm.wan.model.WanModel", (Group("", "blocks.*.self_attn", "num_heads"),)),
     Family("LTX-Video", "comfy.ldm.lightricks.model.LTXVModel", (Group("", "transformer_blocks.*.attn1", "heads"),)),
-    Family("Cosmos 1", "comfy.ldm.cosmos.model.GeneralDIT", (Group("", "blocks.block*.blocks.0", "block.attn.heads"),)),
+    Family("Cosmos 1", "comfy.ldm.cosmos.model.GeneralDIT", (Group("", "blocks.block*.blocks.0", "block.attn.heads"),),
+           late_rows=False),
     Family("Cosmos Predict 2, Anima", "comfy.ldm.cosmos.predict2.MiniTrainDIT",
            (Group("", "blocks.*.self_attn", "n_heads"),)),
     Family("Kandinsky 5", "comfy.ldm.kandinsky5.model.Kandinsky5",
            (Group("", "visual_transformer_blocks.*.self_attention", "num_heads"),)),
     Family("Stable Audio", "comfy.ldm.audio.dit.AudioDiffusionTransformer",
-           (Group("", "transformer.layers.*.self_attn", "num_heads"),)),
+           (Group("", "transformer.layers.*.self_attn", "num_heads"),), unbatched=("rotary_pos_emb",)),
 )
 
 

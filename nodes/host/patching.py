@@ -26,7 +26,6 @@ from ...pag_core.selection import select
 from ...pag_core.settings import PAGSettings
 from .attention import LayerPerturbation
 from .layers import model_layers
-from .prefix import SharedPrefix, block_order
 from .transformers import TransformerWatch
 from .u_nets import UNetWatch
 
@@ -144,41 +143,28 @@ class JointCall:
         if conds[0] is None:
             return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
         perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
-        options = self._share_prefix(model_options)
-        outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], options)
+        share = all(step.guidance.settings.options.share_prefix for step in self.passes)
+        outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], share)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.cond, step.perturbed = outputs[0], prediction
         # Others' pre-CFG functions expect exactly the conds they asked for.
         return outputs[:len(conds)]
 
-    def _share_prefix(self, model_options: dict) -> dict:
-        """A copy of model_options in which the perturbed rows join at the first layer that any PAG perturbs."""
-        firsts = [step.guidance.watch.first_block for step in self.passes]
-        if None in firsts:
-            return model_options
-        shared = all(step.guidance.settings.options.share_prefix for step in self.passes)
-        sources = {perturbed: plain for step in self.passes for perturbed, plain in step.sources.items()}
-        first = min(firsts, key=block_order) if shared else None
-        prefix = SharedPrefix(sources, first, self.passes[0].run.declined.add)
-        options = model_options.copy()
-        transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
-        wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
-        # Last, that is innermost: caches and other wrappers see every row.
-        wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [prefix]}
-        return options
 
-
-def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list, model_options: dict):
+def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list, share_prefix: bool):
     """The host's calc_cond_batch with the layers of every pass perturbed in the rows of that pass."""
-    options = model_options.copy()
-    options["transformer_options"] = options.get("transformer_options", {}).copy()
-    networks = [args["model"].diffusion_model,
-                *(clone.model.diffusion_model for clone in options.get("multigpu_clones", {}).values())]
+    options = args["model_options"].copy()
+    transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+    models = [args["model"], *(clone.model for clone in options.get("multigpu_clones", {}).values())]
+    networks = list({id(model): model.diffusion_model for model in models}.values())
+    sources = {perturbed: plain for step in passes for perturbed, plain in step.sources.items()}
+    layers = {key for step in passes for key in step.guidance.watch.layers}
     with ExitStack() as stack:
+        stack.enter_context(passes[0].guidance.watch.sharing(
+            networks, transformer_options, layers if share_prefix else None, sources, passes[0].run.declined.add))
         for step in passes:
-            watch = step.guidance.watch
-            watch.install(options["transformer_options"], step.sources.__contains__, step.run.skipped.add)
-            stack.enter_context(watch.watching(list({id(network): network for network in networks}.values())))
+            step.guidance.watch.install(transformer_options, step.sources.__contains__, step.run.skipped.add)
+            stack.enter_context(step.guidance.watch.watching(networks))
         return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
 
 
@@ -202,8 +188,7 @@ class PerturbedPass:
         """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
         if self.perturbed is None:
             # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
-            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"])],
-                                                 args["model_options"])
+            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"])], False)
             self.cond = args["cond_denoised"]
         settings = self.guidance.settings
         delta = perturbed_attention_delta(self.cond, self.perturbed, settings.scale)

@@ -1,4 +1,4 @@
-"""The perturbed rows of a U-Net start where they begin to differ.
+"""The perturbed rows start where they begin to differ.
 
 Up to the first perturbed layer a perturbed row equals its conditional row, so computing it again is waste: on SD 1.5
 with the middle block, about two thirds of the pass. Inside the host's one batched call the perturbed rows are taken out
@@ -10,6 +10,7 @@ whole pass runs instead, with the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import torch
@@ -17,6 +18,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import forward_timestep_embed
 
 BlockKey = tuple[str, int]
+SPLIT_BATCH = "the host runs the conditional and the perturbed rows in separate calls (low memory or MultiGPU)"
 _ORDER = {"input": 0, "middle": 1, "output": 2}
 _LAYER_PATCH, _SKIP_PATCH = "forward_timestep_embed_patch", "output_block_patch"
 
@@ -24,6 +26,46 @@ _LAYER_PATCH, _SKIP_PATCH = "forward_timestep_embed_patch", "output_block_patch"
 def block_order(key: Sequence) -> tuple[int, int]:
     """Sorts (kind, number, ...) by the order in which a U-Net runs its blocks."""
     return _ORDER[key[0]], key[1]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows of one forward are left out at first, and from which rows they come back.
+
+    Attributes:
+        plain: the rows that run from the start, by their place in the host's batch.
+        places: for every row of the host's batch, its place in `plain`, or that of the row it copies.
+    """
+
+    plain: tuple[int, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, uuids: Sequence[UUID], conds: Sequence[int], sources: Mapping[UUID, UUID]) -> RowPlan | None:
+        """The plan for the rows of a call, or None where a perturbed row's conditional row is in another call.
+
+        Args:
+            uuids, conds: the host's "uuids" and "cond_or_uncond"; the conditional rows have the index 0.
+            sources: {uuid of a perturbed row: uuid of the conditional row that it copies}.
+        """
+        plain = [i for i, row in enumerate(uuids) if row not in sources]
+        of_cond = {uuids[i]: place for place, i in enumerate(plain) if conds[i] == 0}
+        places = [of_cond.get(sources[row]) if row in sources else plain.index(i) for i, row in enumerate(uuids)]
+        return None if None in places else cls(tuple(plain), tuple(places))
+
+    def leave_out(self, batch: torch.Tensor) -> torch.Tensor:
+        """The plain rows of [rows·B, ...]."""
+        return _take(batch, len(self.places), self.plain)
+
+    def put_back(self, plain: torch.Tensor) -> torch.Tensor:
+        """All rows, in the host's order, from the plain ones."""
+        return _take(plain, len(self.plain), self.places)
+
+
+def _take(batch: torch.Tensor, num_rows: int, rows: Sequence[int]) -> torch.Tensor:
+    """Whole rows, by slices, for an index tensor would have to travel to the GPU first."""
+    pieces = batch.chunk(num_rows)
+    return torch.cat([pieces[row] for row in rows])
 
 
 class SharedPrefix:
@@ -46,29 +88,25 @@ class SharedPrefix:
         uuids, conds = options["uuids"], options["cond_or_uncond"]
         # For the network a perturbed row is a conditional row; patches know the indices 0 and 1 only.
         options["cond_or_uncond"] = [0 if row in self.sources else cond for row, cond in zip(uuids, conds, strict=True)]
-        source_of = {row: i for i, (row, cond) in enumerate(zip(uuids, conds, strict=True)) if cond == 0}
-        sources = [source_of.get(self.sources.get(row, row), -1) if row in self.sources else i
-                   for i, row in enumerate(uuids)]
-        plain = [i for i, row in enumerate(uuids) if row not in self.sources]
-        if self.first is None or len(plain) == len(uuids):
+        if self.first is None or not any(row in self.sources for row in uuids):
             return executor(x, timesteps, context, y, control, options, **kwargs)
-        reason = self._obstacle(sources, control, options, kwargs)
+        plan = RowPlan.of(uuids, conds, self.sources)
+        reason = self._obstacle(plan, control, options, kwargs)
         if reason:
             self.decline(reason)
             return executor(x, timesteps, context, y, control, options, **kwargs)
 
-        late = _LateRows(self.first, options, context, [plain.index(source) for source in sources])
-        options["uuids"] = [uuids[i] for i in plain]
-        options["cond_or_uncond"] = [conds[i] for i in plain]
+        late = _LateRows(self.first, options, context, plan)
+        options["uuids"] = [uuids[i] for i in plan.plain]
+        options["cond_or_uncond"] = [conds[i] for i in plan.plain]
         options["patches"] = late.install(options.get("patches", {}))
-        x, timesteps, context, y = (None if t is None else _take_rows(t, len(uuids), plain)
-                                    for t in (x, timesteps, context, y))
+        x, timesteps, context, y = (None if t is None else plan.leave_out(t) for t in (x, timesteps, context, y))
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
-    def _obstacle(self, sources: list[int], control: dict | None, options: dict, kwargs: dict) -> str | None:
+    def _obstacle(self, plan: RowPlan | None, control: dict | None, options: dict, kwargs: dict) -> str | None:
         """Why the rows cannot be left out of the blocks before `first`, or None."""
-        if -1 in sources:
-            return "the host runs the conditional and the perturbed rows in separate calls (low memory or MultiGPU)"
+        if plan is None:
+            return SPLIT_BATCH
         harmless = {_SKIP_PATCH} if block_order(self.first) < block_order(("output", 0)) else set()
         for name, patches in options.get("patches", {}).items():
             if patches and name not in harmless:
@@ -89,26 +127,16 @@ class SharedPrefix:
         return None
 
 
-def _take_rows(batch: torch.Tensor, num_rows: int, rows: Sequence[int]) -> torch.Tensor:
-    """Whole rows out of [num_rows·B, ...]; by slices, for an index tensor would have to travel to the GPU first."""
-    pieces = batch.chunk(num_rows)
-    return torch.cat([pieces[row] for row in rows])
-
-
 class _LateRows:
     """One forward: the rows that were left out, and how they come back."""
 
-    def __init__(self, first: BlockKey, options: dict, context: torch.Tensor | None, sources: list[int]) -> None:
+    def __init__(self, first: BlockKey, options: dict, context: torch.Tensor | None, plan: RowPlan) -> None:
         self.first = first
         self.full = {key: options[key] for key in ("uuids", "cond_or_uncond")}
         self.context = context  # of all rows
-        self.sources = sources  # for every row its place among the plain rows
+        self.plan = plan
         self.emb: torch.Tensor | None = None
         self.grown = False
-
-    def grow(self, plain: torch.Tensor) -> torch.Tensor:
-        """All rows, in the host's own order, from the plain ones."""
-        return _take_rows(plain, max(self.sources) + 1, self.sources)
 
     def install(self, patches: dict) -> dict:
         return {**patches, _LAYER_PATCH: [(torch.nn.Module, self.layer)],
@@ -118,7 +146,7 @@ class _LateRows:
               image_only_indicator):
         """forward_timestep_embed_patch: fires for every layer of every block."""
         if not self.grown and options["block"] == self.first and isinstance(layer, SpatialTransformer):
-            x, self.emb, self.grown = self.grow(x), self.grow(emb), True
+            x, self.emb, self.grown = self.plan.put_back(x), self.plan.put_back(emb), True
             options.update(self.full)
         if self.grown:
             emb, context = self.emb, self.context
@@ -134,5 +162,5 @@ class _LateRows:
     def skip(self, h, skip, options):
         """output_block_patch: the encoder's skips come from before the rows were back."""
         if skip is not None and skip.shape[0] != h.shape[0]:
-            skip = self.grow(skip)
+            skip = self.plan.put_back(skip)
         return h, skip

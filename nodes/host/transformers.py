@@ -8,13 +8,15 @@ nothing, and they go away with it, whatever happens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from uuid import UUID
 
 import torch
 
 from .attention import HeadLayout, LayerPerturbation, attend_rows
 from .families import Count, Family, Tokens, group_modules
+from .late_blocks import LateBlocks
 
 TransformerKey = tuple[str, int]  # (group, index)
 _OVERRIDE = "optimized_attention_override"
@@ -35,8 +37,6 @@ class TransformerWatch:
     Args:
         layers: {(group, index): what is done there}.
     """
-
-    first_block = None  # the rows join at the start: no hook reaches what a transformer keeps beside its blocks
 
     def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation]) -> None:
         self.family = family
@@ -107,6 +107,15 @@ class TransformerWatch:
                 for handle in self._hooks(network):
                     stack.callback(handle.remove)
             yield
+
+    def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[TransformerKey] | None,
+                sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Let the perturbed rows join at the first of `layers` (None: at the start); see `late_blocks.LateBlocks`."""
+        if layers is None or not self.family.late_rows:
+            return nullcontext()
+        names = [group.name for group in self.family.groups]
+        first = min(layers, key=lambda key: (names.index(key[0]), key[1]))
+        return LateBlocks(self.family, first, sources, decline).watching(networks, transformer_options)
 
     def _hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         if self.family.counter:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from uuid import UUID
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrappersMP
 
 from .attention import HeadLayout, LayerPerturbation, attend_rows
-from .prefix import block_order
+from .prefix import SharedPrefix, block_order
 
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 
@@ -19,7 +21,6 @@ class UNetWatch:
 
     def __init__(self, layers: dict[UNetKey, LayerPerturbation]) -> None:
         self.layers = layers
-        self.first_block = min((key[:2] for key in layers), key=block_order)
 
     def install(self, transformer_options: dict, is_ours: Callable[[object], bool],
                 skipped: Callable[[str], None]) -> None:
@@ -31,6 +32,16 @@ class UNetWatch:
             attn1[key] = _Replacement(layer, attn1.get(key, attn1.get(key[:2])), is_ours, skipped)
 
     def watching(self, networks: list[torch.nn.Module]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[UNetKey] | None,
+                sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Let the perturbed rows join at the first of `layers` (None: at the start); see `prefix.SharedPrefix`."""
+        first = None if layers is None else min((key[:2] for key in layers), key=block_order)
+        wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
+        # Last, that is innermost: caches and other wrappers see every row.
+        ours = {"perturbed_attention_guidance": [SharedPrefix(sources, first, decline)]}
+        wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), **ours}
         return nullcontext()
 
 
