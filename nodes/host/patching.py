@@ -188,7 +188,8 @@ class PerturbedPass:
         """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
         if self.perturbed is None:
             # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
-            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"])], False)
+            # Dual CFG with both scales 1 hands over no conditioning at all.
+            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
             self.cond = args["cond_denoised"]
         settings = self.guidance.settings
         delta = perturbed_attention_delta(self.cond, self.perturbed, settings.scale)
