@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .attention import Attend, AttentionCall, PerturbationError, additive, chunks
+from .blur import blur, blur_transposed, gaussian
 from .checks import check_choice, check_range, check_whole
 
 MAX_SEED = 2**64 - 1
@@ -185,16 +185,16 @@ def _map_blur(call: AttentionCall, perturbation: Perturbation) -> Tensor:
 
     The blur is separable, R·A·Rᵀ with R over the tokens, so the attention runs over Rᵀ·V and R over its result.
     """
-    weights = _gaussian(perturbation.sigma, 5)
-    v = _blur_transposed(call.v[:, :, call.image].to(call.precise), weights).to(call.v.dtype)
+    weights = gaussian(perturbation.sigma, 5)
+    v = blur_transposed(call.v[:, :, call.image].to(call.precise), weights).to(call.v.dtype)
     if call.is_self:
         attended = call.attention(call.q, call.k, v)
-        return _blur(attended.to(call.precise), 2, weights).to(v.dtype)
+        return blur(attended.to(call.precise), 2, weights).to(v.dtype)
     # Side by side, [V_text, 0; 0, Rᵀ·V]: what an image token reads in the text stays apart from what it sees.
     values = F.pad(call.v, (0, v.shape[-1]))
     values[:, :, call.image] = F.pad(v, (v.shape[-1], 0))
     text, seen = call.attention(call.q, call.k, values).to(call.precise).chunk(2, dim=-1)
-    return (text + _blur(seen, 2, weights)).to(v.dtype)
+    return (text + blur(seen, 2, weights)).to(v.dtype)
 
 
 def _uniform(call: AttentionCall, _: Perturbation) -> Tensor:
@@ -228,7 +228,7 @@ def _seg(call: AttentionCall, perturbation: Perturbation) -> Tensor:
     queries = call.q.to(call.precise).unflatten(2, (-1, height, width))  # [B, h, frames, height, width, D]
     size = math.ceil(6 * perturbation.sigma) // 2 * 2 + 1
     for dim, tokens in ((3, height), (4, width)):
-        queries = _blur(queries, dim, _gaussian(perturbation.sigma, min(size, tokens // 2 * 2 + 1)))
+        queries = blur(queries, dim, gaussian(perturbation.sigma, min(size, tokens // 2 * 2 + 1)))
     return call.attention_to_image_by(queries.flatten(2, 4).to(call.q.dtype))
 
 
@@ -278,62 +278,3 @@ def _pieces(call: AttentionCall) -> Iterator[tuple[int, int, slice, torch.Genera
             generator = call.generator(sample, head)
             for rows in chunks(tokens, tokens):
                 yield sample, place, rows, generator
-
-
-def _gaussian(sigma: float, size: int) -> list[float]:
-    """A normalised kernel of `size` taps, an odd number."""
-    steps = [(i - size // 2) / sigma for i in range(size)]
-    taps = [math.exp(-0.5 * step * step) for step in steps]
-    return [tap / sum(taps) for tap in taps]
-
-
-def _reflect(position: int, size: int) -> int:
-    """The place among `size` to which a border that reflects without repeating its edge sends this position."""
-    period = max(1, 2 * (size - 1))
-    position %= period
-    return min(position, period - position)
-
-
-def _blur(x: Tensor, dim: int, weights: list[float]) -> Tensor:
-    """R·x: along `dim`, reflected at the borders."""
-    size, radius = x.shape[dim], len(weights) // 2
-    places = torch.tensor([_reflect(i, size) for i in range(-radius, size + radius)], device=x.device)
-    return sum(weight * x.index_select(dim, places[i:i + size]) for i, weight in enumerate(weights))
-
-
-def _blur_transposed(x: Tensor, weights: list[float]) -> Tensor:
-    """Rᵀ·x along the tokens of x [B, h, Ni, D]: each token spreads by the kernel, and what leaves is reflected back."""
-    size, radius = x.shape[2], len(weights) // 2
-    spread = F.pad(torch.zeros_like(x), (0, 0, radius, radius))
-    for i, weight in enumerate(weights):
-        spread[:, :, i:i + size] += weight * x
-    out = spread[:, :, radius:radius + size].clone()
-    for i in (*range(-radius, 0), *range(size, size + radius)):
-        out[:, :, _reflect(i, size)] += spread[:, :, i + radius]
-    return out
-
-
-def perturbed_self_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attend: Attend, *, num_heads: int,
-                             heads: Collection[int] | None = None, strength: float = 1.0) -> torch.Tensor:
-    """Self-attention whose map is drawn towards the identity: (1 − u)·A·V + u·V, per head.
-
-    u = 1 is the paper's PSA, where A becomes I and the output is V itself (PAG Eq. 13); u < 1 is SoftPAG
-    (arXiv 2506.10978, whose A' = (1 − u)·A + u·I is the same, since I·V = V).
-
-    Args:
-        q, k, v: [B, N, H·D].
-        attend: the model's own attention, (q, k, v) -> [B, N, H·D]; not called where the whole map is replaced.
-        num_heads: H.
-        heads: the heads to perturb; None for all of them.
-        strength: u in [0, 1].
-    """
-    if strength == 1.0 and heads is None:
-        return v
-    attended = attend(q, k, v)
-    if heads is None:
-        return torch.lerp(attended, v, strength)
-    out = rearrange(attended, "b n (h d) -> b n h d", h=num_heads).clone()
-    value = rearrange(v, "b n (h d) -> b n h d", h=num_heads)
-    for head in sorted(heads):
-        out[:, :, head] = torch.lerp(out[:, :, head], value[:, :, head], strength)
-    return rearrange(out, "b n h d -> b n (h d)")

@@ -161,7 +161,7 @@ def test_masks_are_respected(definition, perturbation, image, make_mask, heads):
 
 
 @two_layouts
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"uniform"}))  # which refuses a mask that differs between queries
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"uniform"}))  # uniform refuses a mask of this form
 def test_tokens_that_see_nothing_stay_finite(kind, image):
     """An image token whose own key and whole text are hidden: nothing remains for the identity."""
     q, k, v = tensors(image)
