@@ -7,10 +7,12 @@ import pytest
 
 from pag_core.checks import SettingError, check_percent_range, check_range
 from pag_core.guidance import RESCALE_MODES
-from pag_core.settings import MAX_SCALE, PAGOptions, PAGSettings
+from pag_core.perturbation import KINDS, MAX_SEED, Perturbation
+from pag_core.schedule import SCHEDULES, Window
+from pag_core.settings import MAX_SCALE, MAX_SIGMA, PAGOptions, PAGSettings
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, True, False, "0.5", None, [0.5], 0.5j]
-SHARES = ["strength", "start_percent", "end_percent", "rescale"]
+SHARES = ["strength", "start_percent", "end_percent", "rescale", "perturbation_rate", "adaptive_scale"]
 
 
 def short(value) -> str:
@@ -63,18 +65,49 @@ def test_percent_range_names_the_inputs_it_was_given():
         check_percent_range("cfg_start_percent", 0.7, "cfg_end_percent", 0.3)
 
 
-@pytest.mark.parametrize("mode", ["", "FULL", "half", None, 1, True, [], ("full",)])
-def test_unknown_rescale_mode_is_refused_with_the_known_ones(mode):
+@pytest.mark.parametrize("value", [*NO_NUMBERS, -0.01, 10**400], ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("name", ["perturbation_sigma", "perturbation_temperature", "start_sigma", "end_sigma"])
+def test_options_refuse_a_bad_number_by_name(name, value):
+    with pytest.raises(SettingError, match=f"^{name} must"):
+        PAGOptions(**{name: value})
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, -1, 0.5, 1.0, 2**64], ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("name", ["perturbation_seed", "reuse_every"])
+def test_options_refuse_what_is_no_whole_number_by_name(name, value):
+    with pytest.raises(SettingError, match=f"^{name} must be a whole number from"):
+        PAGOptions(**{name: value})
+
+
+def test_no_step_can_be_reused_for_none():
+    with pytest.raises(SettingError, match=r"^reuse_every must be a whole number from 1 to"):
+        PAGOptions(reuse_every=0)
+
+
+CHOICES = {"perturbation": tuple(KINDS), "schedule": SCHEDULES, "rescale_mode": tuple(RESCALE_MODES)}
+each_choice = pytest.mark.parametrize(("name", "known"), CHOICES.items(), ids=CHOICES)
+
+
+@each_choice
+@pytest.mark.parametrize("choice", ["", "FULL", "half", None, 1, True, [], ("full",)])
+def test_unknown_choice_is_refused_with_the_known_ones(name, known, choice):
     with pytest.raises(SettingError) as error:
-        PAGOptions(rescale_mode=mode)
-    assert str(error.value).startswith("rescale_mode must")
-    assert repr(mode) in str(error.value)
-    assert all(known in str(error.value) for known in RESCALE_MODES)
+        PAGOptions(**{name: choice})
+    assert str(error.value).startswith(f"{name} must")
+    assert repr(choice) in str(error.value)
+    assert all(one in str(error.value) for one in known)
 
 
-@pytest.mark.parametrize("mode", list(RESCALE_MODES))
-def test_every_rescale_mode_is_accepted(mode):
-    assert PAGOptions(rescale_mode=mode).rescale_mode == mode
+@each_choice
+def test_every_choice_is_accepted(name, known):
+    for choice in known:
+        assert getattr(PAGOptions(**{name: choice}), name) == choice
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 1.0), (0.5, 2.0), (0.0, 0.0)])
+def test_an_empty_range_in_sigma_is_refused_with_both_ends_and_a_remedy(start, end):
+    with pytest.raises(SettingError, match=rf"^start_sigma \({start:g}\).*end_sigma \({end:g}\).*scale to 0"):
+        PAGOptions(start_sigma=start, end_sigma=end)
 
 
 def test_setting_error_is_a_value_error():
@@ -91,10 +124,15 @@ def test_defaults_are_the_papers_plain_pag():
     (PAGSettings(0.0), True),
     (PAGSettings(0), True),
     (PAGSettings(3.0, options=PAGOptions(strength=0.0)), True),
+    (PAGSettings(3.0, options=PAGOptions("random_mask", perturbation_rate=0.0)), True),
+    (PAGSettings(3.0, options=PAGOptions("noise", perturbation_sigma=0.0)), True),
+    (PAGSettings(3.0, options=PAGOptions("temperature", perturbation_temperature=1.0)), True),
+    (PAGSettings(3.0, options=PAGOptions("temperature", perturbation_rate=0.0, perturbation_sigma=0.0)), False),
+    (PAGSettings(3.0, options=PAGOptions("identity", perturbation_rate=0.0, perturbation_temperature=1.0)), False),
     (PAGSettings(3.0), False),
     (PAGSettings(1e-6, options=PAGOptions(strength=1e-6)), False),
 ])
-def test_off_means_scale_or_strength_0(settings, off):
+def test_off_means_a_scale_a_strength_or_a_perturbation_of_nothing(settings, off):
     assert settings.is_off is off
 
 
@@ -103,3 +141,43 @@ def test_settings_cannot_be_changed_after_the_check(settings):
     field = dataclasses.fields(settings)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(settings, field, -1.0)
+
+
+def test_the_perturbation_is_what_the_options_say():
+    options = PAGOptions("seg", 0.5, perturbation_rate=0.1, perturbation_sigma=7.0, perturbation_temperature=3.0,
+                         perturbation_seed=MAX_SEED)
+    assert options.attention_perturbation == Perturbation("seg", 0.5, 0.1, 7.0, 3.0, MAX_SEED)
+    assert PAGOptions().attention_perturbation == Perturbation()
+
+
+def percent_to_sigma(percent: float) -> float:
+    return 10.0 - 10.0 * percent
+
+
+@pytest.mark.parametrize(("options", "window"), [
+    (PAGOptions(), Window()),
+    (PAGOptions(start_percent=0.2, end_percent=0.7), Window(8.0, 3.0)),
+    (PAGOptions(start_sigma=9.0, end_sigma=1.0), Window(9.0, 1.0)),
+    (PAGOptions(start_percent=0.2, start_sigma=9.0, end_sigma=1.0), Window(8.0, 1.0)),
+    (PAGOptions(end_percent=0.7, start_sigma=MAX_SIGMA, end_sigma=1.0), Window(math.inf, 3.0)),
+])
+def test_percent_and_sigma_both_limit_the_window(options, window):
+    found = options.window(percent_to_sigma)
+    assert (found.sigma_start, found.sigma_end) == pytest.approx((window.sigma_start, window.sigma_end))
+    assert found.is_full == window.is_full
+
+
+def test_ranges_in_percent_and_sigma_that_never_meet_are_refused():
+    options = PAGOptions(start_percent=0.5, start_sigma=9.0, end_sigma=6.0)
+    with pytest.raises(SettingError, match="have nothing in common"):
+        PAGSettings(3.0, options=options).schedule(percent_to_sigma)
+
+
+def test_the_schedule_is_what_the_settings_say():
+    settings = PAGSettings(4.0, options=PAGOptions(start_percent=0.2, end_percent=0.6, schedule="linear"))
+    schedule = settings.schedule(percent_to_sigma)
+    assert [schedule.scale_at(percent_to_sigma(p)) for p in (0.1, 0.2, 0.4, 0.7)] == pytest.approx([0.0, 4.0, 2.0, 0.0],
+                                                                                                  abs=1e-6)
+    assert PAGSettings(4.0).schedule(percent_to_sigma).is_constant
+    adaptive = PAGSettings(4.0, options=PAGOptions(schedule="adaptive_diffusers", adaptive_scale=0.002))
+    assert adaptive.schedule(percent_to_sigma).scale_at(percent_to_sigma(0.5)) == pytest.approx(4.0 - 0.002 * 500.5)
