@@ -1,4 +1,4 @@
-"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint or train.
+"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench or train.
 
 They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
 """
@@ -64,6 +64,12 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "tests/unit", without_host=True)
     run(session, "-m", "pytest", "tests/host")
     run(session, "-m", "pytest", "tests/server", "tests/training")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measures what PAG costs; -- --device cuda, --json FILE and the like go to the benchmark."""
+    run(session, "-m", "benchmark.bench", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""What PAG costs."""

@@ -1,0 +1,198 @@
+"""What PAG costs: FLOPs, wall time and peak memory of a sampling step, as ratios to a CFG step.
+
+Everything goes through the host's own sampling and this pack's nodes. FLOPs at full size are counted on the meta
+device, without weights, with torch's FlopCounterMode. Times are taken in turn in one process, run after run, and the
+medians are compared, so that a machine whose speed drifts slows all rows alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.in_process import ROOT, import_pack, start_host
+from tqdm import tqdm
+
+STEPS = 5
+CFG, SCALE = 7.0, 3.0
+CFG_END, PAG_START = 0.6, 0.4  # the scheduled row: CFG early, PAG late (PAG Fig. 44, App. E.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: full-size models in bf16")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each row")
+    parser.add_argument("--only", default="", help="models whose name holds this text")
+    parser.add_argument("--flops-only", action="store_true", help="count, do not time")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON; must not exist yet")
+    arguments = parser.parse_args()
+    if arguments.json and arguments.json.exists():
+        parser.error(f"{arguments.json} exists; name a new file")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
+    on_cpu = arguments.device == "cpu"
+    start_host(os.environ["COMFYUI_PATH"], *(["--cpu"] if on_cpu else []), "--use-pytorch-cross-attention")
+    import torch
+
+    if not on_cpu and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: this machine has no CUDA device")
+    import_pack()
+    report = {"device": "CPU" if on_cpu else torch.cuda.get_device_name(), "threads": torch.get_num_threads(),
+              "torch": torch.__version__, "flops": [], "times": []}
+    from benchmark import networks
+
+    for shape in networks.FULL:
+        if arguments.only.lower() in shape.name.lower():
+            report["flops"].append(count(shape))
+    if not arguments.flops_only:
+        for shape in networks.SCALED if on_cpu else networks.FULL:
+            if arguments.only.lower() in shape.name.lower():
+                with torch.inference_mode():
+                    report["times"].append(measure(shape, arguments.device, arguments.repeats))
+    print_tables(report)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def count(shape) -> dict:
+    """FLOPs of a step at full size, by row; {"model", "flops": {row: number}}."""
+    import torch
+    from pag_pack.nodes.host.attention import LayerPerturbation
+    from pag_pack.nodes.host.layers import model_layers
+    from pag_pack.nodes.host.transformers import TransformerWatch
+    from pag_pack.nodes.host.u_nets import UNetWatch
+    from pag_pack.pag_core.perturbation import Perturbation
+    from pag_pack.pag_core.selection import select
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = shape.build("meta", torch.float32)
+    found = model_layers(_Holder(network))
+    layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(), heads)
+              for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
+    watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
+
+    def flops(rows: list[str], share: bool = True) -> int:
+        """Of one forward with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
+        options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
+        with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print):
+            watch.install(options, "p".__eq__, print)
+            with watch.watching([network], "p".__eq__), FlopCounterMode(display=False) as counter, torch.no_grad():
+                inputs = shape.inputs(len(rows), "meta", torch.float32)
+                network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
+        return counter.get_total_flops()
+
+    plain, cfg, full, shared = flops(["c"]), flops(["u", "c"]), flops(["p", "u", "c"], False), flops(["p", "u", "c"])
+    alone = flops(["p", "c"])
+    scheduled = PAG_START * cfg + (CFG_END - PAG_START) * shared + (1 - CFG_END) * alone
+    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, "flops": {
+        "no guidance": plain, "CFG": cfg, "CFG + PAG, full batch": full, "CFG + PAG, shared prefix": shared,
+        "CFG + PAG, scheduled": scheduled, "PAG without CFG": alone}}
+
+
+class _Holder:
+    """Stands for a ModelPatcher where only its network is asked for."""
+
+    def __init__(self, network) -> None:
+        self.network = network
+
+    def get_model_object(self, name: str):
+        return self.network
+
+
+def measure(shape, device: str, repeats: int) -> dict:
+    """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes": {row: number}}."""
+    import torch
+
+    rows = build_rows(shape, device)
+    for run in rows.values():
+        run()  # allocations and lazy initialisation are not what is measured
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    peaks = {}
+    for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
+        for name, run in rows.items():
+            reset_peak(device)
+            start = time.perf_counter()
+            run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - start) / STEPS)
+            peaks[name] = peak(device)
+    return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            "spread": {name: [min(values), max(values)] for name, values in seconds.items()}, "bytes": peaks}
+
+
+def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
+    """{row: a run of STEPS steps}."""
+    import torch
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+    from pag_pack.nodes.sampling import PAGKSampler
+    from pag_pack.pag_core.settings import PAGOptions
+
+    import nodes
+    from benchmark.model import as_model, conditioning
+
+    model = as_model(shape, device)
+    host_pag = PerturbedAttentionGuidance.execute(model, SCALE).result[0]
+    latent = {"samples": torch.zeros(1, *shape.latent)}
+    positive, negative = conditioning(shape, 1), conditioning(shape, 2)
+
+    def stock(model, cfg: float):
+        return lambda: nodes.common_ksampler(model, 0, STEPS, cfg, "euler", "normal", positive, negative, latent)
+
+    def ours(cfg: float, cfg_end: float = 1.0, **options):
+        return lambda: PAGKSampler.execute(model, 0, STEPS, cfg, SCALE, shape.layers, "euler", "normal", positive,
+                                           negative, latent, cfg_end_percent=cfg_end, options=PAGOptions(**options))
+
+    rows = {"no guidance": stock(model, 1.0), "CFG": stock(model, CFG)}
+    if shape.has_host_pag:
+        rows["CFG + PAG, the host's node"] = stock(host_pag, CFG)
+    return rows | {
+        "CFG + PAG, full batch": ours(CFG, share_prefix=False), "CFG + PAG, shared prefix": ours(CFG),
+        "CFG + PAG, scheduled": ours(CFG, CFG_END, start_percent=PAG_START), "PAG without CFG": ours(1.0)}
+
+
+def reset_peak(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory starts anew
+
+
+def peak(device: str) -> int | None:
+    """Bytes; None where the system does not tell."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def print_tables(report: dict) -> None:
+    print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
+    for title, key, unit in (("FLOPs per step at full size", "flops", 1e12), ("Seconds per step", "seconds", 1)):
+        tables = report["flops"] if key == "flops" else report["times"]
+        for table in tables:
+            print(f"\n{title}: {table['model']}{', layers ' + table['layers'] if 'layers' in table else ''}\n")
+            print(f"| row | {'TFLOP' if key == 'flops' else 's'} | ratio |{' peak GiB |' if key == 'seconds' else ''}")
+            print(f"|---|---:|---:|{'---:|' if key == 'seconds' else ''}")
+            for name, value in table[key].items():
+                memory = f" {(table['bytes'][name] or 0) / 2**30:.2f} |" if key == "seconds" else ""
+                print(f"| {name} | {value / unit:.3f} | {value / table[key]['CFG']:.3f} |{memory}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))
+    main()
