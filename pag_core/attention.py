@@ -101,10 +101,11 @@ class AttentionCall:
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, h, Ni, D'] softmax attention of image queries over all keys, with the call's mask.
 
-        In pieces, for where torch has no kernel for these shapes it holds the whole map.
+        In pieces, for where torch has no kernel for these shapes it holds the whole map; in large ones, for mostly it
+        has one.
         """
         pieces = []
-        for rows in chunks(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2]):
+        for rows in chunks(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2] // 16):
             mask = self.image_mask(rows)
             if mask is not None and mask.dtype != torch.bool:
                 mask = mask.to(q.dtype)
