@@ -132,6 +132,20 @@ def missing_files(prompt: Prompt, object_info: dict[str, dict]) -> list[str]:
     return missing
 
 
+def only_branch_of(prompt: Prompt, class_type: str) -> Prompt:
+    """The prompt with only its first node of that type, what is made from it, and what these need."""
+    first = next(node_id for node_id, node in prompt.items() if node["class_type"] == class_type)
+    chains = [upstream(prompt, node_id) for node_id in prompt]
+    kept = set().union(*(chain for chain in chains if first in chain))
+    return {node_id: node for node_id, node in prompt.items() if node_id in kept}
+
+
+def upstream(prompt: Prompt, node_id: str) -> set[str]:
+    """The node and everything it is made from."""
+    links = [value for value in prompt[node_id]["inputs"].values() if isinstance(value, list)]
+    return {node_id}.union(*(upstream(prompt, source) for source, _ in links))
+
+
 def set_inputs(prompt: Prompt, class_type: str, **values) -> Prompt:
     """A copy of the prompt in which every node of that type has these values. KeyError if there is none."""
     if not any(node["class_type"] == class_type for node in prompt.values()):

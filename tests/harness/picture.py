@@ -1,0 +1,77 @@
+"""One labelled comparison picture: blocks of rows, the same seeds in columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, GAP, BLOCK_GAP = 28, 4, 20  # pixels
+LABELS = 176  # width of the row labels
+CELL = 112  # at least this wide; small images are enlarged by whole factors, without smoothing
+INK, FAINT, PAPER = "#1c1c1c", "#6b6b6b", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str  # "CFG + PAG"
+    detail: str  # "cfg 4, scale 3"
+    images: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Block:
+    title: str
+    rows: list[Row]
+
+
+def comparison(title: str, subtitle: str, blocks: list[Block]) -> Image.Image:
+    """All blocks under each other, every row as long as the first."""
+    first = blocks[0].rows[0].images
+    factor = max(1, -(-CELL // first[0].width))
+    width, height = first[0].width * factor, first[0].height * factor
+    left = MARGIN + LABELS
+    total_width = left + len(first) * (width + GAP) - GAP + MARGIN
+    heading, block_title = 76, 34
+    total_height = MARGIN + heading + MARGIN + sum(
+        block_title + len(block.rows) * (height + GAP) + BLOCK_GAP for block in blocks) - BLOCK_GAP
+
+    sheet = Image.new("RGB", (total_width, total_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, INK, font(26))
+    draw.text((MARGIN, MARGIN + 38), subtitle, FAINT, font(15))
+    y = MARGIN + heading
+    for block in blocks:
+        draw.text((MARGIN, y), block.title, INK, font(17))
+        y += block_title
+        for row in block.rows:
+            draw.text((MARGIN, y + height / 2 - 3), row.name, INK, font(19), anchor="ls")
+            draw.text((MARGIN, y + height / 2 + 19), row.detail, FAINT, font(14), anchor="ls")
+            for column, image in enumerate(row.images):
+                enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(enlarged, (left + column * (width + GAP), y))
+            y += height + GAP
+        y += BLOCK_GAP
+    return sheet
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def save_new(image: Image.Image, folder: Path, stem: str) -> Path:
+    """Saves under the first free number, so that no earlier picture is lost, and gives the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = folder / f"{stem}-{number:03}.png"
+        try:
+            with path.open("xb") as file:
+                image.save(file, "PNG")
+            return path
+        except FileExistsError:
+            number += 1
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
