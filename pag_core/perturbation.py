@@ -4,7 +4,7 @@ Tensors are per head: q [B, H, N, D], k and v [B, Hkv, N, D] with Hkv dividing H
 softmax, that is after normalisation and rotary embedding; any floating dtype and device. Among the N tokens, Ni are
 image tokens; in a pure self-attention these are all, in a joint attention (SD3, Flux, ...) the rest is text. Only the
 image-to-image block of the map [N, N] is ever perturbed: below, A is that block and V its values. Only the random masks
-hold pieces of such a map; every other kind is a change of q, of v or of what comes out, at the memory of an attention.
+and the noise hold pieces of a map; every other kind changes q, v or what comes out, at the memory of an attention.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ class Kind:
         perturb: (call, perturbation) -> [B, h, Ni, D], what the image tokens of the chosen heads get.
         neutral: the setting that controls it besides the strength, with the value at which it changes nothing.
         needs_grid: whether it has to know how the image tokens lie in the picture.
+        is_random: whether it draws numbers, so that `noise_key` matters.
     """
 
     perturb: Callable[[AttentionCall, Perturbation], Tensor]
     neutral: tuple[str, float] | None = None
     needs_grid: bool = False
+    is_random: bool = False
 
 
 def perturb_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, perturbation: Perturbation, *,
@@ -258,14 +260,14 @@ def _temperature(call: AttentionCall, perturbation: Perturbation) -> Tensor:
 
 KINDS: dict[str, Kind] = {
     "identity": Kind(_identity),
-    "random_mask": Kind(_random_mask, neutral=("rate", 0.0)),
-    "random_off_diagonal_mask": Kind(_random_off_diagonal_mask, neutral=("rate", 0.0)),
-    "noise": Kind(_noise, neutral=("sigma", 0.0)),
+    "random_mask": Kind(_random_mask, neutral=("rate", 0.0), is_random=True),
+    "random_off_diagonal_mask": Kind(_random_off_diagonal_mask, neutral=("rate", 0.0), is_random=True),
+    "noise": Kind(_noise, neutral=("sigma", 0.0), is_random=True),
     "map_blur": Kind(_map_blur, neutral=("sigma", 0.0)),
     "uniform": Kind(_uniform),
     "seg": Kind(_seg, neutral=("sigma", 0.0), needs_grid=True),
     "seg_mean": Kind(_seg_mean),
-    "tpg": Kind(_tpg),
+    "tpg": Kind(_tpg, is_random=True),
     "temperature": Kind(_temperature, neutral=("temperature", 1.0)),
 }
 
