@@ -53,7 +53,8 @@ class LayerPerturbation:
 
 def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                 layout: HeadLayout, host: Attention, per_head: Attention, *, mask: torch.Tensor | None = None,
-                image: slice | None = None, whole: torch.Tensor | None = None, noise_key: tuple = (), **geometry):
+                image: slice | None = None, queries: slice | None = None, whole: torch.Tensor | None = None,
+                noise_key: tuple = (), **geometry):
     """Attention in which the rows marked in `ours` are perturbed.
 
     Args:
@@ -63,6 +64,7 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
         per_head: the same attention on [B, H, N, D].
         mask: the call's attention mask, of 2, 3 or 4 axes as the host allows.
         image: the image tokens of a joint sequence; None where all tokens are the image's.
+        queries: which of the keys' tokens the queries are, where not all have one; the image's must be among them.
         whole: what another node's attention makes of all rows, for it may count on seeing every row.
         noise_key: what the layer's randomness depends on besides the seed and the layer.
         geometry: `scale` and `grid` of `perturb_attention`.
@@ -85,18 +87,29 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
         for row in range(start, stop):
             rows = slice(row * batch, (row + 1) * batch)
             *qkv, cut = part(rows)
+            queries_in, keys_in, values_in = layout.open(*qkv)
 
             def attend(q, k, v, rows=rows, cut=cut):
-                if whole is not None and q.shape[-2] == whole.shape[2 if layout.split_out else 1]:
-                    return layout.reopen(whole[rows])
+                if whole is not None and q.shape[-2] == k.shape[-2]:
+                    return _among(queries, k.shape[-2], layout.reopen(whole[rows]))
                 if cut is not None and cut.shape[-2] not in (1, q.shape[-2]):  # the text queries of a joint sequence
                     cut = torch.cat((cut[..., :image.start, :], cut[..., image.stop:, :]), dim=-2)
                 return per_head(q, k, v, cut)
 
-            out = perturb_attention(*layout.open(*qkv), attend, layer.perturbation, heads=layer.heads, image=image,
-                                    mask=cut, noise_key=(layer.name, *noise_key), **geometry)
-            pieces.append(layout.close(out))
+            out = perturb_attention(_among(queries, keys_in.shape[-2], queries_in), keys_in, values_in, attend,
+                                    layer.perturbation, heads=layer.heads, image=image, mask=cut,
+                                    noise_key=(layer.name, *noise_key), **geometry)
+            pieces.append(layout.close(out if queries is None else out[:, :, queries]))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _among(queries: slice | None, tokens: int, x: torch.Tensor) -> torch.Tensor:
+    """[B, H, tokens, D] with x in the place of the queries and 0 elsewhere; x itself where these are all."""
+    if queries is None:
+        return x
+    full = x.new_zeros(*x.shape[:2], tokens, x.shape[3])
+    full[:, :, queries] = x
+    return full
 
 
 def _runs(flags: Sequence[bool]) -> list[tuple[bool, int, int]]:

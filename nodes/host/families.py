@@ -1,7 +1,9 @@
 """The transformer families: where each keeps its self-attention, and which tokens in it are the image's.
 
-A family is recognised by the class of its network, and a subclass by its base. `*` in a path counts the blocks. U-Nets
-and ADM name their layers by encoder, middle and decoder and are handled in `layers`.
+A family is recognised by the class of its network, and a subclass by its base. `*` in a path matches the blocks, in the
+order in which they are registered. U-Nets and ADM name their layers by encoder, middle and decoder and are handled in
+`layers`. What is called image here is whatever the network denoises: video, sound and shapes too. Reference images
+among those tokens count as image, every other token (text, registers, prepended conditions) as text.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -22,15 +25,9 @@ class Tokens(Enum):
 
 
 @dataclass(frozen=True)
-class Count:
-    """Where the number of text or image tokens can be read while the network runs.
+class Argument:
+    """One argument of a module's forward."""
 
-    Attributes:
-        what: "text" or "image".
-        name, position: the argument [B, tokens, C] of the group's modules that holds them.
-    """
-
-    what: str
     name: str
     position: int
 
@@ -44,14 +41,18 @@ class Group:
         path: where the modules are.
         heads: where, from there, the number of heads is.
         tokens: the order of the sequence.
-        count: how many there are; None where an earlier group or the family's counter said so in the same forward.
+        image: the argument [B, image tokens, C] that tells how many tokens are the image's; None where an earlier group
+            or the family's counter said so in the same forward.
+        values: (what ends in V, what projects the attention's output), two linear layers of the module, where the
+            network does not tell its attention which rows it holds; see `values`.
     """
 
     name: str
     path: str
     heads: str
     tokens: Tokens = Tokens.IMAGE
-    count: Count | None = None
+    image: Argument | None = None
+    values: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Family:
         name: for people.
         network: the host's class, "module.Class".
         groups: in the order in which the network runs them.
-        counter: a module whose output [B, tokens, C] has as many tokens as the image, where no argument tells.
+        counter: where no argument tells the number of tokens, ("text" or "image", a module) whose output
+            [B, tokens, C] has as many.
         auto: fraction of the depth at which "auto" lies.
         source: where that choice comes from.
         late_rows: whether the perturbed rows may join at the first perturbed block (see `late_blocks`); not where the
@@ -73,77 +75,136 @@ class Family:
     name: str
     network: str
     groups: tuple[Group, ...]
-    counter: str | None = None
+    counter: tuple[str, str] | None = None
     auto: float = 0.5
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
     late_rows: bool = True
     unbatched: tuple[str, ...] = ()
 
 
-_TXT = Count("text", "txt", 1)
-_FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, _TXT),
+_LDM = "comfy.ldm"
+_FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0)),
          Group("single", "single_blocks.*", "num_heads", Tokens.TEXT_FIRST))
+_QWEN = (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),)
+_CASCADE = tuple(Group(name, f"{name}_blocks.*.*.attention.attn", "heads", Tokens.IMAGE_FIRST, Argument("q", 0))
+                 for name in ("down", "up"))
 
 FAMILIES = (
-    Family("SD3 / SD3.5", "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
-           (Group("", "joint_blocks.*", "x_block.attn.num_heads", Tokens.TEXT_FIRST, Count("text", "context", 0)),),
+    Family("SD3 / SD3.5", f"{_LDM}.modules.diffusionmodules.mmdit.MMDiT",
+           (Group("", "joint_blocks.*", "x_block.attn.num_heads", Tokens.TEXT_FIRST, Argument("x", 1)),),
            auto=13 / 24, source="blocks.13 of 24, as in diffusers' SD3 PAG example"),
-    Family("AuraFlow", "comfy.ldm.aura.mmdit.MMDiT",
-           (Group("double", "double_layers.*.attn", "n_heads", Tokens.TEXT_FIRST, Count("text", "c", 0)),
+    Family("AuraFlow", f"{_LDM}.aura.mmdit.MMDiT",
+           (Group("double", "double_layers.*.attn", "n_heads", Tokens.TEXT_FIRST, Argument("x", 1)),
             Group("single", "single_layers.*.attn", "n_heads", Tokens.TEXT_FIRST))),
-    Family("Flux, Flux 2, LongCat", "comfy.ldm.flux.model.Flux", _FLUX),
-    Family("Chroma, Chroma Radiance", "comfy.ldm.chroma.model.Chroma", _FLUX),
-    Family("HunyuanVideo, HunyuanImage", "comfy.ldm.hunyuan_video.model.HunyuanVideo", _FLUX),
-    Family("Hunyuan3D 2", "comfy.ldm.hunyuan3d.model.Hunyuan3Dv2", _FLUX),
-    Family("Lumina 2, Z-Image", "comfy.ldm.lumina.model.NextDiT",
-           (Group("", "layers.*.attention", "n_local_heads", Tokens.TEXT_FIRST),), counter="noise_refiner.-1"),
-    Family("OmniGen2", "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel",
-           (Group("", "layers.*.attn", "heads", Tokens.TEXT_FIRST),), counter="img_patch_embed_and_refine"),
-    Family("HiDream-I1", "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",
+    Family("HunyuanDiT", f"{_LDM}.hydit.models.HunYuanDiT",
+           (Group("", "blocks.*.attn1", "num_heads", values=("Wqkv", "out_proj")),),
+           auto=14 / 40, source="layer 14 of 40, as in diffusers' HunyuanDiT PAG example"),
+    Family("PixArt", f"{_LDM}.pixart.pixartms.PixArtMS",
+           (Group("", "blocks.*.attn", "num_heads", values=("qkv", "proj")),),
+           auto=14 / 28, source="blocks.14 of 28, as in diffusers' PixArt-Sigma PAG example", late_rows=False),
+    Family("Flux, Flux 2, LongCat", f"{_LDM}.flux.model.Flux", _FLUX),
+    Family("Chroma, Chroma Radiance", f"{_LDM}.chroma.model.Chroma", _FLUX),
+    Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX),
+    Family("Hunyuan3D 2", f"{_LDM}.hunyuan3d.model.Hunyuan3Dv2", _FLUX),
+    Family("Lumina 2, Z-Image", f"{_LDM}.lumina.model.NextDiT",
+           (Group("", "layers.*.attention", "n_local_heads", Tokens.TEXT_FIRST),),
+           counter=("image", "noise_refiner.-1")),
+    Family("OmniGen2", f"{_LDM}.omnigen.omnigen2.OmniGen2Transformer2DModel",
+           (Group("", "layers.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("text", "context_refiner.-1")),
+    Family("Boogu", f"{_LDM}.boogu.model.BooguTransformer2DModel",
+           (Group("double", "double_stream_layers.*", "img_instruct_attn.heads", Tokens.TEXT_FIRST,
+                  Argument("img_hidden_states", 0)),
+            Group("single", "single_stream_layers.*.attn", "heads", Tokens.TEXT_FIRST))),
+    Family("HiDream-I1", f"{_LDM}.hidream.model.HiDreamImageTransformer2DModel",
            (Group("double", "double_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST,
-                  Count("image", "image_tokens", 0)),
-            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST)),
+                  Argument("image_tokens", 0)),
+            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST)), late_rows=False),
+    Family("HiDream-O1", f"{_LDM}.hidream_o1.model.HiDreamO1Transformer",
+           (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
+           counter=("image", "x_embedder"), late_rows=False),
+    Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN),
+    Family("Mage-Flow", f"{_LDM}.mage_flow.model.MageFlowTransformer2DModel", _QWEN, late_rows=False),
+    Family("Krea 2", f"{_LDM}.krea2.model.SingleStreamDiT",
+           (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first"), late_rows=False),
+    Family("Ideogram 4", f"{_LDM}.ideogram4.model.Ideogram4Transformer2DModel",
+           (Group("", "layers.*.attention", "num_heads", Tokens.TEXT_FIRST),), counter=("text", "llm_cond_proj"),
            late_rows=False),
-    Family("Qwen-Image", "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",
-           (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST,
-                  Count("text", "encoder_hidden_states", 1)),)),
-    Family("Mochi", "comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
-           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Count("image", "x", 0)),),
+    Family("JoyImage", f"{_LDM}.joyimage.model.JoyImageTransformer3DModel",
+           (Group("", "double_blocks.*.attn", "num_attention_heads", Tokens.IMAGE_FIRST, Argument("img", 0)),)),
+    Family("Lens", f"{_LDM}.lens.model.LensTransformer2DModel",
+           (Group("", "transformer_blocks.*.attn", "heads", Tokens.IMAGE_FIRST, Argument("hidden_states", 0)),),
+           late_rows=False),
+    Family("PixelDiT", f"{_LDM}.pixeldit.model.PixDiT_T2I",
+           (Group("patch", "patch_blocks.*.attn", "num_heads", Tokens.TEXT_FIRST, Argument("x", 0)),
+            Group("pixel", "pixel_blocks.*.attn", "num_heads")), late_rows=False),
+    Family("CogVideoX", f"{_LDM}.cogvideo.model.CogVideoXTransformer3DModel",
+           (Group("", "blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),), late_rows=False),
+    Family("Mochi", f"{_LDM}.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0)),),
            unbatched=("rope_cos", "rope_sin")),
-    Family("Wan 2.1, Wan 2.2", "comfy.ldm.wan.model.WanModel", (Group("", "blocks.*.self_attn", "num_heads"),)),
-    Family("LTX-Video", "comfy.ldm.lightricks.model.LTXVModel", (Group("", "transformer_blocks.*.attn1", "heads"),)),
-    Family("Cosmos 1", "comfy.ldm.cosmos.model.GeneralDIT", (Group("", "blocks.block*.blocks.0", "block.attn.heads"),),
+    Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", (Group("", "blocks.*.self_attn", "num_heads"),)),
+    Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", (Group("", "transformer_blocks.*.attn1", "heads"),)),
+    Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
            late_rows=False),
-    Family("Cosmos Predict 2, Anima", "comfy.ldm.cosmos.predict2.MiniTrainDIT",
+    Family("Cosmos Predict 2, Anima", f"{_LDM}.cosmos.predict2.MiniTrainDIT",
            (Group("", "blocks.*.self_attn", "n_heads"),)),
-    Family("Kandinsky 5", "comfy.ldm.kandinsky5.model.Kandinsky5",
+    Family("Kandinsky 5", f"{_LDM}.kandinsky5.model.Kandinsky5",
            (Group("", "visual_transformer_blocks.*.self_attention", "num_heads"),)),
-    Family("Stable Audio", "comfy.ldm.audio.dit.AudioDiffusionTransformer",
-           (Group("", "transformer.layers.*.self_attn", "num_heads"),), unbatched=("rotary_pos_emb",)),
+    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, late_rows=False),
+    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, late_rows=False),
+    Family("Stable Audio", f"{_LDM}.audio.dit.AudioDiffusionTransformer",
+           (Group("", "transformer.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
+           counter=("image", "transformer.project_in"), late_rows=False),
+    Family("TripoSplat", f"{_LDM}.triposplat.model.LatentSeqMMFlowModel",
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST),), counter=("image", "input_layer"),
+           late_rows=False),
 )
+
+# Denoisers of the host that cannot be perturbed, and why.
+REFUSED = {
+    f"{_LDM}.ace.model.ACEStepTransformer2DModel":
+        "ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces",
+    f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel":
+        "ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so that a perturbed one changes the others",
+    f"{_LDM}.ernie.model.ErnieImageModel":
+        "Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change",
+    f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain":
+        "Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it",
+    f"{_LDM}.minimax.model.MiniMaxH3Model":
+        "MiniMax H3 packs text, references, video and sound into one sequence without saying which token is which",
+    f"{_LDM}.seedvr.model.NaDiT":
+        "SeedVR attends within windows of differing size, packed into one sequence",
+}
 
 
 def family_of(network: torch.nn.Module) -> Family | None:
-    """The family of a network, or None; by class name, so that no model code is imported that no one uses."""
-    for cls in type(network).__mro__:
-        for family in FAMILIES:
-            if f"{cls.__module__}.{cls.__qualname__}" == family.network:
-                return family
-    return None
+    """The family of a network, or None."""
+    return _by_class(network, {family.network: family for family in FAMILIES})
+
+
+def refusal_of(network: torch.nn.Module) -> str | None:
+    """Why a network that the host can run cannot be perturbed, or None where that is not known."""
+    return _by_class(network, REFUSED)
+
+
+def _by_class(network: torch.nn.Module, table: dict):
+    """By the name of the class or a base, so that no model code is imported that no one uses."""
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__)
+    return next((table[name] for name in names if name in table), None)
 
 
 def group_modules(network: torch.nn.Module, group: Group) -> Iterator[torch.nn.Module]:
     """The modules of a group, in the order in which the network runs them."""
-    index = 0
-    while True:
-        module: torch.nn.Module | None = network
-        for name in group.path.replace("*", str(index)).split("."):
-            children = dict(module.named_children())
-            if name not in children:
-                return
-            module = children[name]
+    yield from _matching(network, group.path.split("."))
+
+
+def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:
+    if not path:
         yield module
-        index += 1
+        return
+    for name, child in module.named_children():
+        if fnmatchcase(name, path[0]):
+            yield from _matching(child, path[1:])
 
 
 def num_heads(module: torch.nn.Module, group: Group) -> int:

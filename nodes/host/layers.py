@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from ...pag_core.selection import Layer
 from .adm_model import ADMUNet
-from .families import FAMILIES, Family, family_of, group_modules, num_heads
+from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
 from .transformers import TransformerKey
 from .u_nets import UNetKey
 
@@ -58,7 +58,9 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
     elif family:
         name, layers = family.name, _transformer_layers(network, family)
     else:
+        reason = refusal_of(network)
         raise UnsupportedModelError(
+            f"Perturbed-Attention Guidance cannot work on this model: {reason}." if reason else
             f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
             f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
             f"on {', '.join(family.name for family in FAMILIES)}.")

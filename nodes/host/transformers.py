@@ -14,9 +14,11 @@ from uuid import UUID
 
 import torch
 
+from ...pag_core.attention import PerturbationError
 from .attention import HeadLayout, LayerPerturbation, attend_rows
-from .families import Count, Family, Tokens, group_modules
+from .families import Argument, Family, Group, Tokens, group_modules, num_heads
 from .late_blocks import LateBlocks
+from .values import value_hooks
 
 TransformerKey = tuple[str, int]  # (group, index)
 _OVERRIDE = "optimized_attention_override"
@@ -26,6 +28,7 @@ class _Place(threading.local):
     """Where the forward of this thread is. Thread-local, for MultiGPU runs one forward in each of several threads."""
 
     def __init__(self) -> None:
+        self.ours: list[bool] = []  # which rows of the batch are perturbed
         self.layer: LayerPerturbation | None = None
         self.tokens = Tokens.IMAGE
         self.counts: dict[str, int] = {}  # {"text" or "image": number of tokens}
@@ -36,39 +39,48 @@ class TransformerWatch:
 
     Args:
         layers: {(group, index): what is done there}.
+
+    Raises:
+        PerturbationError: where a layer's family does not allow its kind of perturbation.
     """
 
     def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation]) -> None:
+        kinds = {layer.perturbation.kind for layer in layers.values()} - {"identity"}
+        if kinds and any(group.values for group in family.groups):
+            raise PerturbationError(f"{family.name} takes the identity only, not {', '.join(sorted(kinds))}: ComfyUI "
+                                    f"shows no one the attention maps of this family.")
         self.family = family
         self.layers = layers
         self.place = _Place()
 
     def install(self, transformer_options: dict, is_ours: Callable[[object], bool],
-                skipped: Callable[[str], None]) -> None:
+                skipped: Callable[[str], None], noise_key: tuple) -> None:
         """Put the override into `transformer_options` (the caller's own copy), around the one that is there.
 
         Args:
             is_ours: whether a row, by its uuid, is perturbed.
             skipped: called with a layer's name where a call cannot be perturbed.
+            noise_key: what the randomness of the layers depends on besides seed and layer.
         """
         previous = transformer_options.get(_OVERRIDE)
 
         def override(func, *args, **kwargs):
-            layer, uuids = self.place.layer, (kwargs.get("transformer_options") or {}).get("uuids")
-            ours = [is_ours(row) for row in uuids or ()]
+            layer, ours = self.place.layer, _flags(kwargs.get("transformer_options"), is_ours)
             call = func if previous is None else (lambda *a, **k: previous(func, *a, **k))
             if layer is None or not any(ours):
                 return call(*args, **kwargs)
-            return self._perturbed(layer, ours, skipped, func, previous and call, *args, **kwargs)
+            return self._perturbed(layer, ours, skipped, noise_key, func, previous and call, *args, **kwargs)
 
         transformer_options[_OVERRIDE] = override
 
-    def _perturbed(self, layer: LayerPerturbation, ours: list[bool], skipped: Callable[[str], None], func, whole, q, k,
-                   v, heads, mask=None, *args, skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
+    def _perturbed(self, layer: LayerPerturbation, ours: list[bool], skipped: Callable[[str], None], noise_key: tuple,
+                   func, whole, q, k, v, heads, mask=None, *args, skip_reshape: bool = False,
+                   skip_output_reshape: bool = False, **kwargs):
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
-        image = self._image_tokens(keys)
-        if length != keys or image is None or q.shape[0] % len(ours):
+        image, queries = self._image_tokens(keys), self._queries(length, keys)
+        fits = image is not None and image.start >= queries.start and image.stop <= queries.stop
+        if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
             skipped(layer.name)
             return (whole or func)(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
                                    skip_output_reshape=skip_output_reshape, **kwargs)
@@ -82,7 +94,9 @@ class TransformerWatch:
 
         return attend_rows(layer, ours, q, k, v, layout, host, per_head, mask=mask,
                            image=None if image == slice(0, keys) else image,
-                           whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"))
+                           queries=None if length == keys else queries,
+                           whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"),
+                           noise_key=noise_key)
 
     def _image_tokens(self, length: int) -> slice | None:
         """The image tokens of a sequence; None where this is not known."""
@@ -99,12 +113,16 @@ class TransformerWatch:
             return None
         return slice(length - image, length) if place.tokens is Tokens.TEXT_FIRST else slice(0, image)
 
+    def _queries(self, length: int, keys: int) -> slice:
+        """Which of the keys' tokens the queries are: where a network has no use for the text's, the image's."""
+        return slice(keys - length, keys) if self.place.tokens is Tokens.TEXT_FIRST else slice(0, length)
+
     @contextmanager
-    def watching(self, networks: list[torch.nn.Module]) -> Iterator[None]:
-        """Hooks on the networks' modules for as long as the context lasts."""
+    def watching(self, networks: list[torch.nn.Module], is_ours: Callable[[object], bool]) -> Iterator[None]:
+        """Hooks on the networks' modules for as long as the context lasts; `is_ours` as for `install`."""
         with ExitStack() as stack:
             for network in networks:
-                for handle in self._hooks(network):
+                for handle in self._hooks(network, is_ours):
                     stack.callback(handle.remove)
             yield
 
@@ -117,23 +135,34 @@ class TransformerWatch:
         first = min(layers, key=lambda key: (names.index(key[0]), key[1]))
         return LateBlocks(self.family, first, sources, decline).watching(networks, transformer_options)
 
-    def _hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    def _hooks(self, network: torch.nn.Module, is_ours) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        yield network.register_forward_pre_hook(self._start(is_ours), prepend=True, with_kwargs=True)
         if self.family.counter:
-            module = network.get_submodule(self._last(network, self.family.counter))
-            yield module.register_forward_hook(lambda module, args, output: self._count("image", output))
+            what, path = self.family.counter
+            yield _submodule(network, path).register_forward_hook(
+                lambda module, args, output: self._count(what, output))
         for group in self.family.groups:
             for index, module in enumerate(group_modules(network, group)):
                 layer = self.layers.get((group.name, index))
-                if layer is None and group.count is None:
-                    continue
-                yield module.register_forward_pre_hook(self._enter(layer, group.tokens, group.count), with_kwargs=True)
-                yield module.register_forward_hook(self._leave, always_call=True)
+                if layer is not None and group.values:
+                    yield from value_hooks(module, group.values, num_heads(module, group), layer,
+                                           lambda: self.place.ours)
+                elif layer is not None or group.image is not None:
+                    yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
+                    yield module.register_forward_hook(self._leave, always_call=True)
 
-    def _enter(self, layer: LayerPerturbation | None, tokens: Tokens, count: Count | None):
+    def _start(self, is_ours: Callable[[object], bool]):
+        def hook(network, args, kwargs):
+            self.place.ours = _flags(kwargs.get("transformer_options"), is_ours)
+            # A prompt may be missing, and with it the module that would count the text.
+            self.place.counts = {"text": 0} if self.family.counter and self.family.counter[0] == "text" else {}
+        return hook
+
+    def _enter(self, layer: LayerPerturbation | None, group: Group):
         def hook(module, args, kwargs):
-            self.place.layer, self.place.tokens = layer, tokens
-            if count is not None:
-                self._count(count.what, kwargs[count.name] if count.name in kwargs else args[count.position])
+            self.place.layer, self.place.tokens = layer, group.tokens
+            if group.image is not None:
+                self._count("image", _argument(group.image, args, kwargs))
         return hook
 
     def _leave(self, module, args, output) -> None:
@@ -142,8 +171,17 @@ class TransformerWatch:
     def _count(self, what: str, tokens: torch.Tensor) -> None:
         self.place.counts = {what: tokens.shape[1]}
 
-    @staticmethod
-    def _last(network: torch.nn.Module, path: str) -> str:
-        """A module path whose "-1" stands for the last of a list."""
-        head, _, index = path.rpartition(".")
-        return f"{head}.{len(network.get_submodule(head)) - 1}" if index == "-1" else path
+
+def _flags(transformer_options: dict | None, is_ours: Callable[[object], bool]) -> list[bool]:
+    """One flag for each row of the batch."""
+    return [is_ours(row) for row in (transformer_options or {}).get("uuids") or ()]
+
+
+def _argument(argument: Argument, args: tuple, kwargs: dict) -> torch.Tensor:
+    return kwargs[argument.name] if argument.name in kwargs else args[argument.position]
+
+
+def _submodule(network: torch.nn.Module, path: str) -> torch.nn.Module:
+    """A module by its path, whose "-1" stands for the last of a list."""
+    head, _, index = path.rpartition(".")
+    return network.get_submodule(head)[-1] if index == "-1" else network.get_submodule(path)

@@ -23,15 +23,16 @@ class UNetWatch:
         self.layers = layers
 
     def install(self, transformer_options: dict, is_ours: Callable[[object], bool],
-                skipped: Callable[[str], None]) -> None:
+                skipped: Callable[[str], None], noise_key: tuple) -> None:
         """Put the replacements into `transformer_options` (the caller's own copy), around those that are there."""
         replace = transformer_options["patches_replace"] = transformer_options.get("patches_replace", {}).copy()
         attn1 = replace["attn1"] = replace.get("attn1", {}).copy()
         for key, layer in self.layers.items():
             # The host lets (block, number, index) win over (block, number), so ours takes the stronger key.
-            attn1[key] = _Replacement(layer, attn1.get(key, attn1.get(key[:2])), is_ours, skipped)
+            attn1[key] = _Replacement(layer, attn1.get(key, attn1.get(key[:2])), is_ours, skipped, noise_key)
 
-    def watching(self, networks: list[torch.nn.Module]) -> AbstractContextManager[None]:
+    def watching(self, networks: list[torch.nn.Module],
+                 is_ours: Callable[[object], bool]) -> AbstractContextManager[None]:
         return nullcontext()
 
     def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[UNetKey] | None,
@@ -48,11 +49,12 @@ class UNetWatch:
 class _Replacement:
     """An attn1 replacement: our rows are perturbed, all others are what they were."""
 
-    def __init__(self, layer: LayerPerturbation, previous, is_ours, skipped) -> None:
+    def __init__(self, layer: LayerPerturbation, previous, is_ours, skipped, noise_key) -> None:
         self.layer = layer
         self.previous = previous
         self.is_ours = is_ours
         self.skipped = skipped
+        self.noise_key = noise_key
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict, **kwargs):
         layout = HeadLayout(extra_options["n_heads"])
@@ -82,4 +84,5 @@ class _Replacement:
         elif "optimized_attention_override" in extra_options:
             whole = host(q, k, v)
         grid = None if shape is None or shape[-2] * shape[-1] != q.shape[1] else (shape[-2], shape[-1])
-        return attend_rows(self.layer, ours, q, k, v, layout, host, per_head, whole=whole, grid=grid)
+        return attend_rows(self.layer, ours, q, k, v, layout, host, per_head, whole=whole, grid=grid,
+                           noise_key=self.noise_key)

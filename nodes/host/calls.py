@@ -1,0 +1,109 @@
+"""The calls of one step: the host's own, with the perturbed rows of every PAG added to it."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import ExitStack
+
+import comfy.samplers
+import torch
+
+from ...pag_core.guidance import guide, perturbed_attention_delta
+from ...pag_core.settings import PAGSettings
+from .run import Run
+from .transformers import TransformerWatch
+from .u_nets import UNetWatch
+
+
+class JointCall:
+    """Replaces the host's calc_cond_batch for one step: the same call with the perturbed rows of every PAG added."""
+
+    def __init__(self, passes: tuple[PerturbedPass, ...]) -> None:
+        self.passes = passes
+
+    def __call__(self, args: dict) -> list[torch.Tensor]:
+        conds, model_options = args["conds"], args["model_options"]
+        if conds[0] is None:
+            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
+        perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
+        share = all(step.settings.options.share_prefix for step in self.passes)
+        outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], share)
+        for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
+            step.cond, step.perturbed = outputs[0], prediction
+        # Others' pre-CFG functions expect exactly the conds they asked for.
+        return outputs[:len(conds)]
+
+
+def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list, share_prefix: bool):
+    """The host's calc_cond_batch with the layers of every pass perturbed in the rows of that pass."""
+    options = args["model_options"].copy()
+    transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+    models = [args["model"], *(clone.model for clone in options.get("multigpu_clones", {}).values())]
+    networks = list({id(model): model.diffusion_model for model in models}.values())
+    sources = {perturbed: plain for step in passes for perturbed, plain in step.sources.items()}
+    layers = {key for step in passes for key in step.watch.layers}
+    with ExitStack() as stack:
+        stack.enter_context(passes[0].watch.sharing(
+            networks, transformer_options, layers if share_prefix else None, sources, passes[0].run.declined.add))
+        for step in passes:
+            step.watch.install(transformer_options, step.sources.__contains__, step.run.skipped.add, step.noise_key)
+            stack.enter_context(step.watch.watching(networks, step.sources.__contains__))
+        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
+
+
+class PerturbedPass:
+    """The perturbed prediction of one step, and where it enters the result.
+
+    Args:
+        watch: the way into the model's layers.
+        namespace: of the uuids of our rows; one for each PAG node, so that two in a chain do not mix.
+        scale: s at this step.
+        sigma: the noise level, where the perturbation is random and depends on it.
+    """
+
+    def __init__(self, settings: PAGSettings, watch: UNetWatch | TransformerWatch, namespace: uuid.UUID, run: Run,
+                 scale: float, sigma: float | None) -> None:
+        self.settings = settings
+        self.watch = watch
+        self.namespace = namespace
+        self.run = run
+        self.scale = scale
+        self.noise_key = () if sigma is None else (sigma,)
+        self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
+        self.cond: torch.Tensor | None = None
+        self.perturbed: torch.Tensor | None = None
+
+    def perturbed_conds(self, conds: list[dict]) -> list[dict]:
+        """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
+        ours = [uuid.uuid5(self.namespace, str(cond["uuid"])) for cond in conds]
+        self.sources.update((mine, cond["uuid"]) for mine, cond in zip(ours, conds, strict=True))
+        return [dict(cond, uuid=mine) for mine, cond in zip(ours, conds, strict=True)]
+
+    def post_cfg(self, args: dict) -> torch.Tensor:
+        """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
+        if self.perturbed is None:
+            # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
+            # Dual CFG with both scales 1 hands over no conditioning at all.
+            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
+            self.cond = args["cond_denoised"]
+        if self.settings.options.reuse_every > 1:
+            self.run.keep(self.cond, self.perturbed)
+        return add_delta(args, self.cond, self.perturbed, self.settings, self.scale, self.run)
+
+
+def add_delta(args: dict, cond: torch.Tensor, perturbed: torch.Tensor, settings: PAGSettings, scale: float,
+              run: Run) -> torch.Tensor:
+    """The guided prediction of a step (PAG Eq. 14).
+
+    Args:
+        args: what the host hands to a post-CFG function.
+        cond, perturbed: [B, C, ...] the two predictions whose difference PAG adds, of this step or an earlier one.
+    """
+    delta = perturbed_attention_delta(cond, perturbed, scale)
+    run.record(delta)
+    # What the model makes of a network output of zero; the parts of the prediction are measured from there.
+    origin = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(args["input"]),
+                                                             args["input"]) if settings.options.rescale else None
+    return guide(args["denoised"], args["cond_denoised"], delta, settings.options.rescale,
+                 settings.options.rescale_mode, origin=origin,
+                 uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
