@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import torch
+from comfy_execution.utils import get_executing_context
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +45,24 @@ class Run:
         self.largest_delta = largest if self.largest_delta is None else torch.maximum(self.largest_delta, largest)
 
     def report(self) -> None:
-        """Say in the log what a user would otherwise have to guess: that PAG did nothing, and why."""
+        """Say what a user would otherwise have to guess: that PAG did nothing, and why."""
         if self.skipped:
-            _log.warning("PAG: left the self-attention of %s alone, because something (HyperTile, token merging, an "
-                         "attention mask over parts of the image) changes its tokens there. Select other layers or "
-                         "remove that patch.", ", ".join(sorted(self.skipped)))
+            _tell(f"PAG: left the self-attention of {', '.join(sorted(self.skipped))} alone, because something "
+                  f"(HyperTile, token merging, an attention mask over parts of the image) changes its tokens there. "
+                  f"Select other layers or remove that patch.")
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
         if self.steps == 0:
-            _log.warning("PAG: no sampled step lies between start_percent and end_percent, so it had no effect.")
+            _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
+                  "so it had no effect. Widen the range.")
         elif self.largest_delta == 0:
-            _log.warning("PAG: the perturbed prediction equals the plain one in all %d steps, so it had no effect.",
-                         self.steps)
+            _tell(f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect.")
+
+
+def _tell(warning: str) -> None:
+    """Warn in the log, and on the node that is running where an editor watches."""
+    _log.warning("%s", warning)
+    context = get_executing_context()
+    server = getattr(sys.modules.get("server"), "PromptServer", None)  # absent where the host runs without a server
+    if context is not None and getattr(server, "instance", None) is not None:
+        server.instance.send_progress_text(warning, context.node_id)

@@ -15,6 +15,7 @@ from uuid import UUID
 import torch
 
 from ...pag_core.attention import PerturbationError
+from ...pag_core.perturbation import KINDS
 from .attention import HeadLayout, LayerPerturbation, attend_rows
 from .families import Argument, Family, Group, Tokens, group_modules, num_heads
 from .late_blocks import LateBlocks
@@ -49,6 +50,10 @@ class TransformerWatch:
         if kinds and any(group.values for group in family.groups):
             raise PerturbationError(f"{family.name} takes the identity only, not {', '.join(sorted(kinds))}: ComfyUI "
                                     f"shows no one the attention maps of this family.")
+        blurs = sorted(kind for kind in kinds if KINDS[kind].needs_grid)
+        if blurs:
+            raise PerturbationError(f"{', '.join(blurs)} blurs over the picture's rows and columns, which the "
+                                    f"attention of {family.name} does not tell; seg_mean works without them.")
         self.family = family
         self.layers = layers
         self.place = _Place()
