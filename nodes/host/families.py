@@ -165,7 +165,7 @@ REFUSED = {
     f"{_LDM}.ace.model.ACEStepTransformer2DModel":
         "ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces",
     f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel":
-        "ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so that a perturbed one changes the others",
+        "ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so a perturbed one changes the others",
     f"{_LDM}.ernie.model.ErnieImageModel":
         "Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change",
     f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain":

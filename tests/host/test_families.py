@@ -1,0 +1,275 @@
+"""Every transformer family of the host, small and random: which layers it has, and that perturbing them is exact.
+
+The reference is the same network run for the perturbed row alone, in which the selected layer's attention is worked
+out in full in fp64: the whole map, with everything off the diagonal of the image-to-image block masked. It finds layers
+by counting attention calls and image tokens by the size of the input, not by what the pack knows of a family.
+
+With PAG_FAMILY_TABLE=FILE the README's table of families is written to FILE, as Markdown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from pag_pack.nodes.host.attention import LayerPerturbation
+from pag_pack.nodes.host.families import FAMILIES, REFUSED, group_modules
+from pag_pack.nodes.host.layers import UnsupportedModelError, model_layers
+from pag_pack.nodes.host.transformers import TransformerWatch
+from pag_pack.pag_core.attention import PerturbationError
+from pag_pack.pag_core.perturbation import Perturbation
+
+from .family_models import CASES, OPTIONS, Case, forward, row
+
+PLAIN, PERTURBED = "plain", "perturbed"  # the rows' uuids
+
+
+class Patcher:
+    """As much of a ModelPatcher as reading the layers takes."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def get_model_object(self, name: str) -> torch.nn.Module:
+        return self.network
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(case) -> torch.nn.Module:
+    return case.build()
+
+
+@pytest.fixture(scope="module")
+def plain(case, network) -> torch.Tensor:
+    """[2, ...] both rows of the batch without any perturbation."""
+    with torch.inference_mode():
+        return forward(network, case.batch(), {})
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Collects the table of families, for the README."""
+    rows: dict[str, dict] = {}
+    yield rows
+    if path := os.environ.get("PAG_FAMILY_TABLE"):
+        Path(path).write_text(family_table(rows))
+
+
+def family_table(rows: dict[str, dict]) -> str:
+    """Markdown from {case: {"family", "layers", "effects", "errors"}}."""
+    lines = ["| family | tested as | layers | auto | effect | error |", "|---|---|---|---|---|---|"]
+    for name, found in rows.items():
+        effects, errors = found["effects"], found["errors"]
+        lines.append(f"| {found['family']} | {name} | {', '.join(found['layers'])} | {found['auto']} | "
+                     f"{min(effects):.0e} to {max(effects):.0e} | {max(errors):.0e} |")
+    return "\n".join(lines) + "\n"
+
+
+def watch(network: torch.nn.Module, name: str, perturbation: Perturbation, heads=None) -> TransformerWatch:
+    """Our code, with one layer selected."""
+    found = model_layers(Patcher(network))
+    key = next(key for layer, key in found.layers.items() if layer.name == name)
+    return TransformerWatch(found.family, {key: LayerPerturbation(name, perturbation, heads)})
+
+
+def run(case: Case, network: torch.nn.Module, watch: TransformerWatch) -> tuple[torch.Tensor, set[str]]:
+    """([2, ...], layers left alone) of a batch with a plain and a perturbed row."""
+    options, skipped = {"uuids": [PLAIN, PERTURBED], "cond_or_uncond": [1, 0]}, set()
+    watch.install(options, PERTURBED.__eq__, skipped.add, ())
+    with watch.watching([network], PERTURBED.__eq__):
+        return forward(network, case.batch(), options), skipped
+
+
+class FullMap:
+    """An attention override that works the selected layer's attention out in full; see the module's docstring."""
+
+    def __init__(self, case: Case, layer: str) -> None:
+        self.case = case
+        self.layer = layer
+        self.calls = iter(case.calls.split())
+        self.replaced = 0
+
+    def __call__(self, attention, q, k, v, heads, mask=None, *args, skip_reshape=False, skip_output_reshape=False,
+                 **kwargs):
+        if next(self.calls) != self.layer:
+            return attention(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
+                             skip_output_reshape=skip_output_reshape, **kwargs)
+        self.replaced += 1
+        if not skip_reshape:
+            q, k, v = (t.flatten(2).unflatten(-1, (-1, q.flatten(2).shape[-1] // heads)).transpose(1, 2)
+                       for t in (q, k, v))
+        dtype, q, k, v = v.dtype, q.double(), k.double(), v.double()
+        k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (k, v))
+        logits = q @ k.transpose(-1, -2) * kwargs.get("scale", q.shape[-1] ** -0.5)
+        if mask is not None:
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape) if mask.ndim != 3 else mask.unsqueeze(1)
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        tokens = torch.arange(k.shape[2])
+        is_image = torch.zeros(k.shape[2], dtype=torch.bool)
+        is_image[self.case.image_tokens(k.shape[2])] = True
+        # Where there are fewer queries than keys, they are the image's end of the sequence.
+        asking = slice(0, q.shape[2]) if self.case.image_first else slice(k.shape[2] - q.shape[2], None)
+        others = is_image[asking, None] & is_image & (tokens[asking, None] != tokens)
+        out = logits.masked_fill(others, -torch.inf).softmax(dim=-1) @ v
+        return (out if skip_output_reshape else out.transpose(1, 2).flatten(2)).to(dtype)
+
+
+def brute_force(case: Case, network: torch.nn.Module, layer: str, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """[1, ...] what the perturbed row should be."""
+    full_map = FullMap(case, layer)
+    inputs, options = row(case.batch(), 1), {"uuids": [PERTURBED], "cond_or_uncond": [0]}
+    with monkeypatch.context() as patch:
+        if case.attention:
+            module = importlib.import_module(f"comfy.ldm.{case.attention}")
+            attention = module.optimized_attention
+            patch.setattr(module, "optimized_attention", lambda *args, **kwargs: full_map(attention, *args, **kwargs))
+        else:
+            options["optimized_attention_override"] = full_map
+        out = forward(network, inputs, options)
+    assert full_map.replaced and next(full_map.calls, None) is None  # each call was counted, the layer's among them
+    return out
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max|a − b| / max|b|; NaN stays NaN, which no comparison lets pass."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def hooks(network: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+
+
+def test_layers_are_found_by_name_with_their_heads(case, network, plain):
+    assert plain.isfinite().all()
+    assert {layer.name: layer.heads for layer in model_layers(Patcher(network)).layers} == dict.fromkeys(
+        case.layers, case.heads)
+
+
+def test_every_layer_is_perturbed_as_by_the_full_map(case, network, plain, table, monkeypatch):
+    found = model_layers(Patcher(network))
+    entry = table[case.name] = {"family": found.name, "layers": case.layers, "auto": found.auto, "effects": [],
+                                "errors": []}
+    for name in case.layers:
+        out, skipped = run(case, network, watch(network, name, Perturbation()))
+        assert not skipped
+        assert torch.equal(out[:1], plain[:1]), f"{name} changed the plain row"
+        entry["effects"].append(relative(out[1:], plain[1:]))
+        entry["errors"].append(relative(out[1:], brute_force(case, network, name, monkeypatch)))
+        assert entry["effects"][-1] > 1e-3, name
+        assert entry["errors"][-1] <= 1e-4, name
+
+
+def test_strength_and_single_heads_lie_between_plain_and_perturbed(case, network, plain):
+    name = case.layers[0]
+    full, _ = run(case, network, watch(network, name, Perturbation()))
+    every_head, _ = run(case, network, watch(network, name, Perturbation(), frozenset(range(case.heads))))
+    assert relative(every_head, full) <= 1e-5
+    for kept in (watch(network, name, Perturbation(strength=0.5)),
+                 watch(network, name, Perturbation(), frozenset({1}))):
+        some, skipped = run(case, network, kept)
+        assert not skipped
+        assert torch.equal(some[:1], plain[:1])
+        assert relative(some[1:], plain[1:]) > 1e-4
+        assert relative(some[1:], full[1:]) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["temperature", "random_mask"])
+def test_other_perturbations_run_or_are_refused_with_a_reason(case, network, plain, kind):
+    name = case.layers[-1]
+    if case.attention:
+        with pytest.raises(PerturbationError, match=f"identity only, not {kind}"):
+            watch(network, name, Perturbation(kind))
+        return
+    out, skipped = run(case, network, watch(network, name, Perturbation(kind)))
+    assert not skipped
+    assert torch.equal(out[:1], plain[:1])
+    assert relative(out[1:], plain[1:]) > 1e-4
+
+
+def test_rows_that_join_late_are_the_same(case, network):
+    """Both rows of this batch are one conditioning, so that the perturbed one may start as a copy of the plain one."""
+    inputs = {name: value[:1].expand_as(value).contiguous() if isinstance(value, torch.Tensor) else value
+              for name, value in case.batch().items()}
+    if any(isinstance(value, list) for value in inputs.values()):
+        pytest.skip("has inputs that differ between the rows")
+    watcher = watch(network, case.layers[-1], Perturbation())
+    outs, declined = [], set()
+    for layers in (None, set(watcher.layers)):
+        options = {"uuids": [PLAIN, PERTURBED], "cond_or_uncond": [0, 2]}
+        with watcher.sharing([network], options, layers, {PERTURBED: PLAIN}, declined.add):
+            watcher.install(options, PERTURBED.__eq__, declined.add, ())
+            with watcher.watching([network], PERTURBED.__eq__):
+                outs.append(forward(network, inputs, options))
+    assert not declined
+    assert relative(outs[1], outs[0]) <= 1e-5
+
+
+def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
+    before = hooks(network)
+    watcher = watch(network, case.layers[0], Perturbation())
+    (group, index), = watcher.layers
+    module = list(group_modules(network, next(g for g in watcher.family.groups if g.name == group)))[index]
+
+    def fail(*_):
+        raise RuntimeError("out of memory, say")
+
+    handle = module.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(case, network, watcher)
+    handle.remove()
+    assert hooks(network) == before
+    assert torch.equal(forward(network, case.batch(), {"uuids": [PLAIN, PERTURBED]}), plain)
+    run(case, network, watcher)
+    assert hooks(network) == before
+
+
+def test_every_family_is_tested():
+    tested = {model_layers(Patcher(case.build())).family.name for case in CASES}
+    assert tested == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize(("name", "depth", "auto"), [
+    ("SD3.5", {"depth": 24, "num_blocks": 24}, "13"), ("HunyuanDiT", {"depth": 40}, "14"),
+    ("PixArt", {"depth": 28}, "14"), ("Flux", {"depth": 19, "depth_single_blocks": 38}, "single.9"),
+    ("Wan", {"num_layers": 40}, "20")])
+def test_auto_is_the_published_choice_or_the_middle(name, depth, auto):
+    case = next(case for case in CASES if case.name.startswith(name))
+    module, _, cls = case.network.rpartition(".")
+    network = getattr(importlib.import_module(f"comfy.ldm.{module}"), cls)(
+        **case.arguments | depth, **OPTIONS | {"device": "meta"})
+    assert model_layers(Patcher(network)).auto == auto
+
+
+def test_guides_that_split_the_attention_of_ltx_are_left_alone_and_reported():
+    from comfy.ldm.lightricks.model import GuideAttentionMask
+
+    case = next(case for case in CASES if case.name == "LTX-Video")
+    network = case.build()
+    network._build_guide_self_attention_mask = lambda *_: GuideAttentionMask(case.image, case.image - 6, 6,
+                                                                             torch.full((1, 6), 0.5))
+    expected = forward(network, case.batch(), {})
+    out, skipped = run(case, network, watch(network, "1", Perturbation()))
+    assert skipped == {"1"}
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_families_are_the_hosts_and_the_error_says_why(name):
+    module, _, cls = name.rpartition(".")
+    network = object.__new__(getattr(importlib.import_module(module), cls))
+    with pytest.raises(UnsupportedModelError, match="cannot work on this model") as error:
+        model_layers(Patcher(network))
+    assert REFUSED[name] in str(error.value)
+
+
+def test_unknown_networks_are_refused_with_what_works():
+    with pytest.raises(UnsupportedModelError, match=r"does not know the model Linear.*SDXL.*Flux.*Wan"):
+        model_layers(Patcher(torch.nn.Linear(1, 1)))
