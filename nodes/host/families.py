@@ -88,6 +88,7 @@ _FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argu
 _QWEN = (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),)
 _CASCADE = tuple(Group(name, f"{name}_blocks.*.*.attention.attn", "heads", Tokens.IMAGE_FIRST, Argument("q", 0))
                  for name in ("down", "up"))
+_LTX = (Group("", "transformer_blocks.*.attn1", "heads"),)
 
 FAMILIES = (
     Family("SD3 / SD3.5", f"{_LDM}.modules.diffusionmodules.mmdit.MMDiT",
@@ -142,7 +143,8 @@ FAMILIES = (
            (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0)),),
            unbatched=("rope_cos", "rope_sin")),
     Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", (Group("", "blocks.*.self_attn", "num_heads"),)),
-    Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", (Group("", "transformer_blocks.*.attn1", "heads"),)),
+    Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX),
+    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX, late_rows=False),
     Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
            late_rows=False),
     Family("Cosmos Predict 2, Anima", f"{_LDM}.cosmos.predict2.MiniTrainDIT",

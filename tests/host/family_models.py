@@ -146,6 +146,8 @@ _VIDEO = {"vec_in_dim": 32, "axes_dim": [4, 6, 6], "theta": 256, "patch_size": [
 _NEXT_DIT = {"patch_size": 2, "in_channels": 16, "cap_feat_dim": 24, "n_layers": 2, "n_heads": 4, "qk_norm": True}
 _WAN = {"in_dim": 16, "dim": 96, "ffn_dim": 64, "freq_dim": 32, "text_dim": 24, "out_dim": 16, "num_heads": 4,
         "num_layers": 2}
+_LTX = {"in_channels": 16, "cross_attention_dim": 64, "attention_head_dim": 16, "num_attention_heads": 4,
+        "caption_channels": 24, "num_layers": 2}
 _COSMOS = {"max_img_h": 32, "max_img_w": 32, "max_frames": 8, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
            "patch_temporal": 1, "model_channels": 64, "num_blocks": 2, "num_heads": 4, "crossattn_emb_channels": 24,
            "pos_emb_cls": "rope3d", "use_adaln_lora": True, "adaln_lora_dim": 16}
@@ -267,10 +269,13 @@ CASES = [
          {"x": (16, 2, 8, 12), "context": (TEXT, 24)}, "0 - 1 -", image=48),
     Case("Wan, image to video", "wan.model.WanModel", _WAN | {"model_type": "i2v"},
          {"x": (16, 2, 8, 12), "context": (TEXT, 24), "clip_fea": (5, 1280)}, "0 - - 1 - -", image=48),
-    Case("LTX-Video", "lightricks.model.LTXVModel",
-         {"in_channels": 16, "cross_attention_dim": 64, "attention_head_dim": 16, "num_attention_heads": 4,
-          "caption_channels": 24, "num_layers": 2},
+    Case("LTX-Video", "lightricks.model.LTXVModel", _LTX,
          {"x": (16, 2, 4, 6), "context": (TEXT, 24), "attention_mask": _same(None)}, "0 - 1 -", image=48),
+    Case("LTX-Video with sound", "lightricks.av_model.LTXAVModel",
+         _LTX | {"audio_in_channels": 128, "audio_cross_attention_dim": 32, "audio_attention_head_dim": 8,
+                 "audio_num_attention_heads": 4, "connector_attention_head_dim": 8, "connector_num_attention_heads": 2},
+         {"x": [(16, 2, 4, 6), (8, 5, 16)], "context": (TEXT, 48), "attention_mask": _same(None)},
+         "0 - - - - - 1 - - - - -", image=48),
     Case("Cosmos 1", "cosmos.model.GeneralDIT",
          _COSMOS | {"block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
                     "extra_per_block_abs_pos_emb_type": "learnable"},
