@@ -146,13 +146,23 @@ def flux() -> comfy.model_patcher.ModelPatcher:
     return model_patcher(config, lambda: comfy.model_base.Flux(config))
 
 
+class StrangeNetwork(torch.nn.Module):
+    """No family that anyone knows; it predicts no noise at all."""
+
+    dtype = torch.float32
+
+    def __init__(self, **_) -> None:
+        super().__init__()
+
+    def forward(self, x, timesteps=None, **_) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
 @functools.cache
-def pixart() -> comfy.model_patcher.ModelPatcher:
-    """A transformer whose attention no hook of the host reaches."""
-    config = comfy.supported_models.PixArtSigma({
-        "image_model": "pixart_sigma", "in_channels": 4, "hidden_size": 24, "depth": 1, "num_heads": 2,
-        "caption_channels": CONTEXT, "model_max_length": 7, "micro_condition": False})
-    return model_patcher(config, lambda: comfy.model_base.PixArt(config))
+def strange() -> comfy.model_patcher.ModelPatcher:
+    """A model that samples, with a network that this pack has never heard of."""
+    config = comfy.supported_models.SD15({"in_channels": 4})
+    return model_patcher(config, lambda: BaseModel(config, unet_model=StrangeNetwork))
 
 
 def conditioning(seed: int, tokens: int = 7, **extra) -> list:

@@ -127,8 +127,8 @@ def test_empty_latent_of_another_model_is_fitted_as_the_host_does(sample):
 @ways
 @pytest.mark.parametrize("scale", [0.0, SCALE])
 def test_model_of_an_unsupported_family(sample, scale, refused):
-    refused(UnsupportedModelError, "does not know the model PixArtMS. It works on", sample, Run(), models.pixart(),
-            scale, "auto")
+    refused(UnsupportedModelError, "does not know the model StrangeNetwork. It works on", sample, Run(),
+            models.strange(), scale, "auto")
 
 
 def test_named_errors_are_value_errors():

@@ -1,4 +1,4 @@
-"""What PAG Options asks for reaches the sampling, in the steps and rows that it should, and refuses what it cannot do."""
+"""What PAG Options asks for reaches the sampling, in the steps and rows that it should; what cannot be is refused."""
 
 import pytest
 import torch
