@@ -35,7 +35,9 @@ CLASS_NAMES = (
 )  # fmt: skip
 CONFIG = ADMConfig(
     model_channels=32,
-    channel_mult=(1, 2, 3),
+    # 64, 64 and 96 channels. With 32, each of the 32 groups of a norm would hold one channel and remove its mean: the
+    # network could not tell how bright x_t is, and pictures would get a colour cast.
+    channel_mult=(2, 2, 3),
     num_res_blocks=2,
     attention_levels=(1, 2),  # 16×16 and 8×8; the middle block always has one
     num_classes=len(CLASS_NAMES),
@@ -182,6 +184,8 @@ def train(run: Run, images: Tensor, labels: Tensor) -> None:
     args, device, batch = run.args, run.device, run.args.batch_size
     images, labels = images.to(device), labels.to(device)
     signal = alphas_cumprod().to(device)
+    # An error in ε is σ times as large in x̂0. Equal weights neglect the noisy first steps, which set the brightness.
+    weight = ((1 - signal) / signal).sqrt().clamp(1, 50)
     hooks = MathAttention() if device.type == "cpu" else ADMHooks()
     network = torch.compile(run.model) if args.compile else run.model
     saved = exported = time.monotonic()
@@ -205,7 +209,8 @@ def train(run: Run, images: Tensor, labels: Tensor) -> None:
         x = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             eps = network(x, t, y, hooks)
-        loss = (eps.float() - noise).square().mean()
+        errors = (eps.float() - noise).square().mean((1, 2, 3))
+        loss = (errors * weight[t]).mean()
         run.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(run.params, 1.0)
@@ -214,7 +219,7 @@ def train(run: Run, images: Tensor, labels: Tensor) -> None:
         decay = min(EMA_DECAY, (1 + run.step) / (10 + run.step))
         with torch.no_grad():
             torch._foreach_lerp_(run.ema, run.params, 1 - decay)
-        losses.append(loss.detach())
+        losses.append(errors.detach().mean())
         if len(losses) == CURVE_EVERY:
             run.curve.append((run.step, float(torch.stack(losses).mean())))
             losses.clear()
