@@ -4,12 +4,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adm import PAGADMClassLabel, PAGADMLoader
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
+from .layers import PAGLayers
 from .sampling import PAGKSampler
 
 
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGADMLoader, PAGADMClassLabel]
+        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGADMLoader, PAGADMClassLabel]
 
 
 async def comfy_entrypoint() -> PAGExtension:

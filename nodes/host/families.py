@@ -199,6 +199,11 @@ def group_modules(network: torch.nn.Module, group: Group) -> Iterator[torch.nn.M
     yield from _matching(network, group.path.split("."))
 
 
+def group_blocks(network: torch.nn.Module, group: Group) -> list[torch.nn.Module]:
+    """The blocks that hold a group's modules, in the same order."""
+    return list(_matching(network, group.path[:group.path.index("*") + 1].split(".")))
+
+
 def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:
     if not path:
         yield module

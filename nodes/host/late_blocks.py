@@ -16,7 +16,7 @@ from uuid import UUID
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .families import Family, group_modules
+from .families import Family, group_blocks
 from .prefix import SPLIT_BATCH, RowPlan
 
 
@@ -90,7 +90,7 @@ class LateBlocks:
         """The blocks in the order in which they run, up to the one that holds the first perturbed layer."""
         blocks: list[torch.nn.Module] = []
         for group in self.family.groups:
-            members = list(group_modules(network, replace(group, path=group.path[:group.path.index("*") + 1])))
+            members = group_blocks(network, group)
             if group.name == self.first[0]:
                 return blocks + members[:self.first[1] + 1]
             blocks += members

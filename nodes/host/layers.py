@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from comfy.ldm.modules.attention import BasicTransformerBlock
@@ -13,7 +13,8 @@ from torch.nn import Module
 
 from ...pag_core.selection import Layer
 from .adm_model import ADMUNet
-from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
+from .families import FAMILIES, Family, family_of, group_blocks, group_modules, num_heads, refusal_of
+from .prefix import block_order
 from .transformers import TransformerKey
 from .u_nets import UNetKey
 
@@ -71,6 +72,24 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
     return ModelLayers(name, layers, auto, source, family)
+
+
+def recomputed_share(model: ModelPatcher, found: ModelLayers, chosen: Collection[Layer]) -> float:
+    """The share of the network's blocks that the perturbed pass of these layers runs: those before it shares."""
+    network = model.get_model_object("diffusion_model")
+    keys = [found.layers[layer] for layer in chosen]
+    if found.family and not found.family.late_rows:
+        return 1.0
+    if found.family:
+        blocks = [(group.name, index) for group in found.family.groups
+                  for index in range(len(group_blocks(network, group)))]
+        first = min(map(blocks.index, keys))
+    else:
+        blocks = [("input", i) for i in range(len(network.input_blocks))]
+        blocks += [("middle", 0)] * (network.middle_block is not None)
+        blocks += [("output", i) for i in range(len(network.output_blocks))]
+        first = blocks.index(min((key[:2] for key in keys), key=block_order))
+    return 1 - first / len(blocks)
 
 
 def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:

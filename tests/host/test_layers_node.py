@@ -1,0 +1,105 @@
+"""PAG Layers: the list of a model's layers, what a selection takes of it, and what the extra pass costs."""
+
+import asyncio
+
+import pytest
+import torch
+from pag_pack.nodes import comfy_entrypoint
+from pag_pack.nodes.host.families import group_blocks
+from pag_pack.nodes.host.layers import UnsupportedModelError, model_layers, recomputed_share
+from pag_pack.nodes.layers import PAGLayers
+from pag_pack.pag_core.selection import SelectionError, select
+
+from . import models
+from .runs import Run, patched
+from .test_family_sampling import pixart
+
+
+def lines(model, layers: str) -> list[list[str]]:
+    """The node's text, split into lines and columns."""
+    output = PAGLayers.execute(model, layers)
+    (text,) = output.result
+    assert output.ui.as_dict() == {"text": (text,)}
+    return [[column.strip() for column in line.split("  ") if column.strip()] for line in text.splitlines()]
+
+
+def test_u_net():
+    head, cost, auto, _, _, *table = lines(models.sd15(), "auto")
+    assert head == ["U-Net: 7 self-attention layers, 1 selected."]
+    assert cost == ["The extra pass runs the network again in 54% of its blocks, for those before the first selected "
+                    "layer are shared with the normal pass."]
+    assert auto == ["auto: m0 (the middle block, or what is nearest (PAG Table 2, 10))"]
+    assert table[0] == ["d0", "d0.0 input.1 input.1.0", "4", "image only"]
+    assert table[2] == ["m0", "m0.0 middle.0 middle.0.0", "4", "image only", "all heads"]
+
+
+def test_transformer_with_heads():
+    head, cost, auto, _, columns, *table = lines(models.flux(), "double.1:h0+2-3,single.0-2,!single.1")
+    assert head == ["Flux, Flux 2, LongCat: 5 self-attention layers, 3 selected."]
+    assert cost[0].startswith("The extra pass runs the network again in 80% of its blocks")
+    assert auto == ["auto: single.0 (the middle of the network, by analogy with PAG Table 10; not tuned)"]
+    assert columns == ["layer", "also", "heads", "tokens", "selected"]
+    assert table == [["double.0", "0", "4", "text, then image"],
+                     ["double.1", "1", "4", "text, then image", "h0+2-3"],
+                     ["single.0", "2", "4", "text, then image", "all heads"],
+                     ["single.1", "3", "4", "text, then image"],
+                     ["single.2", "4", "4", "text, then image", "all heads"]]
+
+
+def test_family_that_cannot_share_the_prefix():
+    assert lines(pixart(), "1")[1] == ["The extra pass runs the network again in all of its blocks."]
+
+
+@pytest.mark.parametrize(("build", "layers"), [
+    (models.sd15, "m0"), (models.sd15, "d0"), (models.sd15, "u1,u3"), (models.no_middle_block, "auto"),
+    (models.flux, "single.1"), (models.flux, "double.1,single.2")],
+    ids=lambda value: getattr(value, "__name__", value))
+def test_share_is_that_of_the_blocks_with_perturbed_rows(build, layers):
+    model = build()
+    network, found = model.model.diffusion_model, model_layers(model)
+    if found.family:
+        blocks = [block for group in found.family.groups for block in group_blocks(network, group)]
+    else:  # the last layer of each block, since the host calls the layers
+        middle = [network.middle_block] if network.middle_block is not None else []
+        blocks = [block[-1] for block in (*network.input_blocks, *middle, *network.output_blocks)]
+    rows = []
+    handles = [block.register_forward_hook(
+        lambda module, args, output: rows.append(output[0].shape[0] if isinstance(output, tuple) else output.shape[0]))
+        for block in blocks]
+    try:
+        Run(cfg=1.0, steps=1).ksampler(patched(model, 2.0, layers))
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen = select(layers, tuple(found.layers), found.auto)
+    assert len(rows) == len(blocks)
+    assert recomputed_share(model, found, chosen) == pytest.approx(rows.count(2) / len(rows))
+
+
+def test_unknown_layer_lists_what_there_is():
+    with pytest.raises(SelectionError, match=r"'m7'.*This model has: d0-1, m0, u0-3"):
+        PAGLayers.execute(models.sd15(), "m7")
+
+
+def test_unknown_model():
+    with pytest.raises(UnsupportedModelError, match="does not know the model StrangeNetwork"):
+        PAGLayers.execute(models.strange(), "auto")
+
+
+def test_registered_with_a_schema_that_says_what_everything_is():
+    nodes = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
+    assert PAGLayers in nodes
+    schema = PAGLayers.define_schema()
+    schema.validate()
+    assert [each.id for each in schema.inputs] == ["model", "layers"]
+    assert all(each.tooltip for each in (*schema.inputs, *schema.outputs))
+    assert schema.is_output_node
+
+
+def test_model_is_left_alone():
+    model = models.sd15()
+    before = torch.cat([weight.flatten() for weight in model.model.state_dict().values()])
+    options = dict(model.model_options)
+    PAGLayers.execute(model, "all")
+    assert torch.equal(before, torch.cat([weight.flatten() for weight in model.model.state_dict().values()]))
+    assert model.model_options == options
