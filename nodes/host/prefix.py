@@ -86,8 +86,11 @@ class SharedPrefix:
                  **kwargs):
         options = dict(transformer_options or {})
         uuids, conds = options["uuids"], options["cond_or_uncond"]
-        # For the network a perturbed row is a conditional row; patches know the indices 0 and 1 only.
-        options["cond_or_uncond"] = [0 if row in self.sources else cond for row, cond in zip(uuids, conds, strict=True)]
+        # For other nodes' patches a perturbed row is a conditional row. Those that look their tensors up in a pair
+        # (IP-Adapter) know no index 2, and those that search for the conditional row (NAG) must not find ours first:
+        # -2 is the first of a pair, and no 0.
+        options["cond_or_uncond"] = [-2 if row in self.sources else cond
+                                     for row, cond in zip(uuids, conds, strict=True)]
         if self.first is None or not any(row in self.sources for row in uuids):
             return executor(x, timesteps, context, y, control, options, **kwargs)
         plan = RowPlan.of(uuids, conds, self.sources)
