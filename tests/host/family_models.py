@@ -1,4 +1,4 @@
-"""The host's transformer families, small and random, with inputs to run them on.
+"""The host's families, small and random, with inputs to run them on.
 
 Each case says in its own words what the tests need to check the code against: which layer each attention call of a
 forward belongs to, and how many image tokens its input has.
@@ -32,11 +32,12 @@ class Case:
             function of the number of rows}.
         calls: the layer that each attention call belongs to, in the order of the forward; "-" for none: refiners,
             cross-attention.
-        image: image tokens; any other tokens of a call are text.
+        image: image tokens; any other tokens of a call are text. None: all are the image's.
         image_first: whether the image comes before the text.
         heads: attention heads of every layer, or of each group.
         attention: the module whose attention function the reference takes over, where the host's override does not
             reach it.
+        frames: how many pictures of the batch a row holds.
     """
 
     name: str
@@ -44,10 +45,11 @@ class Case:
     arguments: dict
     inputs: dict
     calls: str
-    image: int
+    image: int | None
     image_first: bool = False
     heads: int = 4
     attention: str | None = None
+    frames: int = 1
 
     @property
     def layers(self) -> list[str]:
@@ -56,7 +58,8 @@ class Case:
 
     def image_tokens(self, tokens: int) -> slice:
         """The image's tokens among those of an attention call."""
-        return slice(0, self.image) if self.image_first else slice(tokens - self.image, tokens)
+        image = tokens if self.image is None else self.image
+        return slice(0, image) if self.image_first else slice(tokens - image, tokens)
 
     def build(self) -> torch.nn.Module:
         module, _, name = self.network.rpartition(".")
@@ -75,19 +78,19 @@ class Case:
                 return given(rows)
             if isinstance(given, list):
                 return [value(shape) for shape in given]
-            return torch.randn(rows, *given, generator=generator)
+            return torch.randn(rows * self.frames, *given, generator=generator)
 
         inputs = {name: value(given) for name, given in self.inputs.items()}
-        return {"timesteps": torch.full((rows,), 0.5), **inputs}
+        return {"timesteps": torch.full((rows * self.frames,), 0.5), **inputs}
 
-
-def row(inputs: dict, index: int) -> dict:
-    """One row of a batch."""
-    def cut(value):
-        if isinstance(value, list):
-            return [cut(item) for item in value]
-        return value[index:index + 1] if isinstance(value, torch.Tensor) and value.shape[0] == ROWS else value
-    return {name: cut(value) for name, value in inputs.items()}
+    def row(self, index: int) -> dict:
+        """The arguments of one row of a batch."""
+        def cut(value):
+            if isinstance(value, list):
+                return [cut(item) for item in value]
+            batched = isinstance(value, torch.Tensor) and value.shape[0] in (ROWS, ROWS * self.frames)
+            return value.chunk(ROWS)[index] if batched else value
+        return {name: cut(value) for name, value in self.batch().items()}
 
 
 def forward(network: torch.nn.Module, inputs: dict, transformer_options: dict) -> torch.Tensor:
@@ -133,6 +136,10 @@ def _half(rows: int) -> torch.Tensor:
     return torch.full((rows,), 0.5)
 
 
+_U_NET = {"image_size": 8, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1], "channel_mult": (1, 2),
+          "use_spatial_transformer": True, "context_dim": 16}
+_SDXL = _U_NET | {"num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True,
+                  "num_classes": "sequential", "adm_in_channels": 24}
 _FLUX = {"in_channels": 16, "out_channels": 16, "context_in_dim": 24, "hidden_size": 64, "mlp_ratio": 2.0,
          "num_heads": 4, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
          "qkv_bias": True}
@@ -157,6 +164,23 @@ _QWEN = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4, "j
          "axes_dims_rope": (4, 6, 6)}
 
 CASES = [
+    Case("SD 1.5", "modules.diffusionmodules.openaimodel.UNetModel",
+         _U_NET | {"in_channels": 4, "num_heads": 4, "transformer_depth": [1, 1],
+                   "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1},
+         {"x": (4, 8, 12), "context": (TEXT, 16)}, "d0 - d1 - m0 - u0 - u1 - u2 - u3 -", image=None),
+    Case("SDXL", "modules.diffusionmodules.openaimodel.UNetModel",
+         _SDXL | {"in_channels": 4, "transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2],
+                  "transformer_depth_middle": 2},
+         {"x": (4, 8, 12), "context": (TEXT, 16), "y": (24,)},
+         "d0.0 - d0.1 - m0.0 - m0.1 - u0.0 - u0.1 - u1.0 - u1.1 -", image=None),
+    Case("SVD (the layers within a frame)", "modules.diffusionmodules.openaimodel.UNetModel",
+         _SDXL | {"in_channels": 8, "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+                  "transformer_depth_middle": 1, "extra_ff_mix_layer": True, "use_spatial_context": True,
+                  "merge_strategy": "learned_with_images", "merge_factor": 0.5, "use_temporal_resblock": True,
+                  "use_temporal_attention": True, "video_kernel_size": [3, 1, 1]},
+         {"x": (8, 8, 12), "context": (1, 16), "y": (24,), "num_video_frames": _same(3),
+          "image_only_indicator": lambda rows: torch.zeros(rows, 3)},
+         "d0 - - - m0 - - - u0 - - - u1 - - -", image=None, frames=3),
     Case("SD3.5 medium (extra self-attention)", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
          {"input_size": None, "patch_size": 2, "in_channels": 16, "depth": 2, "num_blocks": 3, "adm_in_channels": 32,
           "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},

@@ -1,4 +1,4 @@
-"""Every transformer family of the host, small and random: which layers it has, and that perturbing them is exact.
+"""Every family of the host, small and random: which layers it has, and that perturbing them is exact.
 
 The reference is the same network run for the perturbed row alone, in which the selected layer's attention is worked
 out in full in fp64: the whole map, with everything off the diagonal of the image-to-image block masked. It finds layers
@@ -19,10 +19,11 @@ from pag_pack.nodes.host.attention import LayerPerturbation
 from pag_pack.nodes.host.families import FAMILIES, REFUSED, group_modules
 from pag_pack.nodes.host.layers import UnsupportedModelError, model_layers
 from pag_pack.nodes.host.transformers import TransformerWatch
+from pag_pack.nodes.host.u_nets import UNetWatch
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
 
-from .family_models import CASES, OPTIONS, Case, forward, row
+from .family_models import CASES, OPTIONS, Case, forward
 from .full_map import FullMap
 
 PLAIN, PERTURBED = "plain", "perturbed"  # the rows' uuids
@@ -49,10 +50,10 @@ def network(case) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def plain(case, network) -> torch.Tensor:
-    """[2, ...] both rows of the batch without any perturbation."""
+def plain(case, network) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both rows of the batch without any perturbation."""
     with torch.inference_mode():
-        return forward(network, case.batch(), {})
+        return forward(network, case.batch(), {}).chunk(2)
 
 
 @pytest.fixture(scope="module")
@@ -74,25 +75,28 @@ def family_table(rows: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def watch(network: torch.nn.Module, name: str, perturbation: Perturbation, heads=None) -> TransformerWatch:
+def watch(network: torch.nn.Module, name: str, perturbation: Perturbation,
+          heads=None) -> TransformerWatch | UNetWatch:
     """Our code, with one layer selected."""
     found = model_layers(Patcher(network))
     key = next(key for layer, key in found.layers.items() if layer.name == name)
-    return TransformerWatch(found.family, {key: LayerPerturbation(name, perturbation, heads)})
+    layers = {key: LayerPerturbation(name, perturbation, heads)}
+    return TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
 
 
-def run(case: Case, network: torch.nn.Module, watch: TransformerWatch) -> tuple[torch.Tensor, set[str]]:
-    """([2, ...], layers left alone) of a batch with a plain and a perturbed row."""
+def run(case: Case, network: torch.nn.Module,
+        watch: TransformerWatch | UNetWatch) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
+    """(plain row, perturbed row, layers left alone) of a batch with one of each."""
     options, skipped = {"uuids": [PLAIN, PERTURBED], "cond_or_uncond": [1, 0]}, set()
     watch.install(options, PERTURBED.__eq__, skipped.add, ())
     with watch.watching([network], PERTURBED.__eq__):
-        return forward(network, case.batch(), options), skipped
+        return *forward(network, case.batch(), options).chunk(2), skipped
 
 
 def brute_force(case: Case, network: torch.nn.Module, layer: str, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """[1, ...] what the perturbed row should be."""
+    """What the perturbed row should be."""
     full_map = FullMap(case, layer)
-    inputs, options = row(case.batch(), 1), {"uuids": [PERTURBED], "cond_or_uncond": [0]}
+    inputs, options = case.row(1), {"uuids": [PERTURBED], "cond_or_uncond": [0]}
     with monkeypatch.context() as patch:
         if case.attention:
             module = importlib.import_module(f"comfy.ldm.{case.attention}")
@@ -115,7 +119,7 @@ def hooks(network: torch.nn.Module) -> int:
 
 
 def test_layers_are_found_by_name_with_their_heads(case, network, plain):
-    assert plain.isfinite().all()
+    assert all(row.isfinite().all() for row in plain)
     assert {layer.name: layer.heads for layer in model_layers(Patcher(network)).layers} == dict.fromkeys(
         case.layers, case.heads)
 
@@ -125,27 +129,27 @@ def test_every_layer_is_perturbed_as_by_the_full_map(case, network, plain, table
     entry = table[case.name] = {"family": found.name, "layers": case.layers, "auto": found.auto, "effects": [],
                                 "errors": []}
     for name in case.layers:
-        out, skipped = run(case, network, watch(network, name, Perturbation()))
+        unchanged, perturbed, skipped = run(case, network, watch(network, name, Perturbation()))
         assert not skipped
-        assert torch.equal(out[:1], plain[:1]), f"{name} changed the plain row"
-        entry["effects"].append(relative(out[1:], plain[1:]))
-        entry["errors"].append(relative(out[1:], brute_force(case, network, name, monkeypatch)))
+        assert torch.equal(unchanged, plain[0]), f"{name} changed the plain row"
+        entry["effects"].append(relative(perturbed, plain[1]))
+        entry["errors"].append(relative(perturbed, brute_force(case, network, name, monkeypatch)))
         assert entry["effects"][-1] > 1e-3, name
         assert entry["errors"][-1] <= 1e-4, name
 
 
 def test_strength_and_single_heads_lie_between_plain_and_perturbed(case, network, plain):
     name = case.layers[0]
-    full, _ = run(case, network, watch(network, name, Perturbation()))
-    every_head, _ = run(case, network, watch(network, name, Perturbation(), frozenset(range(case.heads))))
+    _, full, _ = run(case, network, watch(network, name, Perturbation()))
+    _, every_head, _ = run(case, network, watch(network, name, Perturbation(), frozenset(range(case.heads))))
     assert relative(every_head, full) <= 1e-5
     for kept in (watch(network, name, Perturbation(strength=0.5)),
                  watch(network, name, Perturbation(), frozenset({1}))):
-        some, skipped = run(case, network, kept)
+        unchanged, some, skipped = run(case, network, kept)
         assert not skipped
-        assert torch.equal(some[:1], plain[:1])
-        assert relative(some[1:], plain[1:]) > 1e-4
-        assert relative(some[1:], full[1:]) > 1e-4
+        assert torch.equal(unchanged, plain[0])
+        assert relative(some, plain[1]) > 1e-4
+        assert relative(some, full) > 1e-4
 
 
 @pytest.mark.parametrize("kind", ["temperature", "random_mask"])
@@ -155,10 +159,10 @@ def test_other_perturbations_run_or_are_refused_with_a_reason(case, network, pla
         with pytest.raises(PerturbationError, match=f"identity only, not {kind}"):
             watch(network, name, Perturbation(kind))
         return
-    out, skipped = run(case, network, watch(network, name, Perturbation(kind)))
+    unchanged, perturbed, skipped = run(case, network, watch(network, name, Perturbation(kind)))
     assert not skipped
-    assert torch.equal(out[:1], plain[:1])
-    assert relative(out[1:], plain[1:]) > 1e-4
+    assert torch.equal(unchanged, plain[0])
+    assert relative(perturbed, plain[1]) > 1e-4
 
 
 def test_rows_that_join_late_are_the_same(case, network):
@@ -166,8 +170,9 @@ def test_rows_that_join_late_are_the_same(case, network):
         """The first row perturbed, the second unconditional, the third the conditional row that the first mirrors."""
         if isinstance(value, list):
             return [conditional_row_last(item) for item in value]
-        if isinstance(value, torch.Tensor) and value.shape[0] == 3:
-            value[0] = value[2]
+        if isinstance(value, torch.Tensor) and value.shape[0] in (3, 3 * case.frames):
+            perturbed, _, conditional = value.chunk(3)
+            perturbed.copy_(conditional)
         return value
 
     inputs = {name: conditional_row_last(value) for name, value in case.batch(3).items()}
@@ -179,15 +184,18 @@ def test_rows_that_join_late_are_the_same(case, network):
             watcher.install(options, PERTURBED.__eq__, declined.add, ())
             with watcher.watching([network], PERTURBED.__eq__):
                 outs.append(forward(network, inputs, options))
-    assert not declined
+    assert not declined or case.frames > 1  # SVD's inputs are not shared, and neither is its prefix
     assert relative(outs[1], outs[0]) <= 1e-5
 
 
 def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
     before = hooks(network)
     watcher = watch(network, case.layers[0], Perturbation())
-    (group, index), = watcher.layers
-    module = list(group_modules(network, next(g for g in watcher.family.groups if g.name == group)))[index]
+    if isinstance(watcher, UNetWatch):
+        module = network.input_blocks[-1][-1]
+    else:
+        (group, index), = watcher.layers
+        module = list(group_modules(network, next(g for g in watcher.family.groups if g.name == group)))[index]
 
     def fail(*_):
         raise RuntimeError("out of memory, say")
@@ -197,14 +205,14 @@ def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
         run(case, network, watcher)
     handle.remove()
     assert hooks(network) == before
-    assert torch.equal(forward(network, case.batch(), {"uuids": [PLAIN, PERTURBED]}), plain)
+    assert torch.equal(forward(network, case.batch(), {"uuids": [PLAIN, PERTURBED]}), torch.cat(plain))
     run(case, network, watcher)
     assert hooks(network) == before
 
 
 def test_every_family_is_tested():
-    tested = {model_layers(Patcher(case.build())).family.name for case in CASES}
-    assert tested == {family.name for family in FAMILIES}
+    tested = {model_layers(Patcher(case.build())).name for case in CASES}
+    assert tested == {"U-Net", *(family.name for family in FAMILIES)}
 
 
 @pytest.mark.parametrize(("name", "depth", "auto"), [
@@ -227,9 +235,9 @@ def test_guides_that_split_the_attention_of_ltx_are_left_alone_and_reported():
     network._build_guide_self_attention_mask = lambda *_: GuideAttentionMask(case.image, case.image - 6, 6,
                                                                              torch.full((1, 6), 0.5))
     expected = forward(network, case.batch(), {})
-    out, skipped = run(case, network, watch(network, "1", Perturbation()))
+    *rows, skipped = run(case, network, watch(network, "1", Perturbation()))
     assert skipped == {"1"}
-    assert torch.equal(out, expected)
+    assert torch.equal(torch.cat(rows), expected)
 
 
 @pytest.mark.parametrize("name", REFUSED)
