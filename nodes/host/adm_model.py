@@ -26,8 +26,6 @@ from torch import Tensor
 from ...pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, Block, run_layer
 from ...pag_core.adm_config import read_config
 
-__all__ = ["FOLDER", "ADMModel", "ADMUNet", "load_adm", "register_folder"]
-
 FOLDER = "pag_adm"  # the host's name for the folders below
 _log = logging.getLogger(__name__)
 
@@ -144,6 +142,7 @@ class ADMModel(comfy.model_base.BaseModel):
     def __init__(self, host_config: _HostConfig, device=None):
         super().__init__(host_config, comfy.model_base.ModelType.EPS, device=device, unet_model=ADMNetwork)
         self.adm_config: ADMConfig = host_config.unet_config["config"]
+        self.diffusion_model.pag_layers = host_config.metadata.get("pag_layers")
         self.class_names, self.label_dropout = _read_labels(host_config.metadata)
 
     def check_label(self, label: int) -> None:
@@ -193,6 +192,7 @@ class ADMNetwork(ADMUNet):
     def __init__(self, config: ADMConfig, dtype=None, device=None, operations=None, **_):
         super().__init__(config, operations, dtype, device)
         self.dtype = dtype
+        self.pag_layers: str | None = None  # the selection that the file recommends, in its metadata
 
     def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
         options = {} if transformer_options is None else transformer_options

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
 from ...pag_core.selection import Layer
-from .adm_model import ADMUNet
+from .adm_model import ADMNetwork
 from .families import FAMILIES, Family, family_of, group_blocks, group_modules, num_heads, refusal_of
 from .prefix import block_order
 from .transformers import TransformerKey
@@ -51,23 +51,25 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
         UnsupportedModelError: if the model is of a family that has none we can reach.
     """
     network = model.get_model_object("diffusion_model")
-    family = family_of(network)
+    family, reason = family_of(network), refusal_of(network)
+    if reason:
+        raise UnsupportedModelError(f"Perturbed-Attention Guidance cannot work on this model: {reason}.")
     if isinstance(network, UNetModel):
         name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
-    elif isinstance(network, ADMUNet):
+    elif isinstance(network, ADMNetwork):
         name, layers = "ADM", _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
     elif family:
         name, layers = family.name, _transformer_layers(network, family)
     else:
-        reason = refusal_of(network)
         raise UnsupportedModelError(
-            f"Perturbed-Attention Guidance cannot work on this model: {reason}." if reason else
             f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
             f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
             f"on {', '.join(family.name for family in FAMILIES)}.")
     if not layers:
         raise UnsupportedModelError(f"This {name} model has no self-attention layer, so there is nothing to perturb.")
-    if family:
+    if isinstance(network, ADMNetwork) and network.pag_layers:
+        auto, source = network.pag_layers, "the file's own recommendation"
+    elif family:
         auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
