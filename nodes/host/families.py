@@ -88,6 +88,7 @@ _FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argu
 _QWEN = (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),)
 _CASCADE = tuple(Group(name, f"{name}_blocks.*.*.attention.attn", "heads", Tokens.IMAGE_FIRST, Argument("q", 0))
                  for name in ("down", "up"))
+_WAN = (Group("", "blocks.*.self_attn", "num_heads"),)
 _LTX = (Group("", "transformer_blocks.*.attn1", "heads"),)
 
 FAMILIES = (
@@ -142,7 +143,11 @@ FAMILIES = (
     Family("Mochi", f"{_LDM}.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
            (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0)),),
            unbatched=("rope_cos", "rope_sin")),
-    Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", (Group("", "blocks.*.self_attn", "num_heads"),)),
+    Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", _WAN),
+    Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN, late_rows=False),
+    Family("Wan S2V", f"{_LDM}.wan.model.WanModel_S2V", _WAN, late_rows=False),
+    Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN, late_rows=False),
+    Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN, late_rows=False),
     Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX),
     Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX, late_rows=False),
     Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
@@ -173,6 +178,8 @@ REFUSED = {
         "Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it",
     f"{_LDM}.minimax.model.MiniMaxH3Model":
         "MiniMax H3 packs text, references, video and sound into one sequence without saying which token is which",
+    f"{_LDM}.wan.ar_model.CausalWanModel":
+        "causal Wan keeps the keys and values of earlier frames from call to call, for a fixed number of rows",
     f"{_LDM}.seedvr.model.NaDiT":
         "SeedVR attends within windows of differing size, packed into one sequence",
 }
