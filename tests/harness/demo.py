@@ -21,7 +21,7 @@ from .server import Server
 
 MODEL = ROOT / "models" / "adm-fashion-32.safetensors"
 UNCONDITIONAL, CONDITIONAL = "unconditional", "class-conditional"
-EXAMPLES = {UNCONDITIONAL: "adm-unconditional.json", CONDITIONAL: "adm-class-conditional.json"}
+EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class_conditional_cfg_pag.json"}
 ROUNDS = 3  # every row is timed this often, in turn, and the median counts
 
 

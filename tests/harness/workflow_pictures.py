@@ -1,0 +1,122 @@
+"""The pictures beside the example workflows: python -m harness.workflow_pictures [name ...]
+
+A workflow that needs only the shipped model is run, and its picture shows what it made. One that names other weights is
+opened in the real editor, and its picture shows the graph: that takes Playwright (pip install playwright) and a
+Chromium on the path. Environment as for the demo: COMFYUI_PATH, and tests/ on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from . import picture, workflow
+from .client import Client
+from .errors import HarnessError, command
+from .host import CACHE, ROOT
+from .server import Server
+
+WORKFLOWS = ROOT / "workflows"
+WIDTH = 1500  # pixels, of a picture of a graph
+MARGIN = 20
+QUALITY = 88
+# The editor without its panels, its upper left corner at [x, y] of the graph.
+SHOW = """async ([x, y, scale]) => {
+  const { command, setting } = app.extensionManager;
+  for (const name of ["Comfy.Minimap.Visible", "Comfy.Graph.CanvasMenu"]) await setting.set(name, false);
+  await command.execute("Workspace.ToggleFocusMode");
+  app.canvas.show_info = false;
+  Object.assign(app.canvas.ds, { scale, offset: [-x, -y] });
+  app.canvas.setDirty(true, true);
+}"""
+
+
+def main(names: list[str]) -> None:
+    paths = [WORKFLOWS / f"{name}.json" for name in names] or sorted(WORKFLOWS.glob("*.json"))
+    for path in paths:
+        if not path.is_file():
+            raise HarnessError(f"There is no workflow {path.stem} in {WORKFLOWS}.")
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pictures-", dir=CACHE) as folder:
+        base = Path(folder)
+        stand_ins = make_stand_ins(base, set().union(*map(foreign_weights, paths)))
+        arguments = ("--extra-model-paths-config", str(stand_ins))
+        with Server(Path(os.environ["COMFYUI_PATH"]), base, None, base / "server.log", arguments=arguments) as server:
+            for path in paths:
+                image = graph(server, path) if foreign_weights(path) else results(server.client, path)
+                image.save(path.with_suffix(".jpg"), quality=QUALITY)
+                print(path.with_suffix(".jpg").relative_to(ROOT))
+
+
+def foreign_weights(path: Path) -> set[str]:
+    """Files that the workflow says where to download; those it can't run without."""
+    return {model["name"] for node in read(path)["nodes"] for model in node.get("properties", {}).get("models", [])}
+
+
+def make_stand_ins(base: Path, names: set[str]) -> Path:
+    """Empty files of these names, so that the editor shows a graph as it looks where they are installed."""
+    folder = base / "stand-ins"
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    config = base / "stand-ins.yaml"
+    config.write_text(json.dumps({"stand_ins": {"checkpoints": str(folder)}}), encoding="utf-8")
+    return config
+
+
+def results(client: Client, path: Path) -> Image.Image:
+    """What the workflow makes: one row for each node that saves images, under that node's title."""
+    titles = {str(node["id"]): node.get("title", node["type"]) for node in read(path)["nodes"]}
+    outputs = client.run(workflow.load(path, client.object_info())).outputs
+    rows = [picture.Row(titles[node_id], "", [Image.open(io.BytesIO(client.image(entry))) for entry in images])
+            for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
+            if (images := shown.get("images"))]
+    title = path.stem.replace("_", " ")
+    for word in ("adm", "cfg", "pag"):
+        title = title.replace(word, word.upper())
+    return picture.comparison(title[0].upper() + title[1:], "What this workflow makes.", [picture.Block("", rows)])
+
+
+def graph(server: Server, path: Path) -> Image.Image:
+    """The workflow as the editor shows it, cut to the graph."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise HarnessError("Playwright is missing. Install it with: pip install playwright") from None
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise HarnessError("There is no chromium on the path. On Debian: apt install chromium")
+    content = read(path)
+    boxes = [group["bounding"] for group in content["groups"]]
+    boxes += [(*node["pos"], *node["size"]) for node in content["nodes"]]
+    left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN for axis in (0, 1))
+    scale = WIDTH / (right - left)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": round((bottom - top) * scale)})
+        page.goto(server.url, wait_until="domcontentloaded")
+        page.wait_for_function("() => window.LiteGraph?.registered_node_types['PAGKSampler']")
+        page.wait_for_timeout(3000)  # the editor's own first workflow loads after its node types
+        page.keyboard.press("Escape")  # its greeting
+        page.evaluate("workflow => app.loadGraphData(workflow, true, true)", content)
+        page.wait_for_timeout(1000)
+        page.evaluate(SHOW, [left, top, scale])
+        page.wait_for_timeout(2000)
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        browser.close()
+    return image
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    command(main)
