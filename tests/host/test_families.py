@@ -10,13 +10,17 @@ With PAG_FAMILY_TABLE=FILE the README's table of families is written to FILE, as
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+import re
 from pathlib import Path
 
+import comfy.model_base
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from pag_pack.nodes.host.attention import LayerPerturbation
-from pag_pack.nodes.host.families import FAMILIES, REFUSED, group_modules
+from pag_pack.nodes.host.families import FAMILIES, REFUSED, family_of, group_modules, refusal_of
 from pag_pack.nodes.host.layers import UnsupportedModelError, model_layers
 from pag_pack.nodes.host.transformers import TransformerWatch
 from pag_pack.nodes.host.u_nets import UNetWatch
@@ -27,6 +31,7 @@ from .family_models import CASES, OPTIONS, Case, forward
 from .full_map import FullMap
 
 PLAIN, PERTURBED = "plain", "perturbed"  # the rows' uuids
+NO_DENOISERS = {"DepthAnything3Net", "RTv4", "SAM3Model"}  # networks of the host that estimate depth, or find objects
 
 
 class Patcher:
@@ -72,7 +77,8 @@ def family_table(rows: dict[str, dict]) -> str:
         effects, errors = found["effects"], found["errors"]
         lines.append(f"| {found['family']} | {name} | {', '.join(found['layers'])} | {found['auto']} | "
                      f"{min(effects):.0e} to {max(effects):.0e} | {max(errors):.0e} |")
-    return "\n".join(lines) + "\n"
+    refused = [f"- {reason[:1].upper()}{reason[1:]}." for reason in REFUSED.values()]
+    return "\n".join([*lines, "", "Refused:", "", *refused, ""])
 
 
 def watch(network: torch.nn.Module, name: str, perturbation: Perturbation,
@@ -213,6 +219,17 @@ def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
 def test_every_family_is_tested():
     tested = {model_layers(Patcher(case.build())).name for case in CASES}
     assert tested == {"U-Net", *(family.name for family in FAMILIES)}
+
+
+def test_every_network_of_the_host_is_known():
+    """Whatever the host gains in a later version shows here, before a user finds it out."""
+    names = set(re.findall(r"unet_model=([\w.]+)", inspect.getsource(comfy.model_base))) - {"unet_model"}
+    for name in names:
+        module, _, cls = name.rpartition(".")
+        network = getattr(importlib.import_module(module or "comfy.model_base"), cls)
+        known = issubclass(network, UNetModel) or family_of(object.__new__(network)) or refusal_of(
+            object.__new__(network))
+        assert known or cls in NO_DENOISERS, name
 
 
 @pytest.mark.parametrize(("name", "depth", "auto"), [
