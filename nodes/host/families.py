@@ -203,7 +203,13 @@ def _by_class(network: torch.nn.Module, table: dict):
 
 def group_modules(network: torch.nn.Module, group: Group) -> Iterator[torch.nn.Module]:
     """The modules of a group, in the order in which the network runs them."""
-    yield from _matching(network, group.path.split("."))
+    yield from filter(_has_map, _matching(network, group.path.split(".")))
+
+
+def _has_map(module: torch.nn.Module) -> bool:
+    """Whether a module's attention has one map of its tokens by its tokens. Stable Audio 3 takes the difference of two,
+    and PixArt's compressed keys and values stand for several tokens each: neither can become an identity."""
+    return not getattr(module, "differential", False) and getattr(module, "sr_ratio", 1) == 1
 
 
 def group_blocks(network: torch.nn.Module, group: Group) -> list[torch.nn.Module]:

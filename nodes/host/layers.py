@@ -66,7 +66,7 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
             f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
             f"on {', '.join(family.name for family in FAMILIES)}.")
     if not layers:
-        raise UnsupportedModelError(f"This {name} model has no self-attention layer, so there is nothing to perturb.")
+        raise UnsupportedModelError(f"This {name} model has no self-attention layer with a map that PAG could replace.")
     if isinstance(network, ADMNetwork) and network.pag_layers:
         auto, source = network.pag_layers, "the file's own recommendation"
     elif family:

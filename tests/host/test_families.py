@@ -257,6 +257,20 @@ def test_guides_that_split_the_attention_of_ltx_are_left_alone_and_reported():
     assert torch.equal(torch.cat(rows), expected)
 
 
+def test_attention_without_one_map_of_its_own_is_no_layer():
+    from comfy.ldm.audio.dit import AudioDiffusionTransformer
+    from comfy.ldm.pixart.pixartms import PixArtMS
+
+    compressed = {"sampling": "conv", "scale_factor": 2, "kv_compress_layer": [1]}
+    pixart = next(case for case in CASES if case.name == "PixArt")
+    network = PixArtMS(**pixart.arguments | {"kv_compress_config": compressed}, **OPTIONS)
+    assert [layer.name for layer in model_layers(Patcher(network)).layers] == ["0"]
+    audio = next(case for case in CASES if case.name.startswith("Stable Audio"))
+    network = AudioDiffusionTransformer(**audio.arguments, attn_kwargs={"differential": True}, **OPTIONS)
+    with pytest.raises(UnsupportedModelError, match="Stable Audio model has no self-attention layer"):
+        model_layers(Patcher(network))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_families_are_the_hosts_and_the_error_says_why(name):
     module, _, cls = name.rpartition(".")
