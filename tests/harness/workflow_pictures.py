@@ -1,4 +1,4 @@
-"""The pictures beside the example workflows: python -m harness.workflow_pictures [name ...]
+"""The pictures beside the example workflows and in the help pages: python -m harness.workflow_pictures [name ...]
 
 A workflow that needs only the shipped model is run, and its picture shows what it made. One that names other weights is
 opened in the real editor, and its picture shows the graph: that takes Playwright (pip install playwright) and a
@@ -23,6 +23,13 @@ from .host import CACHE, ROOT
 from .server import Server
 
 WORKFLOWS = ROOT / "workflows"
+HELP_IMAGES = ROOT / "web" / "docs" / "images"
+HELP_WORKFLOW = "adm_unconditional_pag"
+HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
+    "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 2, 4, 8)},
+    "layers": {"scale 0": {"pag_scale": 0}} | {
+        layers: {"layers": layers} for layers in ("m0", "d0-3", "u0-1", "u2-5", "all")},
+}
 WIDTH = 1500  # pixels, of a picture of a graph
 MARGIN = 20
 QUALITY = 88
@@ -38,7 +45,8 @@ SHOW = """async ([x, y, scale]) => {
 
 
 def main(names: list[str]) -> None:
-    paths = [WORKFLOWS / f"{name}.json" for name in names] or sorted(WORKFLOWS.glob("*.json"))
+    paths = [WORKFLOWS / f"{name}.json" for name in names if name not in HELP] if names else sorted(
+        WORKFLOWS.glob("*.json"))
     for path in paths:
         if not path.is_file():
             raise HarnessError(f"There is no workflow {path.stem} in {WORKFLOWS}.")
@@ -52,6 +60,9 @@ def main(names: list[str]) -> None:
                 image = graph(server, path) if foreign_weights(path) else results(server.client, path)
                 image.save(path.with_suffix(".jpg"), quality=QUALITY)
                 print(path.with_suffix(".jpg").relative_to(ROOT))
+            for name in HELP.keys() & names if names else HELP:
+                help_picture(server.client, HELP[name]).save(HELP_IMAGES / f"{name}.jpg", quality=QUALITY)
+                print((HELP_IMAGES / f"{name}.jpg").relative_to(ROOT))
 
 
 def foreign_weights(path: Path) -> set[str]:
@@ -74,13 +85,26 @@ def results(client: Client, path: Path) -> Image.Image:
     """What the workflow makes: one row for each node that saves images, under that node's title."""
     titles = {str(node["id"]): node.get("title", node["type"]) for node in read(path)["nodes"]}
     outputs = client.run(workflow.load(path, client.object_info())).outputs
-    rows = [picture.Row(titles[node_id], "", [Image.open(io.BytesIO(client.image(entry))) for entry in images])
+    rows = [picture.Row(titles[node_id], "", fetch(client, images))
             for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
             if (images := shown.get("images"))]
     title = path.stem.replace("_", " ")
     for word in ("adm", "cfg", "pag"):
         title = title.replace(word, word.upper())
     return picture.comparison(title[0].upper() + title[1:], "What this workflow makes.", [picture.Block("", rows)])
+
+
+def help_picture(client: Client, rows: dict[str, dict]) -> Image.Image:
+    """One row for each set of inputs, with the same noise."""
+    prompt = workflow.load(WORKFLOWS / f"{HELP_WORKFLOW}.json", client.object_info())
+    prompt = workflow.only_branch_of(prompt, "PAGKSampler")
+    return picture.comparison("PAG alone, on the shipped model", "The same noise in each column.", [picture.Block("", [
+        picture.Row(name, "", fetch(client, client.run(workflow.set_inputs(prompt, "PAGKSampler", **values)).images))
+        for name, values in rows.items()])])
+
+
+def fetch(client: Client, entries: list[dict]) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(client.image(entry))) for entry in entries]
 
 
 def graph(server: Server, path: Path) -> Image.Image:
