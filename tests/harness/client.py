@@ -117,8 +117,7 @@ class Client:
             except websocket.WebSocketTimeoutException:
                 message = b""
             except (websocket.WebSocketException, OSError) as error:
-                time.sleep(0.5)  # a server that dies closes the channel first
-                self.server.check_alive()
+                self.server.check_alive(patience=5.0)  # a server that dies closes the channel first
                 raise HarnessError(f"The connection to ComfyUI broke: {error}") from None
             if isinstance(message, str) and message:  # binary messages are previews
                 content = json.loads(message)

@@ -46,11 +46,15 @@ class Host:
 
 def prepare() -> Host:
     """Finds or fetches a ComfyUI and makes its environment; the second call takes no time."""
-    comfyui = find_comfyui() or fetch_comfyui()
+    comfyui = get_comfyui()
     return Host(comfyui, make_environment(comfyui))
 
 
-def find_comfyui() -> Path | None:
+def get_comfyui() -> Path:
+    return users_comfyui() or fetch_comfyui()
+
+
+def users_comfyui() -> Path | None:
     """The user's ComfyUI, if there is one. HarnessError when COMFYUI_PATH names something else."""
     named = os.environ.get("COMFYUI_PATH")
     if named:

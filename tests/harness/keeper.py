@@ -16,7 +16,8 @@ GRACE = 5.0  # seconds between the request to end and the kill
 
 
 def end_with_input(process: subprocess.Popen, ending: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock this thread would hold while the interpreter shuts down
+        pass
     ending.set()
     if os.name == "nt":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)

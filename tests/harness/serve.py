@@ -7,10 +7,9 @@ import os
 import sys
 import time
 import webbrowser
-from pathlib import Path
 
 from .errors import command
-from .host import CACHE
+from .host import CACHE, get_comfyui
 from .server import Server
 
 
@@ -21,7 +20,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     base = CACHE / "serve"
-    with Server(Path(os.environ["COMFYUI_PATH"]), base, options.port) as server:
+    with Server(get_comfyui(), base, options.port) as server:
         print(f"\nThe editor: {server.url}\nPictures go to {base / 'output'}. Ctrl-C ends the server.", flush=True)
         if not options.no_browser and has_display():
             webbrowser.open(server.url)

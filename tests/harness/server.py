@@ -81,15 +81,17 @@ class Server:
         if "PAGKSampler" not in nodes:
             raise HarnessError(f"ComfyUI started, but could not import this pack.{self.log_tail()}")
 
-    def check_alive(self) -> None:
-        """HarnessError, with the end of the log, when the server has ended."""
-        code = self.process.poll()
-        if code is not None:
-            cause = f"exit code {code}"
-            if code > 128:
-                with contextlib.suppress(ValueError):
-                    cause = signal.Signals(code - 128).name
-            raise HarnessError(f"ComfyUI has ended by itself ({cause}).{self.log_tail()}")
+    def check_alive(self, patience: float = 0.0) -> None:
+        """HarnessError, with the end of the log, when the server has ended or ends within `patience` seconds."""
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return
+        cause = f"exit code {code}"
+        if code > 128:
+            with contextlib.suppress(ValueError):
+                cause = signal.Signals(code - 128).name
+        raise HarnessError(f"ComfyUI has ended by itself ({cause}).{self.log_tail()}")
 
     def log_tail(self) -> str:
         if self.log is None:

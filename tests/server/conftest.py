@@ -1,0 +1,36 @@
+"""Tests over the API of a real server, which is started once for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.client import Client
+from harness.server import Server
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    named = os.environ.get("COMFYUI_PATH")
+    if not named:
+        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox -s tests")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("comfyui")
+    with Server(comfyui, base, log=base / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    return server.client
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, dict]:
+    return server.client.object_info()

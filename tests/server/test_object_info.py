@@ -1,0 +1,43 @@
+"""What the editor learns about our nodes."""
+
+import pytest
+from harness.workflow import inputs_of
+
+# A promise to users and to their saved workflows.
+PROMISED = {
+    "PAGModelPatch": (["model", "scale", "layers", "options"], ["MODEL"]),
+    "PAGKSampler": (["model", "seed", "steps", "cfg", "pag_scale", "layers", "sampler_name", "scheduler", "positive",
+                     "negative", "latent_image", "denoise", "cfg_start_percent", "cfg_end_percent", "options"],
+                    ["LATENT"]),
+    "PAGGuider": (["model", "positive", "negative", "cfg", "pag_scale", "layers", "cfg_start_percent",
+                   "cfg_end_percent", "options"], ["GUIDER"]),
+    "PAGOptions": (["strength", "start_percent", "end_percent", "rescale", "rescale_mode"], ["PAG_OPTIONS"]),
+    "PAGADMLoader": (["ckpt_name", "head_channels", "qkv_order", "noise_schedule", "clip_denoised"], ["MODEL", "VAE"]),
+    "PAGADMClassLabel": (["model", "label"], ["CONDITIONING"]),
+}
+
+
+@pytest.fixture
+def ours(object_info) -> dict[str, dict]:
+    return {name: node for name, node in object_info.items()
+            if node["python_module"] == "custom_nodes.perturbed-attention-guidance"}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_promised_names(ours, name):
+    inputs, outputs = PROMISED[name]
+    assert set(inputs) <= {given for given, *_ in inputs_of(ours[name])}
+    assert ours[name]["output"] == outputs
+
+
+def test_every_node_explains_itself(ours):
+    for name, node in ours.items():
+        assert node["description"], f"{name} has no description"
+        assert node["category"].endswith("pag")
+        assert all(node["output_tooltips"]), f"{name} has an output without a tooltip"
+
+
+def test_every_input_has_a_tooltip(ours):
+    bare = [f"{name}.{given}" for name, node in ours.items() for given, _, options, _ in inputs_of(node)
+            if not options.get("tooltip")]
+    assert not bare
