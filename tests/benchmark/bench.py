@@ -81,7 +81,7 @@ def count(shape) -> dict:
         """Of one forward with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
         options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
         with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print):
-            watch.install(options, "p".__eq__, print)
+            watch.install(options, "p".__eq__, print, ())
             with watch.watching([network], "p".__eq__), FlopCounterMode(display=False) as counter, torch.no_grad():
                 inputs = shape.inputs(len(rows), "meta", torch.float32)
                 network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
