@@ -20,6 +20,7 @@ from .server import Server
 
 SAMPLER = "PAGKSampler"
 MODEL = ROOT / "models" / "adm-fashion-32.safetensors"
+CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 UNCONDITIONAL, CONDITIONAL = "unconditional", "class-conditional"
 EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class_conditional_cfg_pag.json"}
 NO_CFG, NO_PAG = {"cfg": 1.0}, {"pag_scale": 0.0}
@@ -64,17 +65,17 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-", dir=CACHE) as base:
         print("Starting ComfyUI ...", flush=True)
         with Server(get_comfyui(), Path(base), options.port, Path(base, "server.log")) as server:
-            steps = make_rows(server.client, rows, options.columns, options.seed)
+            example = make_rows(server.client, rows, options.columns, options.seed)
 
-    path = picture.save_new(draw(rows, steps, options.seed), ROOT / "demo", "comparison")
+    path = picture.save_new(draw(rows, example, options.seed), ROOT / "demo", "comparison")
     print(report(rows, options.columns))
     print(f"\nThe picture: {path}")
 
 
-def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> int:
-    """Fills in every row's images and seconds; the number of sampling steps."""
+def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> workflow.Prompt:
+    """Fills in every row's images and seconds; the class-conditional example that it ran."""
     info = client.object_info()
-    prompts = {block: example(name, info, columns) for block, name in EXAMPLES.items()}
+    prompts = {block: load_example(name, info, columns) for block, name in EXAMPLES.items()}
     steps = settings(prompts[CONDITIONAL])["steps"]
     with tqdm(total=WARM_UP_STEPS + ROUNDS * len(rows) * steps, unit="step", smoothing=0) as bar:
         warm_up = workflow.set_inputs(prompts[CONDITIONAL], SAMPLER, steps=WARM_UP_STEPS)
@@ -84,10 +85,10 @@ def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> int:
                 images, seconds = run(client, prompts[row.block], row, seed + turn, bar)
                 row.seconds = min(row.seconds, seconds)
                 row.images = row.images or images
-    return steps
+    return prompts[CONDITIONAL]
 
 
-def example(name: str, info: dict, columns: int) -> workflow.Prompt:
+def load_example(name: str, info: dict, columns: int) -> workflow.Prompt:
     """An example workflow, cut down to its PAGKSampler, for a row of pictures."""
     prompt = workflow.only_branch_of(workflow.load(ROOT / "workflows" / name, info), SAMPLER)
     return workflow.set_inputs(prompt, "EmptyLatentImage", batch_size=columns)
@@ -117,10 +118,13 @@ def run(client: Client, prompt: workflow.Prompt, row: Row, seed: int, bar: tqdm)
     return [Image.open(io.BytesIO(client.image(entry))) for entry in result.images], result.seconds[sampler]
 
 
-def draw(rows: list[Row], steps: int, seed: int) -> Image.Image:
-    blocks = [picture.Block(title.capitalize(), [picture.Row(row.name, row.detail, row.images) for row in rows
-                                                 if row.block == title])
-              for title in EXAMPLES]
+def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
+    steps = settings(example)["steps"]
+    label = example[settings(example)["positive"][0]]["inputs"]["label"]
+    titles = {UNCONDITIONAL: "Unconditional", CONDITIONAL: f"Class-conditional: {CLASSES[label]}"}
+    blocks = [picture.Block(title, [picture.Row(row.name, row.detail, row.images) for row in rows
+                                    if row.block == block])
+              for block, title in titles.items()]
     return picture.comparison(
         "Perturbed-Attention Guidance",
         f"ADM trained on Fashion-MNIST, 32 by 32 pixels, {steps} steps; each column starts from the same noise "

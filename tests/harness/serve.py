@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no-browser", action="store_true", help="only print the editor's address")
     options = parser.parse_args(arguments)
 
-    base = CACHE / "serve"
+    base = CACHE / f"serve-{options.port}"  # servers side by side must not share temporary files and a database
     with Server(get_comfyui(), base, options.port) as server:
         print(f"\nThe editor: {server.url}\nPictures go to {base / 'output'}. Ctrl-C ends the server.", flush=True)
         if not options.no_browser and has_display():

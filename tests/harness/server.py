@@ -49,9 +49,10 @@ class Server:
 
     def __enter__(self) -> Server:
         lay_base(self.base, self.comfyui)
+        database = (self.base / "user" / "comfyui.db").as_posix()
         command = [sys.executable, str(Path(__file__).with_name("keeper.py")), sys.executable, "main.py",
                    "--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch",
-                   "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *device_arguments(),
+                   "--disable-api-nodes", "--database-url", f"sqlite:///{database}", *device_arguments(),
                    *self.arguments]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with self.log.open("wb") if self.log else contextlib.nullcontext() as output:
@@ -128,7 +129,8 @@ def claim_port(port: int | None) -> int:
 
 def lay_base(base: Path, comfyui: Path) -> None:
     """Makes the server's base directory: our pack as its only custom node, the host's models."""
-    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    for name in ("custom_nodes", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(base / "custom_nodes" / PACK_NAME, ROOT)
     if (comfyui / "models").is_dir():
         link_folder(base / "models", comfyui / "models")
