@@ -27,7 +27,7 @@ def run(session: nox.Session, *arguments: str, without_host: bool = False, **var
         message = readable(error)
         if message is None:
             raise
-        session.error(message)
+        session.error(message.rstrip("."))  # nox adds a full stop
     environment = {**host.environment(), **variables}
     if without_host:
         environment["COMFYUI_PATH"] = ""

@@ -113,7 +113,8 @@ def download_archive(folder: Path) -> Path:
 def make_environment(comfyui: Path) -> Path:
     """The Python of an environment with that ComfyUI's requirements, made or brought up to date when they change.
 
-    The stamp is written last, so an interrupted installation is taken up again and never taken for a finished one.
+    The stamp is written last: an environment without one is from an interrupted installation, which uv cannot mend,
+    and is made anew. What was downloaded is kept in uv's cache.
     """
     requirements = comfyui / "requirements.txt"
     pyproject = ROOT / "pyproject.toml"
@@ -122,18 +123,19 @@ def make_environment(comfyui: Path) -> Path:
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = environment / "installed.sha256"
     wanted = hashlib.sha256(requirements.read_bytes() + pyproject.read_bytes()).hexdigest()
-    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+    installed = stamp.read_text(encoding="utf-8") if python.exists() and stamp.is_file() else None
+    if installed == wanted:
         return python
 
     print(f"Installing the requirements of {comfyui} (once; torch is several GB) ...", flush=True)
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)
-    if not python.exists():
+    if installed is None:
         run([*uv(), "venv", "--quiet", "--clear", "--python", base_python(), str(environment)],
             f"uv found no Python {text(PYTHON_VERSIONS[0])} to {text(PYTHON_VERSIONS[1])}. Install one and try again.")
     groups = [option for group in DEPENDENCY_GROUPS for option in ("--group", group)]
     run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements), *groups],
-        "The installation failed; the lines above say why. Run the command again to take it up where it stopped.")
+        "The installation failed; the lines above say why. Then run the command again; downloads are kept.")
     stamp.write_text(wanted, encoding="utf-8")
     return python
 
