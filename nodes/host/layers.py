@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
@@ -80,7 +80,9 @@ def recomputed_share(model: ModelPatcher, found: ModelLayers, chosen: Collection
     """The share of the network's blocks that the perturbed pass of these layers runs: those before it shares."""
     network = model.get_model_object("diffusion_model")
     keys = [found.layers[layer] for layer in chosen]
-    if found.family and not found.family.late_rows:
+    # A video U-Net takes inputs that the prefix does not know how to divide into rows.
+    is_video = any(isinstance(module, SpatialVideoTransformer) for module in network.modules())
+    if is_video or (found.family and not found.family.late_rows):
         return 1.0
     if found.family:
         blocks = [(group.name, index) for group in found.family.groups
