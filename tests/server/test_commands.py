@@ -41,8 +41,12 @@ def children(pid: int) -> list[int]:
 
 
 def start_command(name: str, comfyui: Path, *arguments: str) -> subprocess.Popen:
+    def as_from_a_terminal():  # tests that run as a background job have SIGINT ignored, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen([sys.executable, "-m", f"harness.{name}", *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            preexec_fn=as_from_a_terminal if os.name == "posix" else None,
                             env={**os.environ, "PYTHONPATH": str(TESTS), "COMFYUI_PATH": str(comfyui)})
 
 
