@@ -31,8 +31,9 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
         denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
-    samples = samples.to(device=comfy.model_management.intermediate_device(),
-                         dtype=comfy.model_management.intermediate_dtype())
+    # Older hosts have no intermediate dtype; there, what was sampled stays as it is.
+    intermediate_dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: samples.dtype)
+    samples = samples.to(device=comfy.model_management.intermediate_device(), dtype=intermediate_dtype())
     return {**{key: value for key, value in latent.items() if key not in _DOWNSCALE}, "samples": samples}
 
 
