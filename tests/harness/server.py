@@ -55,6 +55,8 @@ class Server:
                    "--disable-api-nodes", "--database-url", f"sqlite:///{database}", *device_arguments(),
                    *self.arguments]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # Threads that wait give way at once: spinning slows a CPU run down manyfold while other programs are busy.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with self.log.open("wb") if self.log else contextlib.nullcontext() as output:
             self.process = subprocess.Popen(command, cwd=self.comfyui, env=environment, stdin=subprocess.PIPE,
                                             stdout=output, stderr=output and subprocess.STDOUT,
