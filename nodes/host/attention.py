@@ -70,8 +70,8 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
         geometry: `scale` and `grid` of `perturb_attention`.
     """
     batch = q.shape[0] // len(ours)
-    if mask is not None:
-        mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim == 2 else mask.unsqueeze(1) if mask.ndim == 3 else mask
+    if mask is not None and mask.ndim < 4:
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
 
     def part(rows: slice) -> tuple[torch.Tensor, ...]:
         cut = mask[rows] if mask is not None and mask.shape[0] == q.shape[0] else mask

@@ -6,8 +6,8 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...pag_core.checks import check_percent_range, check_range
 from ...pag_core.schedule import Window, window_from_percent
-from ...pag_core.settings import check_percent_range, check_range
 from .patching import check_latent_channels
 
 

@@ -156,6 +156,5 @@ def _map(value, change: Callable[[torch.Tensor], torch.Tensor]):
     if isinstance(value, dict):
         return {key: _map(item, change) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _map(getattr(value, field.name), change)
-                                             for field in fields(value)})
+        return replace(value, **{field.name: _map(getattr(value, field.name), change) for field in fields(value)})
     return value
