@@ -4,8 +4,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adm import PAGADMClassLabel, PAGADMLoader
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
+from .host import routes
 from .layers import PAGLayers
 from .sampling import PAGKSampler
+
+routes.register()
 
 
 class PAGExtension(ComfyExtension):

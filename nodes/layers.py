@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..pag_core.selection import Layer, select
+from ..pag_core.selection import Layer, heads_text, select
 from . import inputs
 from .host.families import Tokens
-from .host.layers import ModelLayers, model_layers, recomputed_share
+from .host.layers import ModelLayers, model_layers
 
 
 class PAGLayers(io.ComfyNode):
@@ -29,36 +29,23 @@ class PAGLayers(io.ComfyNode):
     def execute(cls, model, layers: str) -> io.NodeOutput:
         found = model_layers(model)
         chosen = select(layers, tuple(found.layers), found.auto)
-        text = _describe(found, chosen, recomputed_share(model, found, chosen))
+        text = _describe(found, chosen)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None], share: float) -> str:
+def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None]) -> str:
     groups = {group.name: group for group in found.family.groups} if found.family else {}
     rows = [("layer", "also", "heads", "tokens", "selected")]
     for layer, key in found.layers.items():
-        also = [name for prefix, number in layer.addresses.items() if (name := f"{prefix}{number}") != layer.name]
         tokens = groups[key[0]].tokens if groups else Tokens.IMAGE
-        selected = _heads(chosen[layer]) if layer in chosen else ""
-        rows.append((layer.name, " ".join(also), str(layer.heads), tokens.value, selected))
+        heads = chosen.get(layer)
+        selected = "" if layer not in chosen else "all heads" if heads is None else heads_text(heads)
+        rows.append((layer.name, " ".join(layer.aliases), str(layer.heads), tokens.value, selected))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                       for row in rows)
-    cost = f"{share:.0%} of its blocks, for those before the first selected layer are shared with the normal pass" \
-        if share < 1 else "all of its blocks"
+    shared = ", for what comes before the first selected layer is shared with the normal pass" if found.shares_prefix \
+        else ""
     return (f"{found.name}: {len(found.layers)} self-attention layers, {len(chosen)} selected.\n"
-            f"The extra pass runs the network again in {cost}.\n"
+            f"The extra pass costs {found.share(chosen):.0%} of a whole one{shared}.\n"
             f"auto: {found.auto} ({found.source})\n\n{table}\n")
-
-
-def _heads(heads: frozenset[int] | None) -> str:
-    """As the layer grammar writes them: h0+2-3."""
-    if heads is None:
-        return "all heads"
-    runs: list[list[int]] = []
-    for head in sorted(heads):
-        if runs and runs[-1][1] == head - 1:
-            runs[-1][1] = head
-        else:
-            runs.append([head, head])
-    return "h" + "+".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)

@@ -12,7 +12,7 @@ layers 4 to 8 of a transformer, `m0:h0+2-3` the heads 0, 2 and 3 of `m0`. The or
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -35,6 +35,11 @@ class Layer:
     addresses: Mapping[str, int]
     heads: int
 
+    @property
+    def aliases(self) -> list[str]:
+        """What it answers to besides its name."""
+        return [name for prefix, number in self.addresses.items() if (name := f"{prefix}{number}") != self.name]
+
 
 # Names that other tools use for the same layers: the paper's released code, diffusers' SD pipelines, and plain words.
 _ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, replacement in (
@@ -50,7 +55,7 @@ _ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, repla
 ))
 _ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d+)(?:-(\d+))?", re.ASCII)
 _HEADS = re.compile(r"h?(\d+)(?:-(\d+))?", re.ASCII)
-_MAX_LENGTH = 2000  # characters; a selection by hand stays far below, and an error message has to quote it
+_MAX_LENGTH = 8000  # characters; the longest that `text_of` writes stay below, and an error message has to quote it
 
 
 def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int] | None]:
@@ -149,15 +154,77 @@ def _heads(text: str, term: str, layer: Layer) -> frozenset[int]:
     return frozenset(heads)
 
 
-def _available(layers: tuple[Layer, ...]) -> str:
-    """What a user may write, short enough for an error message: the names, runs of neighbours folded into ranges."""
+def text_of(selection: Mapping[Layer, frozenset[int] | None], layers: tuple[Layer, ...]) -> str:
+    """The shortest plain text for a selection, the inverse of `select`: runs of neighbours folded into ranges, what
+    holds for most layers written as `all` without the others.
+
+    Args:
+        selection: {layer: heads}, heads as `select` returns them.
+        layers: all self-attention layers of the model, in the order in which it runs them.
+
+    Raises:
+        SelectionError: where nothing is selected, for which the grammar has no text.
+    """
+    if not selection:
+        raise SelectionError(f"layers: nothing is selected; choose at least one. {_available(layers)}")
+    others = {layer: None if layer not in selection else frozenset(range(layer.heads)) - selection[layer]
+              for layer in layers if layer not in selection or selection[layer] is not None}
+    without = ["all", *(f"!{term}" for term in _terms(others, layers))]
+    return min(",".join(_terms(selection, layers)), ",".join(without), key=len)
+
+
+def _terms(selection: Mapping[Layer, frozenset[int] | None], layers: tuple[Layer, ...]) -> list[str]:
+    """Terms that add up to a selection, by the first layer of each."""
+    terms: list[tuple[int, str]] = []
+    for heads in set(selection.values()):
+        left = [layer for layer in layers if layer in selection and selection[layer] == heads]
+        suffix = "" if heads is None else f":{heads_text(heads)}"
+        # Whole blocks of a U-Net first, then what remains of others.
+        for address_of in (_block_address, _own_address):
+            members = {}
+            for layer in layers:
+                members.setdefault(address_of(layer), set()).add(layer)
+            whole = [address for address, inside in members.items() if address and inside <= set(left)]
+            for prefix, first, last in _runs(whole):
+                found = [layer for number in range(first, last + 1) for layer in members[prefix, number]]
+                terms.append((min(map(layers.index, found)), f"{_range(prefix, first, last)}{suffix}"))
+                left = [layer for layer in left if layer not in found]
+    return [term for _, term in sorted(terms)]
+
+
+def heads_text(heads: frozenset[int]) -> str:
+    """Heads as the grammar writes them: h0+2-3."""
+    return "h" + "+".join(_range("", first, last) for _, first, last in _runs(("", head) for head in sorted(heads)))
+
+
+def _own_address(layer: Layer) -> tuple[str, int]:
+    """A layer's name as (prefix, number), everything up to the final number and that number."""
+    prefix, number = re.fullmatch(r"(.*?)(\d+)", layer.name).groups()
+    return prefix, int(number)
+
+
+def _block_address(layer: Layer) -> tuple[str, int] | None:
+    """The block of a U-Net that a layer lies in, ("u", 0) for "u0" and "u0.2"; None for transformers."""
+    match = re.fullmatch(r"([a-z]+)(\d+)(?:\.\d+)?", layer.name)
+    return (match[1], int(match[2])) if match else None
+
+
+def _runs(addresses: Iterable[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Neighbours of one prefix as (prefix, first, last)."""
     runs: list[tuple[str, int, int]] = []
-    for layer in layers:
-        # Everything up to the final number: the transformer blocks inside "u0" fold into "u0.0-9".
-        prefix, number = re.fullmatch(r"(.*?)(\d+)", layer.name).groups()
-        if runs and runs[-1][0] == prefix and runs[-1][2] == int(number) - 1:
-            runs[-1] = (prefix, runs[-1][1], int(number))
+    for prefix, number in addresses:
+        if runs and runs[-1][0] == prefix and runs[-1][2] == number - 1:
+            runs[-1] = (prefix, runs[-1][1], number)
         else:
-            runs.append((prefix, int(number), int(number)))
-    names = [f"{prefix}{first}" if first == last else f"{prefix}{first}-{last}" for prefix, first, last in runs]
+            runs.append((prefix, number, number))
+    return runs
+
+
+def _range(prefix: str, first: int, last: int) -> str:
+    return f"{prefix}{first}" if first == last else f"{prefix}{first}-{last}"
+
+
+def _available(layers: tuple[Layer, ...]) -> str:
+    """What a user may write, short enough for an error message."""
+    names = [_range(*run) for run in _runs(map(_own_address, layers))]
     return f"This model has: {', '.join(names)}; also all, auto."

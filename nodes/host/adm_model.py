@@ -59,7 +59,7 @@ def load_adm(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
-    host_config = _HostConfig(config, metadata)
+    host_config = HostConfig(config, metadata)
     load_device = comfy.model_management.get_torch_device()
     dtypes = host_config.supported_inference_dtypes
     dtype = comfy.model_management.unet_dtype(
@@ -112,7 +112,7 @@ class _PixelSpace(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-class _HostConfig(comfy.supported_models_base.BASE):
+class HostConfig(comfy.supported_models_base.BASE):
     unet_extra_config = MappingProxyType({})
     latent_format = _PixelSpace
 
@@ -139,7 +139,7 @@ class _HostConfig(comfy.supported_models_base.BASE):
 class ADMModel(comfy.model_base.BaseModel):
     """An ADM between the host's samplers and `ADMNetwork`: noise prediction, pixel latents, class labels."""
 
-    def __init__(self, host_config: _HostConfig, device=None):
+    def __init__(self, host_config: HostConfig, device=None):
         super().__init__(host_config, comfy.model_base.ModelType.EPS, device=device, unet_model=ADMNetwork)
         self.adm_config: ADMConfig = host_config.unet_config["config"]
         self.diffusion_model.pag_layers = host_config.metadata.get("pag_layers")

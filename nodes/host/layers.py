@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialVideoTransformer
+from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
 from ...pag_core.selection import Layer
 from .adm_model import ADMNetwork
-from .families import FAMILIES, Family, family_of, group_blocks, group_modules, num_heads, refusal_of
-from .prefix import block_order
+from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
+from .pass_cost import PassCost, pass_cost, u_net_blocks
 from .transformers import TransformerKey
 from .u_nets import UNetKey
 
@@ -34,6 +34,7 @@ class ModelLayers:
         layers: every self-attention layer, in the order in which the model runs them, with the host's key.
         auto: the selection that "auto" stands for.
         source: where that choice comes from.
+        cost: what perturbing them costs.
         family: the transformer family; None for U-Nets and ADM.
     """
 
@@ -41,16 +42,30 @@ class ModelLayers:
     layers: dict[Layer, UNetKey] | dict[Layer, TransformerKey]
     auto: str
     source: str
+    cost: PassCost
     family: Family | None = None
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the perturbed pass of this model can begin at the first perturbed layer."""
+        return any(share < 1 for share in self.cost.from_here.values())
+
+    def share(self, chosen: Mapping[Layer, frozenset[int] | None], **how: bool) -> float:
+        """What the perturbed pass of these layers costs as a share of a whole forward; `how` as in `PassCost.share`."""
+        return self.cost.share({self.layers[layer]: heads for layer, heads in chosen.items()}, **how)
 
 
 def model_layers(model: ModelPatcher) -> ModelLayers:
-    """List the self-attention layers of a model.
+    """List the self-attention layers of a model; see `network_layers`."""
+    return network_layers(model.get_model_object("diffusion_model"))
+
+
+def network_layers(network: Module) -> ModelLayers:
+    """List the self-attention layers of a network, whose weights may be on any device, the meta device too.
 
     Raises:
-        UnsupportedModelError: if the model is of a family that has none we can reach.
+        UnsupportedModelError: if the network is of a family that has none we can reach.
     """
-    network = model.get_model_object("diffusion_model")
     family, reason = family_of(network), refusal_of(network)
     if reason:
         raise UnsupportedModelError(f"Perturbed-Attention Guidance cannot work on this model: {reason}.")
@@ -73,27 +88,7 @@ def model_layers(model: ModelPatcher) -> ModelLayers:
         auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
-    return ModelLayers(name, layers, auto, source, family)
-
-
-def recomputed_share(model: ModelPatcher, found: ModelLayers, chosen: Collection[Layer]) -> float:
-    """The share of the network's blocks that the perturbed pass of these layers runs: those before it shares."""
-    network = model.get_model_object("diffusion_model")
-    keys = [found.layers[layer] for layer in chosen]
-    # A video U-Net takes inputs that the prefix does not know how to divide into rows.
-    is_video = any(isinstance(module, SpatialVideoTransformer) for module in network.modules())
-    if is_video or (found.family and not found.family.late_rows):
-        return 1.0
-    if found.family:
-        blocks = [(group.name, index) for group in found.family.groups
-                  for index in range(len(group_blocks(network, group)))]
-        first = min(map(blocks.index, keys))
-    else:
-        blocks = [("input", i) for i in range(len(network.input_blocks))]
-        blocks += [("middle", 0)] * (network.middle_block is not None)
-        blocks += [("output", i) for i in range(len(network.output_blocks))]
-        first = blocks.index(min((key[:2] for key in keys), key=block_order))
-    return 1 - first / len(blocks)
+    return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
 
 
 def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:
@@ -109,16 +104,12 @@ def _transformer_layers(network: Module, family: Family) -> dict[Layer, Transfor
 
 def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]:
     """(block kind, block number, transformer block, heads) of every self-attention of the host's U-Net."""
-    blocks = [("input", i, block) for i, block in enumerate(network.input_blocks)]
-    if network.middle_block is not None:  # distilled SDXL models drop it
-        blocks.append(("middle", 0, network.middle_block))
-    blocks += [("output", i, block) for i, block in enumerate(network.output_blocks)]
-    for kind, number, block in blocks:
-        for module in block:
+    for block, layers in u_net_blocks(network):
+        for module in layers:
             for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
                 # With disable_self_attn (the x4 upscaler's outer levels) attn1 looks at the text.
                 if isinstance(transformer, BasicTransformerBlock) and not transformer.disable_self_attn:
-                    yield kind, number, index, transformer.n_heads
+                    yield *block, index, transformer.n_heads
 
 
 def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer, UNetKey]:

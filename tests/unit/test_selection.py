@@ -1,12 +1,13 @@
 """The layer grammar: what it accepts and refuses, and what holds for every text and every selection."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pag_core.selection import Layer, SelectionError, select
+from pag_core.selection import Layer, SelectionError, select, text_of
 
 HEADS = 4
 
@@ -178,7 +179,7 @@ def test_names_of_the_paper_and_of_other_tools_are_understood(model, text, expec
     ("m0:h2-4", "h0 to h3"),
     ("m0:h3-1", "'m0:h3-1'"),
     ("__import__('os')", "__import__"),
-    ("m0" * 1001, "at most 2000"),
+    ("m0" * 4001, "at most 8000"),
 ])
 def test_everything_else_is_refused_and_quoted(text, quoted):
     with pytest.raises(SelectionError) as error:
@@ -267,6 +268,63 @@ def selections(draw) -> tuple[str, Selection]:
 def test_a_selection_that_is_written_out_reads_back_the_same(case):
     model, selection = case
     assert select(",".join(written(selection)), *MODELS[model]) == selection
+
+
+@quick
+@given(selections())
+def test_the_shortest_text_of_a_selection_reads_back_the_same(case):
+    model, selection = case
+    layers, auto = MODELS[model]
+    text = text_of(selection, layers)
+    assert select(text, layers, auto) == selection
+    assert len(text) <= len(",".join(written(selection)))
+
+
+@quick
+@given(model=models, text=any_text)
+def test_the_text_of_what_any_text_selects_selects_the_same(model, text):
+    layers, auto = MODELS[model]
+    try:
+        selection = select(text, layers, auto)
+    except SelectionError:
+        return
+    assert select(text_of(selection, layers), layers, auto) == selection
+
+
+@pytest.mark.parametrize(("model", "text", "expected"), [
+    ("SD", "m0", "m0"),
+    ("SD", "auto", "m0"),
+    ("SD", "u1,u0,u2", "u0-2"),
+    ("SD", "m0,d5,d4,u7", "d4-5,m0,u7"),
+    ("SD", "d0-5,m0,u0-8", "all"),
+    ("SD", "d0-5,m0,u0-4,u6-8", "all,!u5"),
+    ("SD", "all,!m0:h1-2", "all,!m0:h1-2"),
+    ("SD", "all:h0", "d0-5:h0,m0:h0,u0-8:h0"),
+    ("SD", "m0:h3+2+0", "m0:h0+2-3"),
+    ("SDXL", "u0", "u0"),
+    ("SDXL", "u0,u1,u2.0-4", "u0-1,u2.0-4"),
+    ("SDXL", "u0.1-9,m0", "m0,u0.1-9"),
+    ("Flux", "0-2", "double.0-2"),
+    ("Flux", "double.2,single.0-1", "double.2,single.0-1"),
+    ("Flux", "all,!single.3", "all,!single.3"),
+])
+def test_text_is_folded_and_in_the_models_order(model, text, expected):
+    layers, auto = MODELS[model]
+    assert text_of(select(text, layers, auto), layers) == expected
+
+
+@quick
+@given(model=models, data=st.data())
+def test_the_longest_texts_are_still_read(model, data):
+    layers, auto = MODELS[model]
+    big = tuple(replace(layer, heads=48) for layer in layers)
+    selection = {layer: data.draw(st.frozensets(st.integers(0, 47), min_size=1, max_size=47)) for layer in big}
+    assert select(text_of(selection, big), big, auto) == selection
+
+
+def test_nothing_selected_has_no_text():
+    with pytest.raises(SelectionError, match=r"nothing is selected.*This model has: d0-5"):
+        text_of({}, SD)
 
 
 @quick
