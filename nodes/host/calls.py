@@ -7,12 +7,20 @@ from contextlib import ExitStack
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ...pag_core.guidance import guide, perturbed_attention_delta
 from ...pag_core.settings import PAGSettings
 from .run import Run
 from .transformers import TransformerWatch
 from .u_nets import UNetWatch
+
+
+def is_compiled(model_options: dict) -> bool:
+    """Whether the host's TorchCompileModel, or a node built like it, compiles this model's calls."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    return COMPILE_KEY in wrappers.get(WrappersMP.APPLY_MODEL, {})
 
 
 class JointCall:
@@ -38,6 +46,12 @@ def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list,
     """The host's calc_cond_batch with the layers of every pass perturbed in the rows of that pass."""
     options = args["model_options"].copy()
     transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+    if is_compiled(options):
+        # The host compiles without guards on transformer_options: a graph made for other layers or rows would be taken
+        # for ours, and ours for others. So our call runs as it is.
+        wrappers = transformer_options["wrappers"] = transformer_options["wrappers"].copy()
+        wrappers[WrappersMP.APPLY_MODEL] = {key: found for key, found in wrappers[WrappersMP.APPLY_MODEL].items()
+                                            if key != COMPILE_KEY}
     models = [args["model"], *(clone.model for clone in options.get("multigpu_clones", {}).values())]
     networks = list({id(model): model.diffusion_model for model in models}.values())
     sources = {perturbed: plain for step in passes for perturbed, plain in step.sources.items()}

@@ -20,7 +20,7 @@ from ...pag_core.schedule import ScaleSchedule
 from ...pag_core.selection import select
 from ...pag_core.settings import PAGSettings
 from .attention import LayerPerturbation
-from .calls import JointCall, PerturbedPass, add_delta
+from .calls import JointCall, PerturbedPass, add_delta, is_compiled
 from .layers import model_layers
 from .run import Run
 from .transformers import TransformerWatch
@@ -105,7 +105,10 @@ class Guidance:
                                  sigma if self.is_random else None)
             post_cfg = step.post_cfg
             chained = options.get(_CALC_COND_BATCH)
-            if chained is None or isinstance(chained, JointCall):
+            if is_compiled(options):
+                # The plain rows keep their fast graph, and the perturbed ones run apart from them; see `calls`.
+                run.declined.add("the model is compiled")
+            elif chained is None or isinstance(chained, JointCall):
                 options[_CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
         # First in the list: the delta belongs to the prediction, before others post-process it.
         options[_POST_CFG] = [post_cfg, *options.get(_POST_CFG, [])]

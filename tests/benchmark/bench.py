@@ -55,6 +55,9 @@ def main() -> None:
             if arguments.only.lower() in shape.name.lower():
                 with torch.inference_mode():
                     report["times"].append(measure(shape, arguments.device, arguments.repeats))
+        with torch.inference_mode():
+            seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
+        report["overhead"] = seconds["CFG + PAG, shared prefix"] - seconds["CFG"]
     print_tables(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -129,6 +132,7 @@ def measure(shape, device: str, repeats: int) -> dict:
 
 def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
     """{row: a run of STEPS steps}."""
+    import comfy.samplers
     import torch
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from pag_pack.nodes.sampling import PAGKSampler
@@ -139,20 +143,25 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
 
     model = as_model(shape, device)
     host_pag = PerturbedAttentionGuidance.execute(model, SCALE).result[0]
-    latent = {"samples": torch.zeros(1, *shape.latent)}
+    latent = {"samples": torch.zeros(shape.batch, *shape.latent)}
     positive, negative = conditioning(shape, 1), conditioning(shape, 2)
 
     def stock(model, cfg: float):
         return lambda: nodes.common_ksampler(model, 0, STEPS, cfg, "euler", "normal", positive, negative, latent)
 
-    def ours(cfg: float, cfg_end: float = 1.0, **options):
+    def ours(cfg: float, cfg_end: float = 1.0, model=model, **options):
         return lambda: PAGKSampler.execute(model, 0, STEPS, cfg, SCALE, shape.layers, "euler", "normal", positive,
                                            negative, latent, cfg_end_percent=cfg_end, options=PAGOptions(**options))
 
     rows = {"no guidance": stock(model, 1.0), "CFG": stock(model, CFG)}
     if shape.has_host_pag:
         rows["CFG + PAG, the host's node"] = stock(host_pag, CFG)
+    # Another node holds the slot of the joint call, as SLG does; then the perturbed pass is a call of its own.
+    apart = model.clone()
+    apart.set_model_sampler_calc_cond_batch_function(lambda args: comfy.samplers.calc_cond_batch(
+        args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]))
     return rows | {
+        "CFG + PAG, two calls": ours(CFG, model=apart),
         "CFG + PAG, full batch": ours(CFG, share_prefix=False), "CFG + PAG, shared prefix": ours(CFG),
         "CFG + PAG, scheduled": ours(CFG, CFG_END, start_percent=PAG_START), "PAG without CFG": ours(1.0)}
 
@@ -181,6 +190,7 @@ def peak(device: str) -> int | None:
 
 
 def print_tables(report: dict) -> None:
+    """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic."""
     print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
     for title, key, unit in (("FLOPs per step at full size", "flops", 1e12), ("Seconds per step", "seconds", 1)):
         tables = report["flops"] if key == "flops" else report["times"]
@@ -191,6 +201,9 @@ def print_tables(report: dict) -> None:
             for name, value in table[key].items():
                 memory = f" {(table['bytes'][name] or 0) / 2**30:.2f} |" if key == "seconds" else ""
                 print(f"| {name} | {value / unit:.3f} | {value / table[key]['CFG']:.3f} |{memory}")
+            if key == "seconds":
+                share = report["overhead"] / table[key]["CFG"]
+                print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")
 
 
 if __name__ == "__main__":

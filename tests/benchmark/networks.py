@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import comfy.ops
+import folder_paths
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from pag_pack.nodes.adm import SHIPPED
+from pag_pack.nodes.host.adm_model import FOLDER, ADMNetwork, load_adm
 
 _U_NET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True)
 _SD15 = dict(_U_NET, num_res_blocks=[2] * 4, channel_mult=(1, 2, 4, 4), num_heads=8, context_dim=768,
@@ -41,6 +45,7 @@ class Shape:
         vector: channels of the pooled input `y`; 0 for none.
         layers: the selection that is measured; None for the family's `auto`.
         guidance: whether the network takes a distilled guidance value.
+        batch: pictures in a run.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Shape:
     vector: int = 0
     layers: str = "auto"
     guidance: bool = False
+    batch: int = 1
 
     @property
     def has_host_pag(self) -> bool:
@@ -82,11 +88,33 @@ class Shape:
         return inputs
 
 
+class TrainedADM:
+    """The ADM that comes with this pack, with the interface of a `Shape`."""
+
+    name, latent, layers, batch, has_host_pag = "the shipped ADM, 8 pictures of 32²", (3, 32, 32), "auto", 8, False
+
+    def build(self, device: str, dtype: torch.dtype) -> torch.nn.Module:
+        model = self.model().model
+        with torch.device(device):
+            network = ADMNetwork(model.adm_config, dtype, device, comfy.ops.disable_weight_init)
+        network.pag_layers = model.diffusion_model.pag_layers
+        return network
+
+    @cache
+    def model(self):
+        return load_adm(folder_paths.get_full_path_or_raise(FOLDER, SHIPPED))
+
+    def inputs(self, rows: int, device: str, dtype: torch.dtype) -> dict:
+        return {"x": torch.zeros(rows, *self.latent, device=device, dtype=dtype),
+                "t": torch.full((rows,), 500.0, device=device), "y": torch.zeros(rows, dtype=torch.long, device=device)}
+
+
 FULL = (
     Shape("SD 1.5, 512²", UNetModel, _SD15, (4, 64, 64), (77, 768)),
     Shape("SDXL, 1024²", UNetModel, _SDXL, (4, 128, 128), (77, 2048), vector=2816),
     Shape("SD3 medium, 1024²", OpenAISignatureMMDITWrapper, _sd3(24), (16, 128, 128), (154, 4096), vector=2048),
     Shape("Flux, 1024²", Flux, _FLUX, (16, 128, 128), (512, 4096), vector=768, guidance=True),
+    TrainedADM(),
 )
 # Small enough for a CPU to time within minutes: the same depth, with smaller pictures or narrower layers, as named.
 SCALED = (
@@ -102,4 +130,8 @@ SCALED = (
           dict(_FLUX, hidden_size=512, num_heads=4, depth=6, depth_single_blocks=12, context_in_dim=256,
                vec_in_dim=256),
           (16, 32, 32), (77, 256), vector=256, guidance=True),
+    TrainedADM(),
 )
+# All of SD 1.5's blocks with hardly any arithmetic in them: what a step takes here is Python, hooks and dispatch.
+NARROW = Shape("SD 1.5's blocks, a tenth of the width, 64²", UNetModel, dict(_SD15, model_channels=32, context_dim=32),
+               (4, 8, 8), (77, 32))
