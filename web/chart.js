@@ -1,0 +1,152 @@
+/** Curves over the run, and handles at the ends of ranges: by mouse, or with the arrow keys. */
+
+import { element, refill, svg } from "./dom.js";
+
+const HEIGHT = 104; // pixels
+const EDGE = { left: 20, right: 8, top: 12, bottom: 26 };
+const STEP = 0.01; // of the run; with Shift, or the page keys, ten times that
+const CURVES = ["cfg", "pag"];
+
+export class Chart {
+  /** moved(input, value, done): a handle is moved; done is false while it is still held. */
+  constructor(moved) {
+    this.moved = moved;
+    this.points = [];
+    this.windows = [];
+    this.handles = new Map();
+    this.curves = svg("g");
+    this.grips = svg("g");
+    this.image = svg("svg", { height: HEIGHT, class: "pag-chart", role: "group", "aria-label": "schedule" },
+      this.curves, this.grips);
+    this.element = element("div", { class: "pag-chart-box" }, this.image);
+    this.width = 260;
+    new ResizeObserver(([{ contentRect: { width } }]) => {
+      if (!width || width === this.width) return;
+      this.width = width;
+      this.draw();
+      this.place();
+    }).observe(this.element);
+  }
+
+  /** points: [{percent, cfg, pag, runs_uncond, runs_perturbed}], one for each step. */
+  setPoints(points) {
+    this.points = points;
+    this.draw();
+    this.place();
+  }
+
+  /** windows: [{key, title, ends: [{input, value}, {input, value}]}] */
+  setWindows(windows) {
+    this.windows = windows;
+    for (const window of windows) {
+      window.ends.forEach(({ input }, index) => {
+        if (!this.handles.has(input)) this.handles.set(input, this.makeHandle(window, input, index));
+      });
+    }
+    this.place();
+  }
+
+  x(percent) {
+    return EDGE.left + percent * (this.width - EDGE.left - EDGE.right);
+  }
+
+  y(weight) {
+    return HEIGHT - EDGE.bottom - (weight / this.top) * (HEIGHT - EDGE.top - EDGE.bottom);
+  }
+
+  draw() {
+    const weights = this.points.flatMap((point) => CURVES.map((key) => point[key] ?? 0));
+    this.top = Math.max(1, ...weights);
+    const base = HEIGHT - EDGE.bottom;
+    const label = (x, y, text, anchor) => svg("text", { x, y, "text-anchor": anchor, class: "pag-axis" }, text);
+    const line = (y) => svg("line", { x1: EDGE.left, x2: this.x(1), y1: y, y2: y, class: "pag-grid" });
+    refill(
+      this.curves,
+      line(base), line(this.y(this.top)),
+      label(EDGE.left - 4, base + 3, "0", "end"),
+      label(EDGE.left - 4, this.y(this.top) + 3, `${Number(this.top.toFixed(1))}`, "end"),
+      label(this.x(0), HEIGHT - 3, "noise", "start"), label(this.x(1), HEIGHT - 3, "picture", "end"),
+      ...CURVES.map((key) => this.curve(key)),
+      ...this.passes("runs_uncond", "pag-cfg", base + 4), ...this.passes("runs_perturbed", "pag-pag", base + 9),
+    );
+  }
+
+  /** Steps: each value holds until the next step. */
+  curve(key) {
+    const points = this.points.filter((point) => point[key] !== undefined && point[key] !== null);
+    if (!points.length) return null;
+    const corners = points.map((point, index) =>
+      `${this.x(point.percent)},${this.y(point[key])} H${this.x(points[index + 1]?.percent ?? 1)}`);
+    const path = `M${corners.join(" L")}`;
+    const base = this.y(0);
+    return svg("g", { class: `pag-${key}` },
+      svg("path", { d: `${path} V${base} H${this.x(points[0].percent)} Z`, class: "pag-area" }),
+      svg("path", { d: path, class: "pag-line" }));
+  }
+
+  /** A mark under each step that pays for a further prediction. */
+  passes(key, className, y) {
+    return this.points.map((point, index) => {
+      if (!point[key]) return null;
+      const from = this.x(point.percent);
+      const width = this.x(this.points[index + 1]?.percent ?? 1) - from;
+      return svg("rect", { x: from, y, height: 3, width: Math.max(1, width - (width > 3)), class: `${className} pag-pass` });
+    });
+  }
+
+  makeHandle(window, input, index) {
+    const slider = svg("g", {
+      class: `pag-handle pag-${window.key}`, tabindex: 0, role: "slider", "data-input": input,
+      "aria-label": `${window.title} ${index ? "ends" : "starts"}`, "aria-valuemin": 0, "aria-valuemax": 1,
+    }, svg("title", {}, input), svg("line", { y1: EDGE.top - 2, y2: HEIGHT - EDGE.bottom }),
+      svg("rect", { class: "pag-reach", x: -7, width: 14, y: 0, height: HEIGHT - EDGE.bottom }),
+      svg("path", { class: "pag-grip", d: index ? "M1,1 H-8 V11 H1 Z" : "M-1,1 H8 V11 H-1 Z" }));
+    slider.addEventListener("keydown", (event) => this.key(input, event));
+    slider.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      slider.setPointerCapture(event.pointerId);
+      slider.focus();
+    });
+    slider.addEventListener("pointermove", (event) => {
+      if (!slider.hasPointerCapture(event.pointerId)) return;
+      const box = this.image.getBoundingClientRect(); // the editor may have zoomed it
+      const x = ((event.clientX - box.left) / box.width) * this.width;
+      this.move(input, (x - EDGE.left) / (this.width - EDGE.left - EDGE.right), false);
+    });
+    this.grips.append(slider);
+    return slider;
+  }
+
+  key(input, event) {
+    const large = event.shiftKey ? 10 : 1;
+    const by = { ArrowLeft: -large, ArrowDown: -large, ArrowRight: large, ArrowUp: large, PageDown: -10, PageUp: 10,
+      Home: -100, End: 100 }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    this.move(input, this.end(input).value + by * STEP, true);
+  }
+
+  end(input) {
+    return this.windows.flatMap(({ ends }) => ends).find((end) => end.input === input);
+  }
+
+  /** Keeps the range's ends in order, and on whole hundredths. */
+  move(input, value, done) {
+    const [start, end] = this.windows.find(({ ends }) => ends.some((one) => one.input === input)).ends;
+    const [low, high] = input === start.input ? [0, end.value] : [start.value, 1];
+    const moved = Math.round(Math.min(high, Math.max(low, value)) / STEP) * STEP;
+    const rounded = Number(moved.toFixed(2));
+    if (rounded !== this.end(input).value) this.moved(input, rounded, done);
+  }
+
+  place() {
+    for (const { ends } of this.windows) {
+      for (const { input, value } of ends) {
+        const handle = this.handles.get(input);
+        handle.setAttribute("transform", `translate(${this.x(value)})`);
+        handle.setAttribute("aria-valuenow", value);
+        handle.setAttribute("aria-valuetext", `${Math.round(value * 100)} % of the run`);
+      }
+    }
+  }
+}

@@ -1,0 +1,218 @@
+/** The layer picker: a drawing of the model in which the perturbed self-attention layers are lit. */
+
+import { Cells } from "./cells.js";
+import { drawModel } from "./drawing.js";
+import { element, refill } from "./dom.js";
+import { field, undoable, write } from "./graph.js";
+import { ask, newestOnly } from "./server.js";
+
+const percent = (share) => `${Math.round(100 * share)} %`;
+
+export class Picker {
+  name = "layers";
+  title = "Layers";
+
+  constructor(panel) {
+    this.panel = panel;
+    this.select = newestOnly();
+    this.selected = {}; // {layer: null for all heads, or a list of them}
+    this.opened = null; // the layer whose heads are shown
+    this.cells = new Cells({
+      toggle: (names, on) => this.toggleLayers(names, on),
+      open: (name, clicked) => this.openHeads(name, clicked),
+      isOn: (name) => name in this.selected,
+    });
+    this.heads = new Cells({
+      toggle: (heads, on) => this.toggleHeads(heads, on),
+      isOn: (head) => this.headsOf(this.opened).includes(head),
+    });
+    this.summary = element("span", { class: "pag-summary" });
+    this.head = element("div", { class: "pag-row" });
+    this.share = element("span", { class: "pag-share" });
+    this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": "Presets" });
+    this.drawing = element("div", { class: "pag-drawing" });
+    this.strip = element("div", { class: "pag-heads" });
+    this.message = element("div", { class: "pag-message", role: "status" });
+    this.element = element("div", { class: "pag-view" }, this.head, this.presets, this.drawing, this.strip,
+      this.message);
+    this.strip.addEventListener("keydown", (event) => event.key === "Escape" && this.closeHeads());
+  }
+
+  /** Follows the graph: the model, and the text of the input. */
+  update() {
+    const { model, problem } = this.panel;
+    if (model !== this.model || problem !== this.problem) {
+      [this.model, this.problem, this.text] = [model, problem, undefined];
+      this.opened = null;
+      this.drawHead();
+      this.drawModel();
+    }
+    const text = field(this.panel.node, "layers")?.value;
+    if (text === this.text) return;
+    this.text = text;
+    this.read(text);
+  }
+
+  get layers() {
+    return this.model?.columns.flatMap((column) => column.layers) ?? [];
+  }
+
+  headsOf(name) {
+    const count = this.layers.find((layer) => layer.name === name)?.heads ?? 0;
+    const all = Array.from({ length: count }, (_, head) => head);
+    return name in this.selected ? this.selected[name] ?? all : [];
+  }
+
+  // From the text to the picture.
+
+  async read(layers) {
+    this.say(typeof layers === "string" ? "" : "layers comes from another node; the picture cannot follow it.");
+    if (!this.model || typeof layers !== "string") return this.show({});
+    const answer = await this.select("select", { model: this.model.id, layers });
+    if (answer) this.take(answer);
+  }
+
+  take(answer) {
+    this.say(answer.error ?? "");
+    if (answer.selected) this.show(answer.selected, answer.share);
+    else this.show({});
+  }
+
+  // From the picture to the text.
+
+  toggleLayers(names, on) {
+    const selected = { ...this.selected };
+    for (const name of names) {
+      if (on) selected[name] = null;
+      else delete selected[name];
+    }
+    this.choose(selected);
+  }
+
+  toggleHeads(heads, on) {
+    const chosen = new Set(this.headsOf(this.opened));
+    for (const head of heads) chosen[on ? "add" : "delete"](head);
+    const selected = { ...this.selected, [this.opened]: [...chosen].sort((a, b) => a - b) };
+    if (!chosen.size) delete selected[this.opened];
+    this.choose(selected);
+  }
+
+  async choose(selected) {
+    const before = this.selected;
+    this.beforeClick = before;
+    this.show(selected);
+    const answer = await this.select("select", { model: this.model.id, selected });
+    if (!answer) return;
+    if (answer.text === undefined && Object.keys(selected).length) { // no such selection: nothing has changed
+      this.show(before);
+      this.say(answer.error);
+      return;
+    }
+    this.enter(answer.text ?? "");
+    this.take(answer);
+  }
+
+  /** Puts a text into the input, as one step of undo. */
+  enter(text) {
+    const { node } = this.panel;
+    const widget = field(node, "layers");
+    if (!widget) return;
+    this.text = text;
+    undoable(() => write(widget, node, text));
+  }
+
+  // What is shown.
+
+  drawHead() {
+    const { panel, model } = this;
+    const name = model && !this.problem
+      ? element("span", { class: "pag-name", title: model.name }, model.name)
+      : familyChooser(panel, this.problem);
+    refill(this.head, name, this.share);
+    refill(this.presets, ...(model?.presets ?? []).map(({ title, layers }) => element("button", {
+      type: "button", class: "pag-preset", title: layers === title ? null : layers, "data-layers": layers,
+      onclick: () => {
+        this.enter(layers);
+        this.read(layers);
+      },
+    }, title)));
+  }
+
+  drawModel() {
+    this.cells.buttons.clear();
+    this.cells.anchor = null;
+    refill(this.drawing, this.model ? drawModel(this.model, this.cells) : null);
+  }
+
+  show(selected, share) {
+    this.selected = selected;
+    for (const layer of this.layers) {
+      const button = this.cells.buttons.get(layer.name);
+      const heads = this.headsOf(layer.name).length;
+      const part = heads && heads < layer.heads;
+      button.setAttribute("aria-pressed", part ? "mixed" : heads > 0);
+      button.style.setProperty("--part", heads / layer.heads);
+      button.setAttribute("aria-label", `${layer.name}, ${part ? `${heads} of ` : ""}${layer.heads} heads`);
+    }
+    for (const preset of this.presets.children) {
+      preset.setAttribute("aria-pressed", preset.dataset.layers === this.text);
+    }
+    const count = Object.keys(selected).length;
+    this.summary.textContent = this.model ? `${count}/${this.layers.length}` : "";
+    if (share !== undefined) this.share.textContent = `extra pass ${percent(share)}`;
+    this.share.title = "The share of the network that PAG's extra pass runs; what comes before the first selected " +
+      "layer is shared with the normal pass.";
+    this.share.hidden = !count;
+    if (!this.layers.some(({ name }) => name === this.opened)) this.opened = null;
+    this.drawHeads();
+  }
+
+  openHeads(name, clicked) {
+    if (clicked) this.choose(this.beforeClick);
+    this.opened = name;
+    this.drawHeads();
+    this.heads.buttons.get(0)?.focus();
+  }
+
+  closeHeads() {
+    const name = this.opened;
+    this.opened = null;
+    this.drawHeads();
+    this.cells.buttons.get(name)?.focus();
+  }
+
+  drawHeads() {
+    const layer = this.layers.find(({ name }) => name === this.opened);
+    if (this.strip.dataset.layer !== (layer?.name ?? "")) {
+      this.strip.dataset.layer = layer?.name ?? "";
+      this.heads.buttons.clear();
+      this.heads.anchor = null;
+      const cells = layer ? Array.from({ length: layer.heads }, (_, head) => this.heads.add(head, `${head}`, {
+        "aria-label": `head ${head} of ${layer.name}`,
+      })) : [];
+      refill(this.strip, ...(layer ? [
+        element("span", { class: "pag-label" }, `${layer.name} heads`),
+        element("div", { class: "pag-cells", role: "group", "aria-label": `heads of ${layer.name}` }, ...cells),
+        element("button", { type: "button", class: "pag-close", "aria-label": "close the heads", title: "Escape",
+          onclick: () => this.closeHeads() }, "×"),
+      ] : []));
+    }
+    const on = this.headsOf(this.opened);
+    this.heads.buttons.forEach((button, head) => button.setAttribute("aria-pressed", on.includes(head)));
+  }
+
+  say(message) {
+    this.message.textContent = message;
+  }
+}
+
+/** For a model that nobody knows: why, and a list of families to choose from. */
+function familyChooser(panel, problem) {
+  const list = element("select", { "aria-label": "model family", onchange: () => { panel.family = list.value; } },
+    element("option", { value: "" }, "choose a family"));
+  ask("families").then(({ families = [] }) => {
+    list.append(...families.map((name) => element("option", { value: name }, name)));
+    list.value = panel.family;
+  });
+  return element("label", { class: "pag-family" }, element("span", {}, problem), list);
+}

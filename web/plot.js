@@ -1,0 +1,86 @@
+/** The schedule plot: what CFG and PAG weigh over the run, from the server, and what the run costs. */
+
+import { Chart } from "./chart.js";
+import { element, refill } from "./dom.js";
+import { feeding, field, undoable, values, write } from "./graph.js";
+import { newestOnly } from "./server.js";
+
+const FIELDS = ["layers", "steps", "cfg", "cfg_start_percent", "cfg_end_percent"];
+const SCALES = ["pag_scale", "scale"];
+const OPTIONS = "PAGOptions";
+const WINDOWS = [["cfg", "CFG", "cfg_start_percent", "cfg_end_percent"], ["pag", "PAG", "start_percent", "end_percent"]];
+
+export class Plot {
+  name = "schedule";
+  title = "Schedule";
+
+  constructor(panel) {
+    this.panel = panel;
+    this.plot = newestOnly();
+    this.summary = element("span", { class: "pag-summary", title: "Cost of the run, against CFG alone." });
+    this.legend = element("div", { class: "pag-row pag-legend" });
+    this.message = element("div", { class: "pag-message", role: "status" });
+    this.chart = new Chart((input, value, done) => this.move(input, value, done));
+    this.element = element("div", { class: "pag-view" }, this.legend, this.chart.element, this.message);
+  }
+
+  update() {
+    const { node, model } = this.panel;
+    const question = { model: model?.id ?? null, ...this.question(node) };
+    const asked = JSON.stringify(question);
+    if (asked === this.asked) return;
+    this.asked = asked;
+    this.chart.setWindows(this.windows());
+    this.draw(question);
+  }
+
+  /** Everything the formulas need that stands on the node, or on the options connected to it. */
+  question(node) {
+    if (node.comfyClass === OPTIONS) return { options: optionsOf(node) };
+    const options = feeding(node, "options");
+    const [scale] = Object.values(values(node, SCALES));
+    return { ...values(node, FIELDS), scale, options: options?.comfyClass === OPTIONS ? optionsOf(options) : {} };
+  }
+
+  async draw(question) {
+    const answer = await this.plot("plot", question);
+    if (!answer) return;
+    this.message.textContent = answer.error ?? answer.note ?? "";
+    this.summary.textContent = answer.cost ? `${answer.cost.toFixed(2)}×` : "";
+    refill(
+      this.legend,
+      ...WINDOWS.map(([key, title]) => this.entry(key, title, answer.points ?? [])),
+      element("span", { class: "pag-share", title: "Network evaluations of the whole run, as a ratio to CFG alone." },
+        answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
+    this.chart.setPoints(answer.points ?? []);
+  }
+
+  entry(key, title, points) {
+    const most = Math.max(...points.map((point) => point[key] ?? NaN)); // -Infinity or NaN where there is none
+    return Number.isFinite(most)
+      ? element("span", { class: `pag-${key}` }, `${title} ${Number(most.toFixed(2))}`)
+      : null;
+  }
+
+  /** The ranges whose ends stand on this node: they can be dragged. */
+  windows() {
+    const { node } = this.panel;
+    return WINDOWS.map(([key, title, ...inputs]) => ({
+      key, title, ends: inputs.map((input) => ({ input, value: field(node, input)?.value })),
+    })).filter(({ ends }) => ends.every(({ value }) => value !== undefined));
+  }
+
+  /** An end of a range is moved; `done` ends one step of undo. */
+  move(input, value, done) {
+    const { node } = this.panel;
+    const widget = field(node, input);
+    if (!widget) return;
+    if (done) undoable(() => write(widget, node, value));
+    else write(widget, node, value);
+    this.update();
+  }
+}
+
+function optionsOf(node) {
+  return values(node, node.widgets.filter(({ serialize }) => serialize !== false).map(({ name }) => name));
+}

@@ -1,0 +1,44 @@
+/** Questions to this pack's routes. The layer grammar and every formula live on the server alone. */
+
+import { api } from "../../scripts/api.js";
+
+/** The JSON answer of POST /pag/<path> (GET without a body); {error} when there is none. */
+export async function ask(path, body) {
+  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  try {
+    const response = await api.fetchApi(`/pag/${path}`, options);
+    const answer = await response.json().catch(() => ({}));
+    return response.ok || answer.error ? answer : { error: `The server could not answer (HTTP ${response.status}).` };
+  } catch {
+    return { error: "The server cannot be reached." };
+  }
+}
+
+/** A way to ask in which only the newest question counts: answers to older ones come back as null. */
+export function newestOnly() {
+  let newest = 0;
+  return async (path, body) => {
+    const turn = ++newest;
+    const answer = await ask(path, body);
+    return turn === newest ? answer : null;
+  };
+}
+
+const known = new Map();
+
+/** What POST /pag/model says of {loader} or {family}; asked once for each, refusals again next time. */
+export function describeModel(source) {
+  const key = JSON.stringify(source);
+  if (!known.has(key)) {
+    known.set(key, ask("model", source).then((answer) => {
+      if (answer.error) known.delete(key);
+      return answer;
+    }));
+  }
+  return known.get(key);
+}
+
+/** After files may have changed on disk. */
+export function forgetModels() {
+  known.clear();
+}
