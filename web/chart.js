@@ -71,16 +71,23 @@ export class Chart {
     );
   }
 
-  /** Steps: each value holds until the next step. */
+  /** Where the step with this index begins and ends on the page: half way to its neighbours. */
+  span(index) {
+    const at = (step) => this.points[step].percent;
+    const last = this.points.length - 1;
+    return [index ? (at(index - 1) + at(index)) / 2 : 0, index < last ? (at(index) + at(index + 1)) / 2 : 1]
+      .map((percent) => this.x(percent));
+  }
+
   curve(key) {
-    const points = this.points.filter((point) => point[key] !== undefined && point[key] !== null);
-    if (!points.length) return null;
-    const corners = points.map((point, index) =>
-      `${this.x(point.percent)},${this.y(point[key])} H${this.x(points[index + 1]?.percent ?? 1)}`);
+    const corners = this.points.map((point, index) => {
+      const [from, to] = this.span(index);
+      return `${from},${this.y(point[key] ?? 0)} H${to}`;
+    });
+    if (this.points.every((point) => (point[key] ?? null) === null)) return null;
     const path = `M${corners.join(" L")}`;
-    const base = this.y(0);
     return svg("g", { class: `pag-${key}` },
-      svg("path", { d: `${path} V${base} H${this.x(points[0].percent)} Z`, class: "pag-area" }),
+      svg("path", { d: `${path} V${this.y(0)} H${this.x(0)} Z`, class: "pag-area" }),
       svg("path", { d: path, class: "pag-line" }));
   }
 
@@ -88,9 +95,9 @@ export class Chart {
   passes(key, className, y) {
     return this.points.map((point, index) => {
       if (!point[key]) return null;
-      const from = this.x(point.percent);
-      const width = this.x(this.points[index + 1]?.percent ?? 1) - from;
-      return svg("rect", { x: from, y, height: 3, width: Math.max(1, width - (width > 3)), class: `${className} pag-pass` });
+      const [x, to] = this.span(index);
+      const width = to - x;
+      return svg("rect", { x, y, height: 3, width: Math.max(1, width - (width > 3)), class: `${className} pag-pass` });
     });
   }
 

@@ -82,9 +82,15 @@ export function feeding(node, name) {
   return origin(node, node.inputs?.find((input) => input.name === name))?.node ?? null;
 }
 
+/** The first node that takes this node's output, or null. */
+export function consumer(node) {
+  const link = node.graph?.getLink(node.outputs?.[0]?.links?.[0]);
+  return link ? node.graph.getNodeById(link.target_id) : null;
+}
+
 /** The loader upstream of the model input, past LoRAs and other nodes that take and give a model, or null. */
 export function loader(node) {
-  let at = feeding(node, "model");
+  let at = node && feeding(node, "model");
   for (let hops = 0; at && hops < MAX_HOPS; hops++) {
     for (const input of LOADER_INPUTS) {
       const file = field(at, input)?.value;

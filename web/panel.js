@@ -2,12 +2,13 @@
 
 import { app } from "../../scripts/app.js";
 import { element, refill } from "./dom.js";
-import { loader } from "./graph.js";
+import { consumer, loader } from "./graph.js";
 import { describeModel } from "./server.js";
 
 const OPEN = "pag_panel"; // node properties, saved with the workflow
 const FAMILY = "pag_family";
 const MARGIN = 6; // pixels around the panel, as the canvas lays it out
+const NEW_WIDTH = 300; // enough for the widest model
 const CLOSED_HEIGHT = 26;
 const KEYS = new Set([" ", "Enter", "Escape", "Home", "End", "PageUp", "PageDown",
   "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // what the views use; the editor has other uses for them
@@ -34,9 +35,15 @@ export class Panel {
     });
     widget.serialize = false; // in the workflow
     queueMicrotask(() => {
-      if (!this.restored) node.properties[OPEN] = this.views[0].name; // a node new from the menu shows what it has
+      if (!this.restored) this.welcome();
       this.show();
     });
+  }
+
+  /** A node new from the menu shows what it has. */
+  welcome() {
+    this.node.properties[OPEN] = this.views[0].name;
+    this.node.setSize([Math.max(this.node.size[0], NEW_WIDTH), this.node.size[1]]);
   }
 
   /** Called with a node that comes from a workflow, a copy or undo: closed, unless it was left open. */
@@ -48,19 +55,23 @@ export class Panel {
   listen() {
     new ResizeObserver(() => {
       this.height = this.content.offsetHeight || this.height; // 0 while the node is out of sight
-      this.node.graph?.setDirtyCanvas(true, true);
+      this.redraw();
+      setTimeout(() => this.redraw(), 50); // the canvas makes a node higher while it draws, and shows it next time
     }).observe(this.content);
-    const canvas = () => app.canvas;
     this.element.addEventListener("keydown", (event) => {
       if (KEYS.has(event.key) && !event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
     // As the editor's own text fields do: the wheel zooms and the middle button moves the canvas.
     this.element.addEventListener("wheel", (event) => {
-      if (!this.element.closest("[data-node-id]")) canvas().processMouseWheel(event);
+      if (!this.element.closest("[data-node-id]")) app.canvas.processMouseWheel(event);
     });
-    this.element.addEventListener("pointerdown", (event) => event.button === 1 && canvas().processMouseDown(event));
-    this.element.addEventListener("pointermove", (event) => event.buttons & 4 && canvas().processMouseMove(event));
-    this.element.addEventListener("pointerup", (event) => event.button === 1 && canvas().processMouseUp(event));
+    this.element.addEventListener("pointerdown", (event) => event.button === 1 && app.canvas.processMouseDown(event));
+    this.element.addEventListener("pointermove", (event) => event.buttons & 4 && app.canvas.processMouseMove(event));
+    this.element.addEventListener("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
+  }
+
+  redraw() {
+    this.node.graph?.setDirtyCanvas(true, true);
   }
 
   get open() {
@@ -103,7 +114,7 @@ export class Panel {
   }
 
   async findModel() {
-    const found = loader(this.node);
+    const found = loader(this.node.inputs.some(({ type }) => type === "MODEL") ? this.node : consumer(this.node));
     const key = JSON.stringify([found, this.family]);
     if (key === this.source) return;
     this.source = key;

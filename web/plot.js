@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { element, refill } from "./dom.js";
-import { feeding, field, undoable, values, write } from "./graph.js";
+import { consumer, feeding, field, undoable, values, write } from "./graph.js";
 import { newestOnly } from "./server.js";
 
 const FIELDS = ["layers", "steps", "cfg", "cfg_start_percent", "cfg_end_percent"];
@@ -17,7 +17,7 @@ export class Plot {
   constructor(panel) {
     this.panel = panel;
     this.plot = newestOnly();
-    this.summary = element("span", { class: "pag-summary", title: "Cost of the run, against CFG alone." });
+    this.summary = element("span", { class: "pag-summary" });
     this.legend = element("div", { class: "pag-row pag-legend" });
     this.message = element("div", { class: "pag-message", role: "status" });
     this.chart = new Chart((input, value, done) => this.move(input, value, done));
@@ -34,24 +34,28 @@ export class Plot {
     this.draw(question);
   }
 
-  /** Everything the formulas need that stands on the node, or on the options connected to it. */
+  /** Everything the formulas need: from this node, the options connected to it, or the node that takes its options. */
   question(node) {
-    if (node.comfyClass === OPTIONS) return { options: optionsOf(node) };
-    const options = feeding(node, "options");
-    const [scale] = Object.values(values(node, SCALES));
-    return { ...values(node, FIELDS), scale, options: options?.comfyClass === OPTIONS ? optionsOf(options) : {} };
+    const isOptions = node.comfyClass === OPTIONS;
+    const sampler = isOptions ? consumer(node) : node;
+    const options = isOptions ? node : feeding(node, "options");
+    const [scale] = sampler ? Object.values(values(sampler, SCALES)) : [];
+    return {
+      ...(sampler ? values(sampler, FIELDS) : {}), scale,
+      options: options?.comfyClass === OPTIONS ? values(options, widgetInputs(options)) : {},
+    };
   }
 
   async draw(question) {
     const answer = await this.plot("plot", question);
     if (!answer) return;
-    this.message.textContent = answer.error ?? answer.note ?? "";
+    this.message.textContent = answer.error ?? "";
     this.summary.textContent = answer.cost ? `${answer.cost.toFixed(2)}×` : "";
+    this.summary.title = answer.note ?? "";
     refill(
       this.legend,
       ...WINDOWS.map(([key, title]) => this.entry(key, title, answer.points ?? [])),
-      element("span", { class: "pag-share", title: "Network evaluations of the whole run, as a ratio to CFG alone." },
-        answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
+      element("span", { class: "pag-share", title: answer.note }, answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
     this.chart.setPoints(answer.points ?? []);
   }
 
@@ -81,6 +85,4 @@ export class Plot {
   }
 }
 
-function optionsOf(node) {
-  return values(node, node.widgets.filter(({ serialize }) => serialize !== false).map(({ name }) => name));
-}
+const widgetInputs = (node) => node.inputs.filter(({ widget }) => widget).map(({ name }) => name);

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from .errors import HarnessError
 from .server import Server
 
+VUE = "Comfy.VueNodes.Enabled"  # the editor's name for Nodes 2.0
 READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && LiteGraph.registered_node_types.PAGKSampler"
+# The graph alone, without the panels around it.
+BARE = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasMenu": False, "Comfy.Canvas.SelectionToolbox": False}
 
 
 @contextlib.contextmanager
 def launch() -> Iterator:
-    """A browser; HarnessError, which says what to install, where there is none."""
+    """A browser of Playwright's; HarnessError, which says what to install, where there is none."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -30,12 +35,31 @@ def launch() -> Iterator:
             browser.close()
 
 
-def open_editor(page, server: Server) -> None:
-    """Opens the editor, and returns when its own first workflow and its greeting are out of the way."""
-    page.goto(server.url, wait_until="domcontentloaded")
-    page.wait_for_function(READY, timeout=60_000)
-    page.keyboard.press("Escape")
+class Editor:
+    """The editor on a page of Playwright's; nodes are called by their ids in the graph that is shown."""
 
+    def __init__(self, page, server: Server):
+        self.page, self.server = page, server
 
-def load(page, workflow: dict) -> None:
-    page.evaluate("workflow => app.loadGraphData(workflow, true, true)", workflow)
+    def open(self, settings: dict[str, object] | None = None) -> None:
+        """Loads the page, and returns when the editor's own first workflow and its greeting are out of the way."""
+        self.page.goto(self.server.url, wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_timeout(1000)  # the first workflow comes after the node types
+        self.page.keyboard.press("Escape")
+        for name, value in (settings or {}).items():
+            self.set(name, value)
+
+    def set(self, setting: str, value: object) -> None:
+        self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])
+
+    def load(self, workflow: Path | dict) -> None:
+        content = workflow if isinstance(workflow, dict) else json.loads(workflow.read_text(encoding="utf-8"))
+        self.page.evaluate("workflow => app.loadGraphData(workflow, true, true)", content)
+
+    def show(self, left: float, top: float, scale: float) -> None:
+        """Puts a point of the graph into the upper left corner."""
+        self.page.evaluate("""([x, y, scale]) => {
+            Object.assign(app.canvas.ds, { scale, offset: [-x, -y] });
+            app.canvas.setDirty(true, true);
+        }""", [left, top, scale])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from . import picture, workflow
 from .client import Client
+from .editor import BARE, Editor, launch
 from .errors import HarnessError, command
 from .host import CACHE, ROOT
 from .server import Server
@@ -33,15 +33,6 @@ HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
 WIDTH = 1500  # pixels, of a picture of a graph
 MARGIN = 20
 QUALITY = 88
-# The editor without its panels, its upper left corner at [x, y] of the graph.
-SHOW = """async ([x, y, scale]) => {
-  const { command, setting } = app.extensionManager;
-  for (const name of ["Comfy.Minimap.Visible", "Comfy.Graph.CanvasMenu"]) await setting.set(name, false);
-  await command.execute("Workspace.ToggleFocusMode");
-  app.canvas.show_info = false;
-  Object.assign(app.canvas.ds, { scale, offset: [-x, -y] });
-  app.canvas.setDirty(true, true);
-}"""
 
 
 def main(names: list[str]) -> None:
@@ -109,33 +100,23 @@ def fetch(client: Client, entries: list[dict]) -> list[Image.Image]:
 
 def graph(server: Server, path: Path) -> Image.Image:
     """The workflow as the editor shows it, cut to the graph."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise HarnessError("Playwright is missing. Install it with: pip install playwright") from None
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise HarnessError("There is no chromium on the path. On Debian: apt install chromium")
     content = read(path)
     boxes = [group["bounding"] for group in content["groups"]]
     boxes += [(*node["pos"], *node["size"]) for node in content["nodes"]]
     left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN for axis in (0, 1))
     scale = WIDTH / (right - left)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with launch() as browser:
         page = browser.new_page(viewport={"width": WIDTH, "height": round((bottom - top) * scale)})
-        page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function("() => window.LiteGraph?.registered_node_types['PAGKSampler']")
-        page.wait_for_timeout(3000)  # the editor's own first workflow loads after its node types
-        page.keyboard.press("Escape")  # its greeting
-        page.evaluate("workflow => app.loadGraphData(workflow, true, true)", content)
+        editor = Editor(page, server)
+        editor.open(BARE)
+        editor.load(content)
+        page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+        page.evaluate("app.canvas.show_info = false")
         page.wait_for_timeout(1000)
-        page.evaluate(SHOW, [left, top, scale])
+        editor.show(left, top, scale)
         page.wait_for_timeout(2000)
-        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        browser.close()
-    return image
+        return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
 def read(path: Path) -> dict:

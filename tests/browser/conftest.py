@@ -1,0 +1,184 @@
+"""Tests in a real browser against a real server, both started once. What they see is kept under build/browser/.
+
+Without Playwright or a chromium they are skipped, and say so; with PAG_REQUIRE_BROWSER=1 they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.editor import BARE, VUE, Editor, launch
+from harness.errors import HarnessError
+from harness.host import ROOT
+from harness.server import Server
+
+PICTURES = ROOT / "build" / "browser"
+OURS = "extensions/perturbed-attention-guidance"
+SIZE = {"width": 1500, "height": 950}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    named = os.environ.get("COMFYUI_PATH")
+    if not named:
+        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox -s tests")
+    base = tmp_path_factory.mktemp("comfyui")
+    with Server(Path(named), base, log=base / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    try:
+        with launch() as browser:
+            yield browser
+    except HarnessError as error:
+        if os.environ.get("PAG_REQUIRE_BROWSER") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["canvas", "nodes-2.0"])
+def page(request, browser, server) -> Iterator:
+    """The editor, once in each renderer."""
+    page = browser.new_page(viewport=SIZE)
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(
+        f"{message.text} ({message.location.get('url')})"))
+    page.renderer = request.param
+    Desk(page, server).open({**BARE, VUE: request.param != "canvas"})
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def desk(page, server) -> Iterator[Desk]:
+    """The editor with nothing in it yet; afterwards no script of ours has complained."""
+    page.complaints.clear()
+    yield Desk(page, server)
+    assert not [complaint for complaint in page.complaints if OURS in complaint or "pag" in complaint.lower()]
+
+
+class Desk(Editor):
+    """What a person does at the editor."""
+
+    @property
+    def vue(self) -> bool:
+        return self.page.renderer != "canvas"
+
+    def workflow(self, name: str, scale: float = 0.8) -> None:
+        """Opens an example workflow, its upper left corner in sight."""
+        self.load(ROOT / "workflows" / f"{name}.json")
+        self.show(-100, -110, scale)
+        self.settle()
+
+    def settle(self, milliseconds: int = 400) -> None:
+        """Time for the editor to draw, and for our files to look at the graph and ask the server."""
+        self.page.wait_for_timeout(milliseconds)
+
+    def find(self, kind: str, index: int = 0) -> int | str:
+        """The id of a node in the graph that is shown."""
+        return self.page.evaluate("([kind, index]) => app.canvas.graph.nodes.filter(n => n.type === kind)[index]?.id",
+                                  [kind, index])
+
+    def on(self, node, script: str, argument: object = None):
+        """Evaluates `(node, argument) => script`."""
+        return self.page.evaluate(f"([id, argument]) => ((node, argument) => {script})"
+                                  "(app.canvas.graph.getNodeById(id), argument)", [node, argument])
+
+    def value(self, node, name: str):
+        return self.on(node, "node.widgets.find(w => w.name === argument).value", name)
+
+    def put(self, node, name: str, value: object) -> None:
+        """What the editor does when a value is entered."""
+        self.on(node, "{ const w = node.widgets.find(w => w.name === argument[0]); w.value = argument[1];"
+                      " w.callback?.(argument[1]); }", [name, value])
+
+    def panel(self, node):
+        """Our part of a node."""
+        self.on(node, "{ node.widgets.find(w => w.type === 'PAG_PANEL').element.dataset.node = node.id; }")
+        return self.page.locator(f".pag-panel[data-node='{node}']")
+
+    def tab(self, node, title: str, opened: bool = True):
+        """Opens or closes Layers or Schedule."""
+        button = self.panel(node).locator(".pag-tab", has_text=title)
+        if (button.get_attribute("aria-expanded") == "true") != opened:
+            button.click()
+            self.settle()
+        return button
+
+    def cell(self, node, name: str):
+        return self.panel(node).locator(f".pag-drawing [data-cell='{name}']")
+
+    def lit(self, node) -> dict[str, str]:
+        """The cells that are on: {name: "true", or "mixed" where only some heads are}."""
+        return dict(self.panel(node).locator(".pag-drawing .pag-cell").evaluate_all(
+            "cells => cells.map(c => [c.dataset.cell, c.ariaPressed]).filter(([, on]) => on !== 'false')"))
+
+    def wait_for_text(self, node, text: str) -> None:
+        self.page.wait_for_function(
+            "([id, text]) => app.canvas.graph.getNodeById(id).widgets.find(w => w.name === 'layers').value === text",
+            arg=[node, text], timeout=5000)
+
+    def wait_for_lit(self, node, names: set[str]) -> None:
+        self.panel(node).evaluate(
+            """async (panel, names) => {
+                for (let turn = 0; turn < 50; turn++) {
+                    const lit = [...panel.querySelectorAll(".pag-drawing .pag-cell")].filter(
+                        cell => cell.ariaPressed !== "false").map(cell => cell.dataset.cell);
+                    if (lit.sort().join() === names) return;
+                    await new Promise(done => setTimeout(done, 100));
+                }
+            }""", ",".join(sorted(names)))
+        assert set(self.lit(node)) == names
+
+    def type_layers(self, node, text: str) -> None:
+        """Types into the text field, as a person does in this renderer."""
+        if self.vue:
+            field = self.page.locator(f"[data-node-id='{node}'] input[aria-label='layers']")
+            field.fill(text)
+            field.press("Tab")
+        else:
+            at = self.on(node, """(() => { const w = node.widgets.find(w => w.name === 'layers');
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas(
+                    [node.pos[0] + node.size[0] / 2, node.pos[1] + w.y + 10]);
+                const box = app.canvas.canvas.getBoundingClientRect();
+                return [box.left + x, box.top + y]; })()""")
+            self.page.mouse.dblclick(*at)
+            self.page.locator(".graphdialog input").fill(text)
+            self.page.locator(".graphdialog input").press("Enter")
+        self.settle()
+
+    def run(self) -> dict[str, dict]:
+        """Presses Run; the prompt that the editor sent."""
+        with self.page.expect_request(lambda request: request.method == "POST"
+                                      and request.url.endswith("/prompt")) as sent:
+            self.page.get_by_test_id("queue-button").click()
+        return sent.value.post_data_json["prompt"]
+
+    def wait_for_picture(self, node, timeout: int = 60_000) -> None:
+        """Until a saved picture is shown on the node."""
+        if self.vue:
+            image = self.page.locator(f"[data-node-id='{node}'] img").first
+            image.wait_for(timeout=timeout)
+            self.page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
+        else:
+            self.page.wait_for_function(
+                "id => app.canvas.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0", arg=node, timeout=timeout)
+
+    def keep(self, name: str, node=None) -> Path:
+        """A screenshot, of the whole page or of a node with a little around it."""
+        clip = None
+        if node is not None:
+            clip = self.on(node, """(() => { const [x, y] = app.canvas.ds.convertOffsetToCanvas(node.pos);
+                const s = app.canvas.ds.scale, box = app.canvas.canvas.getBoundingClientRect();
+                return { x: box.left + x - 14, y: box.top + y - 30 * s - 14, width: node.size[0] * s + 28,
+                         height: (node.size[1] + 30) * s + 28 }; })()""")
+        path = PICTURES / self.page.renderer / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path, clip=clip)
+        return path

@@ -1,0 +1,114 @@
+"""The layer picker: one state with the text, whoever changes it."""
+
+import pytest
+from harness import workflow
+from harness.client import WorkflowError
+from harness.host import ROOT
+
+CLASS_CONDITIONAL = "adm_class_conditional_cfg_pag"
+
+
+@pytest.fixture
+def sampler(desk):
+    desk.workflow(CLASS_CONDITIONAL, scale=1)
+    node = desk.find("PAGKSampler")
+    desk.on(node, "app.canvas.centerOnNode(node)")
+    desk.tab(node, "Layers")
+    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
+    return node
+
+
+def test_clicks_become_text(desk, sampler):
+    desk.keep("picker", sampler)
+    desk.cell(sampler, "u5").click()
+    desk.wait_for_text(sampler, "u2-4")
+    desk.cell(sampler, "m0").click()
+    desk.wait_for_text(sampler, "m0,u2-4")
+    assert desk.run()[str(sampler)]["inputs"]["layers"] == "m0,u2-4"
+
+
+def test_shift_click_takes_a_range(desk, sampler):
+    desk.cell(sampler, "d1").click()
+    desk.cell(sampler, "m0").click(modifiers=["Shift"])
+    desk.wait_for_text(sampler, "d1-3,m0,u2-5")
+    desk.cell(sampler, "u2").click()
+    desk.cell(sampler, "u5").click(modifiers=["Shift"])
+    desk.wait_for_text(sampler, "d1-3,m0")
+
+
+def test_double_click_opens_the_heads(desk, sampler):
+    desk.cell(sampler, "u3").dblclick()
+    heads = desk.panel(sampler).locator(".pag-heads .pag-cell")
+    heads.nth(1).click()
+    desk.settle()
+    assert desk.lit(sampler) == {"u2": "true", "u3": "mixed", "u4": "true", "u5": "true"}
+    assert desk.value(sampler, "layers").startswith("u2,u3:h0")
+    desk.keep("heads", sampler)
+    desk.panel(sampler).locator(".pag-close").click()
+    assert heads.count() == 0
+
+
+def test_presets(desk, sampler):
+    desk.panel(sampler).locator(".pag-preset[data-layers='all']").click()
+    desk.wait_for_text(sampler, "all")
+    everything = desk.lit(sampler)
+    assert len(everything) == desk.panel(sampler).locator(".pag-drawing .pag-cell").count()
+    desk.panel(sampler).locator(".pag-preset[data-layers='auto']").click()
+    desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
+    assert desk.value(sampler, "layers") == "auto"
+
+
+def test_typed_text_lights_the_picture(desk, sampler):
+    desk.type_layers(sampler, " d0-2 , !d1 ")
+    desk.wait_for_lit(sampler, {"d0", "d2"})
+    assert desk.value(sampler, "layers").strip() == "d0-2 , !d1"  # what was typed stays
+
+
+def test_errors_appear_in_place_in_the_servers_words(desk, sampler):
+    desk.type_layers(sampler, "d0,q9")
+    message = desk.panel(sampler).locator(".pag-view .pag-message")
+    message.get_by_text("q9").wait_for()
+    desk.keep("error", sampler)
+    prompt = workflow.load(ROOT / "workflows" / f"{CLASS_CONDITIONAL}.json", desk.server.client.object_info())
+    prompt = workflow.set_inputs(prompt, "PAGKSampler", layers="d0,q9")
+    with pytest.raises(WorkflowError) as refusal:
+        desk.server.client.run(prompt)
+    assert message.inner_text() in str(refusal.value)
+    desk.type_layers(sampler, "m0")
+    desk.wait_for_lit(sampler, {"m0"})
+    assert message.inner_text() == ""
+
+
+def test_nothing_selected_is_an_error_too(desk, sampler):
+    desk.type_layers(sampler, "m0")
+    desk.wait_for_lit(sampler, {"m0"})
+    desk.cell(sampler, "m0").click()
+    desk.wait_for_text(sampler, "")
+    assert "layers" in desk.panel(sampler).locator(".pag-view .pag-message").inner_text()
+
+
+def test_keyboard_alone(desk, sampler):
+    tab = desk.tab(sampler, "Layers", opened=False)
+    tab.focus()
+    desk.page.keyboard.press("Enter")
+    desk.settle()
+    desk.cell(sampler, "d0").focus()
+    for key, focused in {"ArrowDown": "d1", "ArrowRight": "u4", "ArrowUp": "u5", "Home": "d0", "End": "u5"}.items():
+        desk.page.keyboard.press(key)
+        assert desk.page.evaluate("document.activeElement.dataset.cell") == focused, key
+    ring = desk.cell(sampler, "u5").evaluate("cell => getComputedStyle(cell).outlineStyle")
+    assert ring == "solid"
+    desk.page.keyboard.press("Space")
+    desk.wait_for_text(sampler, "u2-4")
+    desk.page.keyboard.press("ArrowDown")
+    desk.page.keyboard.press("Enter")
+    assert desk.page.evaluate("document.activeElement.ariaLabel") == "head 0 of u4"
+    desk.page.keyboard.press("Space")
+    desk.settle()
+    assert desk.lit(sampler)["u4"] == "mixed"
+    desk.keep("keyboard", sampler)
+    desk.page.keyboard.press("Escape")
+    assert desk.page.evaluate("document.activeElement.dataset.cell") == "u4"
+    names = desk.panel(sampler).locator("button, select").evaluate_all(
+        "all => all.map(one => one.ariaLabel || one.innerText.trim())")
+    assert all(names)
