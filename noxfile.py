@@ -60,10 +60,11 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "-m", "pytest", *session.posargs)
         return
-    # The core alone, with no ComfyUI in reach; the nodes in a ComfyUI process; a server over its API.
+    # The core alone, with no ComfyUI in reach; the nodes in a ComfyUI process; a server over its API; a browser.
     run(session, "-m", "pytest", "tests/unit", without_host=True)
     run(session, "-m", "pytest", "tests/host")
     run(session, "-m", "pytest", "tests/server", "tests/training")
+    run(session, "-m", "pytest", "tests/browser")  # skips itself, and says so, where there is no chromium
 
 
 @nox.session

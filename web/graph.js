@@ -12,17 +12,17 @@ const MAX_HOPS = 200; // against loops
  * What feeds an input, seen through reroutes, bypassed nodes and the boundaries of subgraphs.
  * {node, widget}: the widget is there where a widget's value, not an output, is what arrives. Null where nothing does.
  */
-function origin(node, input, hops = 0) {
+function origin(node, input, hops = 0, type = input?.type) {
   const link = input?.link == null ? null : node.graph?.getLink(input.link);
-  return link && hops < MAX_HOPS ? behind(node.graph, link, input.type, hops + 1) : null;
+  return link && hops < MAX_HOPS ? behind(node.graph, link, type, hops + 1) : null;
 }
 
 function behind(graph, link, type, hops) {
-  if (link.origin_id === SUBGRAPH_INPUT) {
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) { // some versions have it as text
     const host = hostOf(graph);
     const outer = host?.inputs[link.origin_slot];
     if (!outer) return null;
-    if (outer.link != null) return origin(host, outer, hops);
+    if (outer.link != null) return origin(host, outer, hops, type);
     const widget = host.widgets?.find(({ name }) => name === outer.name);
     return widget ? { node: host, widget } : null;
   }
@@ -31,14 +31,14 @@ function behind(graph, link, type, hops) {
   const slot = link.origin_slot;
   if (node.mode === BYPASSED) {
     const same = node.inputs[slot]?.type === type ? node.inputs[slot] : null;
-    return origin(node, same ?? node.inputs.find((input) => input.type === type), hops);
+    return origin(node, same ?? node.inputs.find((input) => input.type === type), hops, type);
   }
   if (node.isSubgraphNode?.()) {
     const inner = node.subgraph.outputs[slot]?.linkIds?.[0];
     const innerLink = inner == null ? null : node.subgraph.getLink(inner);
     return innerLink && hops < MAX_HOPS ? behind(node.subgraph, innerLink, type, hops + 1) : null;
   }
-  if (node.isVirtualNode && node.inputs?.length) return origin(node, node.inputs[slot] ?? node.inputs[0], hops);
+  if (node.isVirtualNode && node.inputs?.length) return origin(node, node.inputs[slot] ?? node.inputs[0], hops, type);
   return { node, widget: node.widgets?.find(({ name }) => name === "value") };
 }
 

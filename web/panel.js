@@ -12,6 +12,7 @@ const NEW_WIDTH = 300; // enough for the widest model
 const CLOSED_HEIGHT = 26;
 const KEYS = new Set([" ", "Enter", "Escape", "Home", "End", "PageUp", "PageDown",
   "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // what the views use; the editor has other uses for them
+let made = 0;
 
 export class Panel {
   constructor(node, views) {
@@ -28,7 +29,8 @@ export class Panel {
     this.element = element("div", { class: "pag-panel" }, this.content);
     this.height = CLOSED_HEIGHT;
     this.listen();
-    const widget = node.addDOMWidget("pag_panel", "PAG_PANEL", this.element, {
+    // A type of its own for each node: where undo makes a node anew, Nodes 2.0 would keep the old one's element.
+    const widget = node.addDOMWidget("pag_panel", `PAG_PANEL_${++made}`, this.element, {
       serialize: false, // in the prompt
       margin: MARGIN,
       getMinHeight: () => this.height + 2 * MARGIN,

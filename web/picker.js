@@ -159,10 +159,10 @@ export class Picker {
     }
     const count = Object.keys(selected).length;
     this.summary.textContent = this.model ? `${count}/${this.layers.length}` : "";
-    if (share !== undefined) this.share.textContent = `extra pass ${percent(share)}`;
+    if (!count) this.share.textContent = "";
+    else if (share !== undefined) this.share.textContent = `extra pass ${percent(share)}`;
     this.share.title = "The share of the network that PAG's extra pass runs; what comes before the first selected " +
       "layer is shared with the normal pass.";
-    this.share.hidden = !count;
     if (!this.layers.some(({ name }) => name === this.opened)) this.opened = null;
     this.drawHeads();
   }

@@ -10,9 +10,9 @@ CLASS_CONDITIONAL = "adm_class_conditional_cfg_pag"
 
 @pytest.fixture
 def sampler(desk):
-    desk.workflow(CLASS_CONDITIONAL, scale=1)
+    desk.workflow(CLASS_CONDITIONAL)
     node = desk.find("PAGKSampler")
-    desk.on(node, "app.canvas.centerOnNode(node)")
+    desk.centre(node)
     desk.tab(node, "Layers")
     desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
     return node
@@ -24,7 +24,19 @@ def test_clicks_become_text(desk, sampler):
     desk.wait_for_text(sampler, "u2-4")
     desk.cell(sampler, "m0").click()
     desk.wait_for_text(sampler, "m0,u2-4")
-    assert desk.run()[str(sampler)]["inputs"]["layers"] == "m0,u2-4"
+
+
+def test_what_is_picked_is_what_runs(desk, sampler):
+    desk.cell(sampler, "u2").click()
+    desk.wait_for_text(sampler, "u3-5")
+    prompt = desk.run()
+    assert prompt[str(sampler)]["inputs"]["layers"] == "u3-5"
+    known = desk.server.client.object_info()["PAGKSampler"]["input"]
+    assert prompt[str(sampler)]["inputs"].keys() <= known["required"].keys() | known["optional"].keys()
+    saved = desk.find("SaveImage")
+    desk.centre(saved)
+    desk.wait_for_picture(saved)
+    desk.keep("run")
 
 
 def test_shift_click_takes_a_range(desk, sampler):
@@ -70,7 +82,7 @@ def test_errors_appear_in_place_in_the_servers_words(desk, sampler):
     message.get_by_text("q9").wait_for()
     desk.keep("error", sampler)
     prompt = workflow.load(ROOT / "workflows" / f"{CLASS_CONDITIONAL}.json", desk.server.client.object_info())
-    prompt = workflow.set_inputs(prompt, "PAGKSampler", layers="d0,q9")
+    prompt = workflow.set_inputs(prompt, "PAGKSampler", layers="d0,q9", steps=2)
     with pytest.raises(WorkflowError) as refusal:
         desk.server.client.run(prompt)
     assert message.inner_text() in str(refusal.value)

@@ -1,0 +1,196 @@
+"""What an editor does with nodes: undo, copies, subgraphs, collapsing, zoom, models that change, themes."""
+
+import json
+
+import pytest
+from harness.host import ROOT
+
+FILE = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
+
+
+@pytest.fixture
+def sampler(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    node = desk.find("PAGKSampler")
+    desk.centre(node)
+    desk.tab(node, "Layers")
+    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
+    return node
+
+
+def model_name(desk, node) -> str:
+    return desk.panel(node).locator(".pag-row").first.inner_text()
+
+
+def undo(desk) -> None:
+    desk.page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    desk.settle(800)
+
+
+def test_undo_takes_a_click_back(desk, sampler):
+    desk.cell(sampler, "d0").click()
+    desk.wait_for_text(sampler, "d0,u2-5")
+    desk.settle()
+    undo(desk)
+    desk.wait_for_text(sampler, "u2-5")
+    desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
+
+
+def test_a_copy_has_a_picture_of_its_own(desk, sampler):
+    desk.cell(sampler, "d0").click()
+    desk.wait_for_text(sampler, "d0,u2-5")
+    desk.on(sampler, "{ app.canvas.selectNode(node); app.canvas.copyToClipboard();"
+                     " app.canvas.pasteFromClipboard({ connectInputs: true }); }")
+    desk.settle()
+    copy = desk.find("PAGKSampler", 1)
+    desk.on(copy, "{ node.pos = [node.pos[0] + 500, node.pos[1]]; app.canvas.centerOnNode(node); }")
+    desk.settle(800)
+    desk.wait_for_lit(copy, {"d0", "u2", "u3", "u4", "u5"})
+    desk.cell(copy, "d0").click()
+    desk.wait_for_text(copy, "u2-5")
+    assert desk.value(sampler, "layers") == "d0,u2-5"
+
+
+def test_a_saved_workflow_holds_nothing_of_ours_but_which_view_is_open(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    saved = desk.page.evaluate("app.graph.serialize()")
+    for before, after in zip(json.loads(FILE.read_text())["nodes"], saved["nodes"], strict=True):
+        assert len(after["widgets_values"]) == len(before["widgets_values"])
+        assert None not in after["widgets_values"]
+        assert [slot["name"] for slot in after["inputs"]] == [slot["name"] for slot in before["inputs"]]
+        assert set(after["properties"]) - set(before["properties"]) <= {"pag_panel"}
+
+
+def test_it_opens_again_as_it_was_saved(desk, sampler):
+    saved = desk.page.evaluate("app.graph.serialize()")
+    height = desk.on(sampler, "node.size[1]")
+    desk.load(saved)
+    desk.settle(800)
+    assert desk.tab(sampler, "Layers").get_attribute("aria-expanded") == "true"
+    assert desk.on(sampler, "node.size[1]") == pytest.approx(height, abs=2)
+    desk.tab(sampler, "Layers", opened=False)
+    assert desk.on(sampler, "node.size[1]") < height - 100
+
+
+def test_opening_and_closing_leaves_the_size_as_it_was(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    node = desk.find("PAGKSampler")
+    desk.centre(node)
+    before = desk.on(node, "[...node.size]")
+    for title in ("Layers", "Schedule"):
+        desk.tab(node, title)
+    desk.tab(node, "Schedule", opened=False)
+    desk.settle()
+    assert desk.on(node, "[...node.size]") == pytest.approx(before, abs=1)
+
+
+def test_collapsed_and_zoomed_out_nodes_hide_it(desk, sampler):
+    panel = desk.panel(sampler)
+    desk.on(sampler, "node.collapse()")
+    desk.settle()
+    assert not panel.is_visible()
+    desk.on(sampler, "node.collapse()")
+    desk.settle()
+    assert panel.is_visible()
+    desk.centre(sampler, scale=0.75)
+    wide = panel.bounding_box()["width"]
+    desk.centre(sampler, scale=1.5)
+    assert panel.bounding_box()["width"] == pytest.approx(2 * wide, rel=0.05)
+    desk.cell(sampler, "u5").click()  # a zoomed node takes clicks where it shows them
+    desk.wait_for_text(sampler, "u2-4")
+
+
+def test_the_wheel_zooms_over_it(desk, sampler):
+    box = desk.cell(sampler, "d0").bounding_box()
+    before = desk.page.evaluate("app.canvas.ds.scale")
+    desk.page.mouse.move(box["x"] + 5, box["y"] + 5)
+    desk.page.mouse.wheel(0, 200)
+    desk.settle()
+    assert desk.page.evaluate("app.canvas.ds.scale") < before
+
+
+def test_a_wider_node_has_a_wider_plot(desk, sampler):
+    desk.tab(sampler, "Schedule")
+    before = desk.panel(sampler).locator(".pag-chart").bounding_box()["width"]
+    desk.on(sampler, "{ node.setSize([node.size[0] + 200, node.size[1]]); app.canvas.setDirty(true, true); }")
+    desk.settle()
+    assert desk.panel(sampler).locator(".pag-chart").bounding_box()["width"] == pytest.approx(before + 200, abs=5)
+
+
+def test_inside_a_subgraph_it_finds_the_model_outside(desk, sampler):
+    desk.on(sampler, "{ app.canvas.openSubgraph(app.graph.convertToSubgraph(new Set([node])).subgraph); }")
+    desk.settle(800)
+    inner = desk.find("PAGKSampler")
+    desk.centre(inner)
+    desk.wait_for_lit(inner, {"u2", "u3", "u4", "u5"})
+    desk.cell(inner, "m0").click()
+    desk.wait_for_text(inner, "m0,u2-5")
+    desk.keep("subgraph")
+    desk.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    desk.settle()
+    prompt = desk.run()
+    assert [node["inputs"]["layers"] for node in prompt.values() if node["class_type"] == "PAGKSampler"] == ["m0,u2-5"]
+
+
+def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
+    between = desk.on(sampler, """(() => {
+        const [loader] = app.graph.nodes.filter(n => n.type === "PAGADMLoader");
+        const nodes = ["FreeU", "Reroute", "PAGModelPatch"].map(type => {
+            const made = LiteGraph.createNode(type);
+            app.graph.add(made);
+            return made;
+        });
+        let from = loader;
+        for (const to of [...nodes, node]) { from.connect(0, to, 0); from = to; }
+        return nodes.map(n => n.id);
+    })()""")
+    desk.settle()
+    assert "adm-fashion" in model_name(desk, sampler).lower() or "ADM" in model_name(desk, sampler)
+    desk.on(between[0], "node.mode = 4")
+    desk.settle()
+    desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
+    desk.on(between[0], "node.mode = 2")
+    desk.settle()
+    assert "No model loader" in model_name(desk, sampler)
+
+
+def test_it_follows_the_loader(desk, sampler):
+    loader = desk.find("PAGADMLoader")
+    desk.put(loader, "ckpt_name", "gone.safetensors")
+    desk.settle()
+    assert "gone.safetensors" in model_name(desk, sampler)
+    desk.panel(sampler).locator("select").select_option("SDXL")
+    desk.panel(sampler).locator(".pag-drawing [data-cell='u0.9']").wait_for()
+    desk.keep("sdxl", sampler)
+    desk.put(loader, "ckpt_name", "adm-fashion-32.safetensors")
+    desk.settle()
+    desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
+
+
+def test_a_new_node_shows_what_it_has(desk):
+    desk.page.evaluate("""() => { app.graph.clear();
+        ["PAGModelPatch", "PAGLayers", "PAGGuider", "PAGOptions"].forEach((type, index) => {
+            const node = LiteGraph.createNode(type);
+            node.pos = [360 * index, 0];
+            app.graph.add(node);
+        });
+        app.graph.nodes[0].properties.pag_family = "Flux"; app.graph.nodes[2].properties.pag_family = "SD 1.5"; }""")
+    desk.show(-60, -80, 1)
+    desk.settle(1500)
+    node = desk.find("PAGModelPatch")
+    assert desk.panel(node).locator("[data-title='double'] .pag-cell").count() == 19
+    assert desk.panel(node).locator("[data-title='single'] .pag-cell").count() == 38
+    assert desk.panel(desk.find("PAGLayers")).locator("select").is_visible()
+    desk.keep("families")
+
+
+def test_themes(desk, sampler):
+    text = "panel => getComputedStyle(panel).color"
+    dark = desk.panel(sampler).evaluate(text)
+    desk.set("Comfy.ColorPalette", "light")
+    desk.settle(800)
+    try:
+        desk.keep("light", sampler)
+        assert desk.panel(sampler).evaluate(text) != dark
+    finally:
+        desk.set("Comfy.ColorPalette", "dark")

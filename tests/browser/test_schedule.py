@@ -1,0 +1,107 @@
+"""The schedule plot: what it shows, what its handles do."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def sampler(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    node = desk.find("PAGKSampler")
+    desk.put(node, "steps", 20)
+    desk.centre(node)
+    desk.tab(node, "Schedule")
+    desk.settle()
+    return node
+
+
+def cost(desk, node) -> float:
+    return float(desk.panel(node).locator(".pag-legend .pag-share").inner_text().split("×")[0])
+
+
+def handle(desk, node, name: str):
+    return desk.panel(node).locator(f".pag-handle[data-input='{name}']")
+
+
+def test_it_shows_both_weights_and_the_servers_cost(desk, sampler):
+    desk.keep("schedule", sampler)
+    assert "CFG 3" in desk.panel(sampler).locator(".pag-legend").inner_text()
+    assert "PAG 1" in desk.panel(sampler).locator(".pag-legend").inner_text()
+    question = {"model": {"loader": {"node": "PAGADMLoader", "input": "ckpt_name",
+                                     "file": "adm-fashion-32.safetensors"}},
+                "layers": "u2-5", "steps": 20, "cfg": 3, "scale": 1}
+    answer = json.loads(desk.server.client.post("/pag/plot", question))
+    assert cost(desk, sampler) == pytest.approx(answer["cost"], abs=0.005)
+    assert f"{answer['cost']:.2f}×" in desk.tab(sampler, "Schedule").inner_text()
+
+
+def test_dragging_a_handle_moves_the_range(desk, sampler):
+    before = cost(desk, sampler)
+    box = handle(desk, sampler, "cfg_end_percent").locator(".pag-grip").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    width = desk.panel(sampler).locator(".pag-chart").bounding_box()["width"]
+    desk.page.mouse.move(x, y)
+    desk.page.mouse.down()
+    desk.page.mouse.move(x - width / 4, y, steps=5)
+    desk.page.mouse.move(x - width / 3, y, steps=5)
+    desk.page.mouse.up()
+    desk.settle()
+    end = desk.value(sampler, "cfg_end_percent")
+    assert 0.5 < end < 0.75
+    assert cost(desk, sampler) < before
+    desk.keep("range", sampler)
+    assert desk.run()[str(sampler)]["inputs"]["cfg_end_percent"] == end
+
+
+def test_the_ends_stay_in_order(desk, sampler):
+    desk.put(sampler, "cfg_end_percent", 0.4)
+    desk.settle()
+    start = handle(desk, sampler, "cfg_start_percent")
+    start.focus()
+    desk.page.keyboard.press("End")
+    desk.settle()
+    assert desk.value(sampler, "cfg_start_percent") <= 0.4
+
+
+def test_handles_by_keyboard(desk, sampler):
+    end = handle(desk, sampler, "cfg_end_percent")
+    end.focus()
+    for key, value in {"ArrowLeft": 0.99, "Shift+ArrowLeft": 0.89, "PageUp": 0.99, "Home": 0, "End": 1}.items():
+        desk.page.keyboard.press(key)
+        desk.settle(100)
+        assert desk.value(sampler, "cfg_end_percent") == pytest.approx(value), key
+    assert end.get_attribute("aria-valuetext") == "100 % of the run"
+
+
+def test_it_follows_the_values(desk, sampler):
+    def path():
+        return desk.panel(sampler).locator(".pag-pag .pag-line").get_attribute("d")
+    before = path()
+    desk.put(sampler, "pag_scale", 2.5)
+    desk.settle()
+    assert "PAG 2.5" in desk.panel(sampler).locator(".pag-legend").inner_text()
+    assert path() != before
+    desk.put(sampler, "cfg_start_percent", 0.8)
+    desk.put(sampler, "cfg_end_percent", 0.2)
+    desk.settle()
+    assert "0.8" in desk.panel(sampler).locator(".pag-message").inner_text()
+
+
+def test_options_and_the_node_that_takes_them(desk):
+    desk.workflow("sampler_custom_advanced_pag_guider")
+    guider, options = desk.find("PAGGuider"), desk.find("PAGOptions")
+    desk.centre(options)
+    desk.tab(options, "Schedule")
+    before = cost(desk, options)
+    handle(desk, options, "start_percent").focus()
+    for _ in range(5):
+        desk.page.keyboard.press("Shift+ArrowRight")
+    desk.settle()
+    assert desk.value(options, "start_percent") == pytest.approx(0.5)
+    assert cost(desk, options) < before
+    desk.keep("options", options)
+    desk.centre(guider)
+    desk.tab(guider, "Schedule")
+    assert cost(desk, guider) == cost(desk, options)
+    desk.keep("guider", guider)

@@ -1,0 +1,43 @@
+"""A browser that gets none of our files: the nodes are complete, and the same prompt runs."""
+
+import pytest
+from harness.editor import BARE, VUE
+from harness.host import ROOT
+
+from .conftest import OURS, SIZE, Desk
+
+
+@pytest.fixture(params=["canvas", "nodes-2.0"])
+def plain(request, browser, server):
+    page = browser.new_page(viewport=SIZE)
+    page.renderer = request.param
+    page.route(f"**/{OURS}/**/*.js", lambda route: route.abort())
+    page.route(f"**/{OURS}/*.js", lambda route: route.abort())
+    desk = Desk(page, server)
+    desk.open({**BARE, VUE: desk.vue})
+    yield desk
+    page.close()
+
+
+def test_nodes_are_complete_and_run(plain):
+    plain.workflow("adm_class_conditional_cfg_pag")
+    node = plain.find("PAGKSampler")
+    assert plain.on(node, "node.widgets.every(w => w.name !== 'pag_panel')")
+    plain.centre(node)
+    plain.type_layers(node, "u3-5")
+    prompt = plain.run()
+    assert prompt[str(node)]["inputs"]["layers"] == "u3-5"
+    saved = plain.find("SaveImage")
+    plain.centre(saved)
+    plain.wait_for_picture(saved)
+    plain.centre(node)
+    plain.keep("without_javascript", node)
+
+
+def test_a_workflow_with_an_open_view_opens(plain):
+    path = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
+    plain.load(path)
+    node = plain.find("PAGKSampler")
+    plain.on(node, "{ node.properties.pag_panel = 'layers'; }")
+    plain.load(plain.page.evaluate("app.graph.serialize()"))
+    assert plain.value(plain.find("PAGKSampler"), "layers") == "u2-5"
