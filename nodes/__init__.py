@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adm import PAGADMClassLabel, PAGADMLoader
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
 from .host import routes
+from .inspection import PAGInspect
 from .layers import PAGLayers
 from .sampling import PAGKSampler
 
@@ -13,7 +14,8 @@ routes.register()
 
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGADMLoader, PAGADMClassLabel]
+        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGADMLoader,
+                PAGADMClassLabel]
 
 
 async def comfy_entrypoint() -> PAGExtension:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..pag_core.guidance import RESCALE_MODES
 from ..pag_core.perturbation import KINDS, MAX_SEED
 from ..pag_core.schedule import SCHEDULES
-from ..pag_core.settings import MAX_SIGMA, PAGOptions, PAGSettings
+from ..pag_core.settings import MAX_SIGMA, PREVIEWS, PAGOptions, PAGSettings
 from . import inputs
 from .host.guider import CFGWindowGuider
 from .host.patching import attach
@@ -153,6 +153,11 @@ class PAGOptionsNode(io.ComfyNode):
                     "share_prefix", default=True, optional=True, advanced=True,
                     tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, for up to there it "
                             "equals the normal one; same picture, less time. Off: it runs in full, for comparison."),
+                io.Combo.Input(
+                    "preview", options=list(PREVIEWS), default="denoised", optional=True, advanced=True,
+                    tooltip="What the preview shows while sampling. denoised (neutral): the picture so far. delta: "
+                            "where PAG changes it, bright where it changes most in this step, black where PAG does "
+                            "not act. The result is the same."),
             ],
             outputs=[inputs.PAGOptionsSocket.Output(display_name="options", tooltip="For the other PAG nodes.")],
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .host.sampling import SAMPLERS, SCHEDULERS
+
 CATEGORY = "model_patches/pag"
 PAGOptionsSocket = io.Custom("PAG_OPTIONS")
 
@@ -62,3 +64,40 @@ def conditioning(name: str) -> io.Conditioning.Input:
 
 def model() -> io.Model.Input:
     return io.Model.Input("model", tooltip="The diffusion model to guide. It is copied, never changed.")
+
+
+def vae(optional: bool, meaning: str) -> io.Vae.Input:
+    return io.Vae.Input("vae", optional=optional, tooltip=meaning)
+
+
+def cell_size(default: int) -> io.Int.Input:
+    return io.Int.Input(
+        "cell_size", default=default, min=64, max=1024, step=16, optional=True, advanced=True,
+        tooltip="The longer side of each picture in the grid, in pixels. Larger pictures are shrunk, small ones "
+                "enlarged by a whole factor without smoothing.")
+
+
+def sampling(*guidance: io.Input) -> list[io.Input]:
+    """The inputs of PAG KSampler, in its order, with these between cfg and sampler_name."""
+    return [
+        model(),
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                     tooltip="The random seed of the noise. The same seed gives the same picture."),
+        io.Int.Input("steps", default=25, min=1, max=10000,
+                     tooltip="Number of denoising steps. 20 to 30 suits most samplers."),
+        cfg(),
+        *guidance,
+        io.Combo.Input("sampler_name", options=SAMPLERS, default="euler",
+                       tooltip="The algorithm that takes the steps. The paper uses ddim."),
+        io.Combo.Input("scheduler", options=SCHEDULERS, default="normal",
+                       tooltip="How the noise levels are spread over the steps."),
+        conditioning("positive"),
+        conditioning("negative"),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new picture, or an encoded image, "
+                                                "with a mask for inpainting."),
+        io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
+                       tooltip="Share of the noise that is put in and taken out. 1 starts from pure noise; lower "
+                               "values keep more of the given image."),
+        *cfg_window(),
+        options(),
+    ]

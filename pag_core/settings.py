@@ -11,6 +11,7 @@ from .perturbation import Perturbation
 from .schedule import SCHEDULES, PercentToSigma, ScaleSchedule, Window, window_from_percent
 
 MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
+PREVIEWS = ("denoised", "delta")
 MAX_SIGMA = 10000.0  # above every model's largest noise level, so that it stands for no limit
 
 
@@ -30,6 +31,7 @@ class PAGOptions:
         start_sigma, end_sigma: noise levels between which PAG acts, besides the range in percent.
         reuse_every: PAG's delta is computed in every n-th step and used again in those between.
         share_prefix: whether the perturbed rows skip the blocks before the first perturbed layer; same result.
+        preview: one of `PREVIEWS`, what the picture during sampling shows: x̂0, or what PAG changes (PAG Fig. 3).
     """
 
     perturbation: str = Perturbation.kind
@@ -48,6 +50,7 @@ class PAGOptions:
     end_sigma: float = 0.0
     reuse_every: int = 1
     share_prefix: bool = True
+    preview: str = "denoised"
 
     def __post_init__(self) -> None:
         _ = self.attention_perturbation  # checks the values that are its own
@@ -63,6 +66,7 @@ class PAGOptions:
                                f"({self.end_sigma:g}), for sampling goes from much noise to little; "
                                f"set the scale to 0 to turn the guidance off.")
         check_whole("reuse_every", self.reuse_every, 1, 1000)
+        check_choice("preview", self.preview, PREVIEWS)
 
     @property
     def attention_perturbation(self) -> Perturbation:

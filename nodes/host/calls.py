@@ -11,8 +11,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ...pag_core.guidance import guide, perturbed_attention_delta
+from ...pag_core.perturbation import KINDS
 from ...pag_core.settings import PAGSettings
-from .run import Run
+from .run import Pair, Run
 from .transformers import TransformerWatch
 from .u_nets import UNetWatch
 
@@ -37,7 +38,7 @@ class JointCall:
         share = all(step.settings.options.share_prefix for step in self.passes)
         outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], share)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
-            step.cond, step.perturbed = outputs[0], prediction
+            step.pair = Pair(outputs[0], prediction, step.sigma)
         # Others' pre-CFG functions expect exactly the conds they asked for.
         return outputs[:len(conds)]
 
@@ -71,21 +72,22 @@ class PerturbedPass:
     Args:
         watch: the way into the model's layers.
         namespace: of the uuids of our rows; one for each PAG node, so that two in a chain do not mix.
-        scale: s at this step.
-        sigma: the noise level, where the perturbation is random and depends on it.
+        scale: s at this step; 0 for a prediction that is only looked at.
+        sigma: the noise level; None where nobody asked for it.
+        pair: the predictions of an earlier step, to use in place of new ones.
     """
 
     def __init__(self, settings: PAGSettings, watch: UNetWatch | TransformerWatch, namespace: uuid.UUID, run: Run,
-                 scale: float, sigma: float | None) -> None:
+                 scale: float, sigma: float | None, pair: Pair | None = None) -> None:
         self.settings = settings
         self.watch = watch
         self.namespace = namespace
         self.run = run
         self.scale = scale
-        self.noise_key = () if sigma is None else (sigma,)
+        self.sigma = sigma
+        self.pair = pair
+        self.noise_key = (sigma,) if KINDS[settings.options.perturbation].is_random else ()
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
-        self.cond: torch.Tensor | None = None
-        self.perturbed: torch.Tensor | None = None
 
     def perturbed_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
@@ -95,29 +97,20 @@ class PerturbedPass:
 
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
-        if self.perturbed is None:
+        if self.pair is None:
             # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
             # Dual CFG with both scales 1 hands over no conditioning at all.
-            (self.perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
-            self.cond = args["cond_denoised"]
-        if self.settings.options.reuse_every > 1:
-            self.run.keep(self.cond, self.perturbed)
-        return add_delta(args, self.cond, self.perturbed, self.settings, self.scale, self.run)
-
-
-def add_delta(args: dict, cond: torch.Tensor, perturbed: torch.Tensor, settings: PAGSettings, scale: float,
-              run: Run) -> torch.Tensor:
-    """The guided prediction of a step (PAG Eq. 14).
-
-    Args:
-        args: what the host hands to a post-CFG function.
-        cond, perturbed: [B, C, ...] the two predictions whose difference PAG adds, of this step or an earlier one.
-    """
-    delta = perturbed_attention_delta(cond, perturbed, scale)
-    run.record(delta)
-    # What the model makes of a network output of zero; the parts of the prediction are measured from there.
-    origin = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(args["input"]),
-                                                             args["input"]) if settings.options.rescale else None
-    return guide(args["denoised"], args["cond_denoised"], delta, settings.options.rescale,
-                 settings.options.rescale_mode, origin=origin,
-                 uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
+            (perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
+            self.pair = Pair(args["cond_denoised"], perturbed, self.sigma)
+        if self.scale == 0.0:
+            return args["denoised"]
+        options = self.settings.options
+        if options.reuse_every > 1:
+            self.run.keep(self.pair)
+        delta = perturbed_attention_delta(self.pair.cond, self.pair.perturbed, self.scale)
+        self.run.record(delta)
+        # What the model makes of a network output of zero; the parts of the prediction are measured from there.
+        origin = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(args["input"]),
+                                                                 args["input"]) if options.rescale else None
+        return guide(args["denoised"], args["cond_denoised"], delta, options.rescale, options.rescale_mode,
+                     origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)

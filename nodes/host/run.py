@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NamedTuple
 
 import torch
 from comfy_execution.utils import get_executing_context
 
+from .observation import Predictions
+
 _log = logging.getLogger(__name__)
 
 
-class Run:
-    """Made anew for every run, so that nothing is kept between runs."""
+class Pair(NamedTuple):
+    """The two predictions whose difference PAG adds, [B, C, ...], and the noise level they were made at.
 
-    def __init__(self) -> None:
+    The level is None where nobody asked for it.
+    """
+
+    cond: torch.Tensor
+    perturbed: torch.Tensor
+    sigma: float | None
+
+
+class Run:
+    """Made anew for every run, so that nothing is kept between runs.
+
+    Args:
+        is_watched: whether somebody looks at the predictions of every step; see `observation`.
+    """
+
+    def __init__(self, is_watched: bool = False) -> None:
+        self.is_watched = is_watched
+        self.predictions: Predictions | None = None  # the latest, where the run is watched
         self.steps = 0
         self.largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
         self.skipped: set[str] = set()  # layers whose attention was left alone
         self.declined: set[str] = set()  # why the prefix could not be shared
-        self._predictions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._pair: Pair | None = None
         self._sigma = 0.0
         self._age = 0
 
-    def reusable(self, x: torch.Tensor, sigma: float, every: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The (cond, perturbed) predictions of an earlier step, where they may stand for this one's.
+    def reusable(self, x: torch.Tensor, sigma: float, every: int) -> Pair | None:
+        """The predictions of an earlier step, where they may stand for this one's.
 
         None where they have to be computed: at the n-th step, and after a jump, when noise was added again (a restart,
         a second sampler) or the latent has another shape.
         """
-        jump = self._predictions is None or self._predictions[0].shape != x.shape or sigma > self._sigma
+        jump = self._pair is None or self._pair.cond.shape != x.shape or sigma > self._sigma
         self._age = 0 if jump else self._age + 1
         self._sigma = sigma
-        return None if jump or self._age % every == 0 else self._predictions
+        return None if jump or self._age % every == 0 else self._pair
 
-    def keep(self, cond: torch.Tensor, perturbed: torch.Tensor) -> None:
-        """Keep this step's predictions for `reusable`."""
-        self._predictions = cond, perturbed
+    def keep(self, pair: Pair) -> None:
+        """Keep these predictions for `reusable`."""
+        self._pair = pair
 
     def record(self, delta: torch.Tensor) -> None:
         """Note what PAG added in one step."""

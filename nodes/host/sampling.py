@@ -6,20 +6,21 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 
 from .guider import CFGWindowGuider
+from .preview import Progress
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 
 def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
-                  denoise: float) -> dict:
+                  denoise: float, progress: Progress | None = None) -> dict:
     """Sample as the host's KSampler node does: same noise, same sigmas, progress bar, previews, inpainting mask.
 
     Args:
         latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
+        progress: the bar to go on with, where this is one of several runs.
     """
     model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(
@@ -29,7 +30,7 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
                                        scheduler=scheduler, denoise=denoise, model_options=model.model_options)
     samples = guider.sample(
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
-        denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        denoise_mask=latent.get("noise_mask"), callback=progress or Progress(model),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
     # Older hosts have no intermediate dtype; there, what was sampled stays as it is.
     intermediate_dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: samples.dtype)

@@ -1,0 +1,58 @@
+"""Latents made visible: through a VAE, or as the host's previews show them."""
+
+from __future__ import annotations
+
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from PIL import Image
+
+from ..drawing import from_image
+
+
+def check_is_picture(latent: torch.Tensor) -> None:
+    """Raise ValueError where a latent is no picture [B, C, H, W] and no video [B, C, T, H, W]."""
+    if latent.is_nested or latent.ndim not in (4, 5):
+        raise ValueError("This node shows pictures, or the first frame of videos, but the latent holds something else, "
+                         "such as sound. Sample it with PAG KSampler.")
+
+
+def still(latent: torch.Tensor) -> torch.Tensor:
+    """The first frame of a video [B, C, T, H, W], as a video of one frame; a picture [B, C, H, W] as it is."""
+    return latent[:, :, :1] if latent.ndim == 5 else latent
+
+
+class Decoder:
+    """Makes pictures of clean latents.
+
+    Args:
+        model: whose latents they are.
+        vae: the VAE that belongs to it; None for the host's preview, which is coarse but takes no time.
+
+    Raises:
+        ValueError: where the VAE is another model's, or there is none and the host has no preview for this model.
+    """
+
+    def __init__(self, model: ModelPatcher, vae: VAE | None) -> None:
+        self.model = model.model
+        self.vae = vae
+        form = model.get_model_object("latent_format")
+        if vae is not None:
+            if vae.latent_channels != form.latent_channels:
+                raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
+                                 f"{form.latent_channels}. Connect the VAE that belongs to the model.")
+            return
+        self.previewer = latent_preview.get_previewer(model.load_device, form)
+        if self.previewer is None and form.latent_rgb_factors is not None:  # the user has turned previews off
+            self.previewer = latent_preview.Latent2RGBPreviewer(
+                form.latent_rgb_factors, form.latent_rgb_factors_bias, form.latent_rgb_factors_reshape)
+        if self.previewer is None:
+            raise ValueError("ComfyUI has no preview for this kind of model. Connect its VAE.")
+
+    def __call__(self, latents: torch.Tensor) -> list[Image.Image]:
+        """One picture for each of [B, C, (T,) H, W], in the model's own scaling; of a video its first frame."""
+        if self.vae is None:
+            return [self.previewer.decode_latent_to_preview(latents[i:i + 1]) for i in range(len(latents))]
+        images = self.vae.decode(self.model.process_latent_out(still(latents).float()))
+        return [from_image(image[0] if image.ndim == 4 else image) for image in images]

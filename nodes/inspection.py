@@ -1,0 +1,180 @@
+"""What PAG and CFG do in every step of a run, in pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ..pag_core.checks import SettingError, check_choice, check_whole
+from ..pag_core.settings import PAGOptions, PAGSettings
+from . import inputs
+from .drawing import Row, fit, grid, heat_map, line_plot, number, to_images
+from .host.decoding import Decoder, check_is_picture, still
+from .host.guider import CFGWindowGuider
+from .host.observation import Predictions
+from .host.patching import attach
+from .host.sampling import sample_latent
+
+MAX_STEPS = 32
+PANELS = {"all": (True, True), "predictions": (True, False), "deltas": (False, True)}
+UNITS = "in units of the noise"
+OFF = "{} does not act here"
+
+
+class PAGInspect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGInspect",
+            display_name="PAG Inspect",
+            category=inputs.CATEGORY,
+            description="Samples as PAG KSampler does and shows what happens on the way: the model's plain, perturbed "
+                        "and guided guess of the picture in several steps, where PAG and CFG change it, and how much.",
+            search_aliases=["perturbed attention guidance inspect", "pag debug", "visualize guidance", "delta"],
+            inputs=[
+                *inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
+                inputs.vae(True, "Decodes the pictures in the grid. Without it they are as coarse as ComfyUI's "
+                                 "previews."),
+                io.Int.Input("shown_steps", default=6, min=1, max=MAX_STEPS, optional=True,
+                             tooltip="How many of the steps the grid shows, evenly spread from the first to the last. "
+                                     "Only these are kept in memory; the plot covers every step."),
+                io.Combo.Input("panels", options=list(PANELS), default="all", optional=True,
+                               tooltip="Rows of the grid. predictions: the plain, perturbed and guided guess. deltas: "
+                                       "where PAG and CFG change the picture. all: both."),
+                inputs.cell_size(192),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="The denoised latent, exactly PAG KSampler's."),
+                io.Image.Output(display_name="steps", tooltip="The grid: one column for each shown step. One grid for "
+                                                              "each picture of a batch."),
+                io.Image.Output(display_name="norms", tooltip="A plot of the size of PAG's and CFG's change in every "
+                                                              "step."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, seed: int, steps: int, cfg: float, pag_scale: float, layers: str, sampler_name: str,
+                scheduler: str, positive, negative, latent_image, denoise: float = 1.0,
+                cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
+                vae=None, shown_steps: int = 6, panels: str = "all", cell_size: int = 192) -> io.NodeOutput:
+        check_whole("shown_steps", shown_steps, 1, MAX_STEPS)
+        check_choice("panels", panels, tuple(PANELS))
+        check_whole("cell_size", cell_size, 64, 1024)
+        check_is_picture(latent_image["samples"])
+        if denoise == 0.0:
+            raise SettingError("denoise is 0: no step is sampled, so there is nothing to inspect. Raise it.")
+        record = Record(shown_steps)
+        guided = attach(model, PAGSettings(pag_scale, layers, options or PAGOptions()), observer=record.observe)
+        decoder = Decoder(guided, vae)
+        guider = CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent)
+        latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise)
+        sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=cfg != 1.0, cell_size=cell_size)
+        plot = draw_norms(record, has_cfg=cfg != 1.0)
+        grids, norms = to_images(sheets), to_images([plot])
+        return io.NodeOutput(latent, grids, norms, ui=ui.PreviewImage([*grids, *norms]))
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A step that the grid shows, on the CPU; pictures [B, C, (1,) H, W], maps of deltas [B, H, W]."""
+
+    label: tuple[str, str]
+    age: str  # where the perturbed prediction is an earlier step's
+    plain: torch.Tensor
+    perturbed: torch.Tensor | None
+    guided: torch.Tensor
+    pag: torch.Tensor | None
+    cfg: torch.Tensor | None
+
+
+class Record:
+    """What is kept of a run: two numbers of every step, and a few whole steps."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.shown: dict[int, Shown] = {}
+        self.norms: dict[int, tuple[torch.Tensor | None, torch.Tensor | None]] = {}  # step: PAG's, CFG's
+
+    def observe(self, step: int, total: int, seen: Predictions) -> None:
+        pag = seen.pair and (seen.pair.cond - seen.pair.perturbed) / seen.sigma
+        cfg = None if seen.uncond is None else (seen.cond - seen.uncond) / seen.sigma
+        self.norms[step] = tuple(delta if delta is None else rms(delta) for delta in (pag, cfg))
+        if step not in spread(total, self.count):
+            return
+        detail = f"sigma {seen.sigma:.3g}, " + (f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
+        reused = seen.pair is not None and seen.pair.sigma != seen.sigma
+        self.shown[step] = Shown((f"step {step + 1} of {total}", detail),
+                                 f"reused from sigma {seen.pair.sigma:.3g}" if reused else "", kept(seen.cond),
+                                 seen.pair and kept(seen.pair.perturbed), kept(seen.guided), delta_map(pag),
+                                 delta_map(cfg))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Indices of `count` of `total` steps, evenly from the first to the last; all where there are no more."""
+    if count == 1:
+        return [total // 2]
+    return [round(place * (total - 1) / (count - 1)) for place in range(count)] if count < total else list(range(total))
+
+
+def rms(delta: torch.Tensor) -> torch.Tensor:
+    """Root mean square over a sample, averaged over the batch: ‖Δ‖ / √n, which no picture's size changes."""
+    return delta.float().flatten(1).square().mean(1).sqrt().mean()
+
+
+def kept(latent: torch.Tensor) -> torch.Tensor:
+    return still(latent).to("cpu", copy=True)
+
+
+def delta_map(delta: torch.Tensor | None) -> torch.Tensor | None:
+    """|Δ| averaged over the channels (PAG Fig. 3), of a video's first frame: [B, C, (T,) H, W] -> [B, H, W]."""
+    if delta is None:
+        return None
+    values = still(delta).abs().mean(1)
+    return (values[:, 0] if values.ndim == 4 else values).float().cpu()
+
+
+def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, deltas: bool, has_cfg: bool,
+               cell_size: int) -> list:
+    """One grid for each picture of the batch."""
+    steps = [shown[step] for step in sorted(shown)]
+    pictures = [("plain", "x0 as the model predicts it", [step.plain for step in steps]),
+                ("perturbed", "x0 with attention perturbed", [step.perturbed for step in steps]),
+                ("guided", f"x0 after {'CFG and ' * has_cfg}PAG", [step.guided for step in steps])]
+    maps = [("PAG delta", f"|plain - perturbed| {UNITS}, mean over channels", [step.pag for step in steps]),
+            ("CFG delta", f"|plain - negative| {UNITS}, mean over channels", [step.cfg for step in steps])]
+    batch = range(len(steps[0].plain))
+    rows: list[list[Row]] = [[] for _ in batch]
+    bar = ProgressBar(len(pictures) * len(steps) if predictions else 1)
+    for name, detail, latents in pictures if predictions else ():
+        cells = []
+        for latent in latents:
+            throw_exception_if_processing_interrupted()
+            cells.append([fit(picture, cell_size) for picture in decoder(latent)] if latent is not None else None)
+            bar.update(1)
+        for index in batch:
+            rows[index].append(Row(name, detail, [cell[index] if cell else OFF.format("PAG") for cell in cells],
+                                   tuple(step.age for step in steps) if name == "perturbed" else ()))
+    for name, detail, values in maps[:1 + has_cfg] if deltas else ():
+        # Each step in colours of its own range, for what changes late is many times what changes early.
+        largest = [0.0 if value is None else float(value.amax()) for value in values]
+        captions = tuple("" if value is None else f"brightest: {number(most)}"
+                         for value, most in zip(values, largest, strict=True))
+        for index in batch:
+            cells = [OFF.format(name.split()[0]) if value is None else heat_map(value[index], most)
+                     for value, most in zip(values, largest, strict=True)]
+            rows[index].append(Row(name, detail, cells, captions, ("brightest", "0")))
+    return [grid([step.label for step in steps], rows[index], cell_size) for index in batch]
+
+
+def draw_norms(record: Record, has_cfg: bool):
+    columns = zip(*(record.norms[step] for step in sorted(record.norms)), strict=True)
+    lines = {name: [None if value is None else float(value) for value in column]
+             for name, column in zip(("PAG: plain - perturbed", "CFG: plain - negative"), columns, strict=True)}
+    if not has_cfg:
+        lines.popitem()
+    return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines)
