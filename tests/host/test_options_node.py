@@ -9,7 +9,7 @@ from pag_pack.pag_core.settings import PAGOptions
 
 INPUTS = ["perturbation", "strength", "start_percent", "end_percent", "schedule", "rescale", "rescale_mode",
           "perturbation_rate", "perturbation_sigma", "perturbation_temperature", "perturbation_seed", "adaptive_scale",
-          "start_sigma", "end_sigma", "reuse_every", "share_prefix"]
+          "start_sigma", "end_sigma", "reuse_every", "share_prefix", "preview"]
 ADVANCED = INPUTS[INPUTS.index("rescale_mode") + 1:]
 
 
