@@ -55,6 +55,7 @@ def main() -> None:
             if arguments.only.lower() in shape.name.lower():
                 with torch.inference_mode():
                     report["times"].append(measure(shape, arguments.device, arguments.repeats))
+        torch.set_num_threads(1)  # operations this small only lose by a second one
         with torch.inference_mode():
             seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
         report["overhead"] = seconds["CFG + PAG, shared prefix"] - seconds["CFG"]
@@ -70,6 +71,7 @@ def count(shape) -> dict:
     from pag_pack.nodes.host.layers import model_layers
     from pag_pack.nodes.host.transformers import TransformerWatch
     from pag_pack.nodes.host.u_nets import UNetWatch
+    from pag_pack.pag_core.cost import relative_cost
     from pag_pack.pag_core.perturbation import Perturbation
     from pag_pack.pag_core.selection import select
     from torch.utils.flop_counter import FlopCounterMode
@@ -92,7 +94,7 @@ def count(shape) -> dict:
 
     plain, cfg, full, shared = flops(["c"]), flops(["u", "c"]), flops(["p", "u", "c"], False), flops(["p", "u", "c"])
     alone = flops(["p", "c"])
-    scheduled = PAG_START * cfg + (CFG_END - PAG_START) * shared + (1 - CFG_END) * alone
+    scheduled = cfg * relative_cost((shared - cfg) / plain, CFG_END, 1 - PAG_START)
     return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, "flops": {
         "no guidance": plain, "CFG": cfg, "CFG + PAG, full batch": full, "CFG + PAG, shared prefix": shared,
         "CFG + PAG, scheduled": scheduled, "PAG without CFG": alone}}

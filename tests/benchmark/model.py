@@ -11,7 +11,7 @@ import comfy.supported_models_base
 import torch
 from pag_pack.nodes.adm import PAGADMClassLabel
 
-from .networks import TrainedADM
+from .networks import TrainedADM, trained_adm
 
 
 class _Latent(comfy.latent_formats.LatentFormat):
@@ -33,7 +33,7 @@ class _Model(comfy.model_base.BaseModel):
 def as_model(shape, device: str) -> comfy.model_patcher.ModelPatcher:
     """The shape's network, in fp32 on a CPU and in bf16 elsewhere; of the trained ADM, the file as it is."""
     if isinstance(shape, TrainedADM):
-        return shape.model()
+        return trained_adm()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True})
     config.sampling_settings, config.latent_format = {}, _Latent(shape.latent[0])
@@ -47,7 +47,7 @@ def as_model(shape, device: str) -> comfy.model_patcher.ModelPatcher:
 
 def conditioning(shape, seed: int) -> list:
     if isinstance(shape, TrainedADM):
-        return PAGADMClassLabel.execute(shape.model(), seed).result[0]
+        return PAGADMClassLabel.execute(trained_adm(), seed).result[0]
     torch.manual_seed(seed)
     inputs = shape.inputs(1, "cpu", torch.float32)
     network_inputs = {name: value for name, value in inputs.items() if name not in ("x", "t")}

@@ -88,21 +88,27 @@ class Shape:
         return inputs
 
 
+@cache
+def trained_adm():
+    return load_adm(folder_paths.get_full_path_or_raise(FOLDER, SHIPPED))
+
+
+@dataclass(frozen=True)
 class TrainedADM:
     """The ADM that comes with this pack, with the interface of a `Shape`."""
 
-    name, latent, layers, batch, has_host_pag = "the shipped ADM, 8 pictures of 32²", (3, 32, 32), "auto", 8, False
+    name: str = "the shipped ADM, 8 pictures of 32²"
+    latent: tuple[int, int, int] = (3, 32, 32)
+    layers: str = "auto"
+    batch: int = 8
+    has_host_pag: bool = False
 
     def build(self, device: str, dtype: torch.dtype) -> torch.nn.Module:
-        model = self.model().model
+        model = trained_adm().model
         with torch.device(device):
             network = ADMNetwork(model.adm_config, dtype, device, comfy.ops.disable_weight_init)
         network.pag_layers = model.diffusion_model.pag_layers
         return network
-
-    @cache
-    def model(self):
-        return load_adm(folder_paths.get_full_path_or_raise(FOLDER, SHIPPED))
 
     def inputs(self, rows: int, device: str, dtype: torch.dtype) -> dict:
         return {"x": torch.zeros(rows, *self.latent, device=device, dtype=dtype),

@@ -46,7 +46,8 @@ def test_one_compiled_model_serves_every_setting():
 def test_the_plain_rows_stay_compiled(caplog):
     model, rows = compiled(models.sd15()), []
     network = model.get_model_object("diffusion_model")
-    handle = network.register_forward_pre_hook(lambda _, args: rows.append((len(args[0]), torch.compiler.is_compiling())))
+    handle = network.register_forward_pre_hook(
+        lambda _, args: rows.append((len(args[0]), torch.compiler.is_compiling())))
     try:
         with caplog.at_level("INFO"):
             Run(steps=1).model_patch(model, SCALE)

@@ -9,11 +9,11 @@ from benchmark.bench import count
 from pag_pack.nodes.host.layers import network_layers
 from pag_pack.pag_core.selection import select
 
-SD15, SDXL, SD3, FLUX = networks.FULL
+SD15, SDXL, SD3, FLUX, ADM = networks.FULL
 
 
 @pytest.mark.parametrize(("shape", "layers", "error"), [
-    (SD15, "m0", 1e-5), (SD15, "all", 1e-5), (SDXL, "u0.3,u4", 1e-5),
+    (SD15, "m0", 1e-5), (SD15, "all", 1e-5), (SDXL, "u0.3,u4", 1e-5), (ADM, "auto", 1e-4), (ADM, "m0", 1e-4),
     # Transformers are not counted, only their blocks are.
     (SD3, "13", 1e-3), (FLUX, "double.4,single.3", 1e-3),
 ], ids=lambda value: getattr(value, "name", None))
