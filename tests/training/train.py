@@ -76,9 +76,9 @@ def read_idx(path: Path) -> Tensor:
     return torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8).reshape(shape)
 
 
-def read_data(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 [60000, 32, 32] and labels long [60000] of the training split."""
-    files = [folder / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
+def read_data(folder: Path, split: str = "train") -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 32, 32] and labels long [N] of a split: "train" (60,000) or "t10k" (10,000)."""
+    files = [folder / f"{split}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise SystemExit(
             f"Fashion-MNIST is not there: {', '.join(missing)}\n"

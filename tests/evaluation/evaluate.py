@@ -1,0 +1,249 @@
+"""The paper's tables and figures in miniature, on the shipped model, through this pack's nodes.
+
+Samples are kept in the --out folder, keyed by model file and settings: an interrupted run goes on, and a larger one
+uses what a smaller one made. Every sample has a seed of its own, so that neither batches nor ranks change it. Large
+runs: --ranks N on one machine, or torchrun -m evaluation.evaluate on several that share the --out folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError, command
+from harness.in_process import ROOT, import_pack, start_host
+
+from .config import STEPS, Config
+from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search, quick, tables
+from .report import as_csv, markdown
+
+if TYPE_CHECKING:  # these need torch or the host, which start later
+    from .judge import Judge
+    from .store import Store
+    from .work import Worker
+
+SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
+LAYERS = "layers"
+FINALISTS = 2  # layer selections that go on to the search for a scale
+QUICK, FULL = 100, 5000
+LEAST = 50  # samples below which the distances say nothing
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nox -s evaluate --", description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true",
+                      help=f"Table 1 and Fig. 12 with {QUICK} samples a row, at the settings found before (default)")
+    size.add_argument("--full", action="store_true", help=f"everything, the search too, with {FULL} samples a row")
+    parser.add_argument("--only", default="", metavar="KEYS",
+                        help="tables by name, separated by commas: " + ", ".join(t.key for t in [*all_tables()]))
+    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many")
+    parser.add_argument("--search", type=int, metavar="SAMPLES",
+                        help="held-out samples a setting in the search for layers and scales; 0: take those found "
+                             "before")
+    parser.add_argument("--batch", type=int, help="rows of a batch (default: 25, with CUDA 250)")
+    parser.add_argument("--model", default="", help="an ADM file that PAG ADM Loader lists (default: the shipped one)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work on this machine")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's .gz files")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="where samples and results go")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON too; must not exist yet")
+    args = parser.parse_args(argv)
+
+    if args.json and args.json.exists():
+        parser.error(f"{args.json} exists; name a new file")
+    args.samples = (FULL if args.full else QUICK) if args.samples is None else args.samples
+    if args.samples < 2 * LEAST and args.samples != QUICK:
+        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {2 * LEAST} or more")
+    args.batch = (250 if args.device == "cuda" else 25) if args.batch is None else args.batch
+    for name in ("batch", "ranks"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    known = [table.key for table in all_tables()]
+    args.only = [key.strip() for key in args.only.split(",") if key.strip()]
+    if unknown := [key for key in args.only if key not in known]:
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if args.search is None:
+        args.search = args.samples // 5 if args.full else QUICK if LAYERS in args.only else 0
+    if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
+        parser.error(f"--search {args.search}: take {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
+    return args
+
+
+def all_tables() -> list[Table]:
+    return [*tables(Found()), layer_table()]
+
+
+def layer_table() -> Table:
+    """The search's own table: all layers at one scale, on the held-out samples."""
+    return Table(LAYERS, "Where to perturb", "PAG Table 10, Fig. 38 to 40", tuple(layer_search()))
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    if args.ranks > 1 and "RANK" not in os.environ:
+        from torch.distributed.run import main as torchrun
+
+        torchrun(["--standalone", "--nproc-per-node", str(args.ranks), "-m", "evaluation.evaluate", *argv])
+        return
+    if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # before CUDA starts: every rank its own GPU
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        rank = int(os.environ["LOCAL_RANK"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank] if visible else str(rank)
+    start_host(os.environ["COMFYUI_PATH"], *(["--cpu"] if args.device == "cpu" else []),
+               "--use-pytorch-cross-attention")
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise HarnessError("--device cuda: this machine has no CUDA device. Leave it out to run on the CPU.")
+    import_pack()
+    evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    import comfy.utils
+    import folder_paths
+    import torch
+    from pag_pack.nodes.adm import SHIPPED
+    from pag_pack.nodes.host.adm_model import FOLDER
+
+    from .classifier import get_classifier
+    from .judge import Judge
+    from .sampling import Sampler
+    from .store import Store, file_key
+    from .work import Ranks, Worker
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    name = args.model or SHIPPED
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise HarnessError(f"--model {name}: PAG ADM Loader knows no such file; it lists "
+                           f"{', '.join(folder_paths.get_filename_list(FOLDER))}.")
+    train, test = read_data(args.data)
+    ranks = Ranks.join()
+    key = file_key(Path(path))
+    store = Store(args.out / "samples" / key)
+    worker = Worker(Sampler(name), store, ranks, args.batch)
+    judge = None
+    if ranks.rank == 0:
+        classifier, accuracy = get_classifier(args.out, train, test)
+        judge = Judge(store, classifier, train, test)
+
+    held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
+    found = Found()
+    guess = search_rows(found) if args.search else []
+    worker.announce([(row.config, held_out) for row in guess] + wanted(args, chosen_tables(args, found)))
+    if args.search:
+        found = search(worker, judge, held_out)
+    plan = chosen_tables(args, found)
+    worker.run(wanted(args, plan))
+    worker.bar.close()
+    if judge:
+        about = {
+            "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
+            "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
+            "search": f"Layers and scales were chosen on {args.search} other samples a setting."
+                      if args.search else "Layers and scales are those that an earlier search found."}
+        report = {"about": about, "tables": [judge.table(table, ids_of(args, table)) for table in plan]}
+        write(args, report, store)
+    ranks.leave()
+
+
+def read_data(folder: Path | None):
+    """((images, labels) of the training split, the same of the test split)."""
+    sys.path.append(str(ROOT / "tests" / "training"))
+    from train import DATA, read_data
+
+    try:
+        return read_data(folder or DATA), read_data(folder or DATA, "t10k")
+    except SystemExit as error:
+        raise HarnessError(str(error)) from error
+
+
+def chosen_tables(args: argparse.Namespace, found: Found) -> list[Table]:
+    plan = tables(found)
+    if not args.only and not args.full:
+        return quick(plan)
+    plan += [layer_table()] if args.search else []
+    return [table for table in plan if not args.only or table.key in args.only]
+
+
+def ids_of(args: argparse.Namespace, table: Table) -> range:
+    """The layers' table shows the search itself; all others have samples of their own."""
+    if table.key == LAYERS:
+        return range(SEARCH_FIRST, SEARCH_FIRST + args.search)
+    return range(round(args.samples * table.share))
+
+
+def wanted(args: argparse.Namespace, plan: list[Table]) -> list[tuple[Config, range]]:
+    """What the tables need, the longest range of each configuration."""
+    longest: dict[tuple[Config, int], range] = {}
+    for table in plan:
+        ids = ids_of(args, table)
+        for row in table.rows:
+            place = row.config, ids.start
+            longest[place] = max(longest.get(place, ids), ids, key=len)
+    return [(config, ids) for (config, _), ids in longest.items()]
+
+
+def search(worker: Worker, judge: Judge | None, ids: range) -> Found:
+    """The best layers, then the best scales, by the Fréchet distance of held-out samples; the first rank judges."""
+    from .judge import choose_scales
+
+    def sample(configs: list[Config]) -> None:
+        worker.run([(config, ids) for config in dict.fromkeys(configs)])
+
+    def choose(choices: Choices, found: Found) -> Found:
+        sample([config for options in choices.values() for _, config in options])
+        return worker.ranks.agree(judge and choose_scales(judge, choices, found, ids))
+
+    rows = layer_search()
+    sample([row.config for row in rows])
+    finalists = worker.ranks.agree(judge and judge.best([(row.name, row.config) for row in rows], ids)[:FINALISTS])
+    found = choose(pag_scale_search(finalists), Found())
+    return choose(other_scale_search(found.layers), found)
+
+
+def search_rows(found: Found) -> list[Row]:
+    """What the search will sample, as far as one can say beforehand."""
+    options = {**pag_scale_search([found.layers, "all"]), **other_scale_search(found.layers)}
+    return [*layer_search(), *(Row("", config) for values in options.values() for _, config in values)]
+
+
+def write(args: argparse.Namespace, report: dict, store: Store) -> None:
+    """Into a new folder, and to --json."""
+    from .plots import grid, plot
+
+    folder = new_folder(args.out / "results")
+    text = json.dumps(report, indent=1) + "\n"
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    (folder / "evaluation.csv").write_text(as_csv(report), encoding="utf-8")
+    (folder / "evaluation.md").write_text(markdown(report), encoding="utf-8")
+    for table in report["tables"]:
+        plot(table, folder / f"{table['key']}.png")
+        grid(table, store, folder / f"{table['key']}-samples.jpg")
+    if args.json:
+        with args.json.open("x", encoding="utf-8") as file:
+            file.write(text)
+    print(f"\n{markdown(report)}\nWritten to {folder}")
+
+
+def new_folder(parent: Path) -> Path:
+    """The first free number, so that no earlier result is lost."""
+    number = 1
+    while True:
+        try:
+            (parent / f"{number:03}").mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / f"{number:03}"
+
+
+if __name__ == "__main__":
+    command(main)

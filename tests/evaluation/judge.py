@@ -1,0 +1,91 @@
+"""From samples to figures: what the search chooses, and what the tables hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from .classifier import Classifier, Seen, look
+from .config import Config
+from .metrics import Real, Value, difference, frechet, measure, unpaired
+from .plan import Check, Found, Row, Table
+from .store import Store
+
+
+class Judge:
+    """Sees the samples of a store through the classifier.
+
+    Args:
+        train, test: images uint8 [N, 32, 32] and labels long [N]; the test split is what samples should be like.
+    """
+
+    def __init__(self, store: Store, classifier: Classifier, train: tuple[Tensor, Tensor],
+                 test: tuple[Tensor, Tensor]) -> None:
+        self.store, self.classifier = store, classifier
+        self.train = train
+        self.real = Real.of(look(classifier, test[0]).features)
+        self._seen: dict[tuple[Config, range], Seen] = {}
+
+    def see(self, config: Config, ids: range) -> Seen:
+        if (config, ids) not in self._seen:
+            self._seen[config, ids] = look(self.classifier, self.store.load(config, ids))
+        return self._seen[config, ids]
+
+    def distance(self, config: Config, ids: range) -> float:
+        return frechet(self.see(config, ids).features, self.real)
+
+    def best(self, choices: Iterable[tuple[object, Config]], ids: range) -> list[object]:
+        """The values of these choices, the smallest Fréchet distance first."""
+        return [value for value, config in sorted(choices, key=lambda choice: self.distance(choice[1], ids))]
+
+    def floor(self, count: int) -> float:
+        """The Fréchet distance of so many training pictures: what perfect samples would reach at this count."""
+        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(1))[:count]
+        return frechet(look(self.classifier, self.train[0][order]).features, self.real)
+
+    def table(self, table: Table, ids: range) -> dict:
+        """A table's figures as JSON knows them."""
+        values = {row.name: self._row(row, ids) for row in table.rows}
+        by_name = {row.name: row for row in table.rows}
+        return {
+            "key": table.key, "title": table.title, "source": table.source, "samples": len(ids),
+            "as_line": table.as_line, "real": self.floor(len(ids)),
+            "rows": [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
+                      "metrics": {name: asdict(value) for name, value in values[row.name].items()}}
+                     for row in table.rows],
+            "checks": [self._check(check, by_name, values, ids) for check in table.checks],
+        }
+
+    def _row(self, row: Row, ids: range) -> dict[str, Value]:
+        labels = torch.tensor([row.config.label(i) for i in ids]) if row.config.conditional else None
+        values = measure(self.see(row.config, ids), self.real, labels)
+        flops = self.store.flops(row.config)
+        return values if flops is None else {**values, "flops": Value(flops, 0.0)}
+
+    def _check(self, check: Check, rows: dict[str, Row], values: dict[str, dict[str, Value]], ids: range) -> dict:
+        better, worse = rows[check.better].config, rows[check.worse].config
+        found = difference(check.metric, self.see(better, ids), self.see(worse, ids), self.real)
+        if found is None:
+            found = unpaired(values[check.better][check.metric], values[check.worse][check.metric])
+        return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+
+
+def verdict(check: Check, found: Value) -> str:
+    """"yes" and "no" where the whole 95 % interval says so."""
+    gain = found.value if check.higher else -found.value
+    if gain > found.margin or (check.no_worse and gain == found.margin == 0.0):
+        return "yes"
+    if gain < -found.margin:
+        return "no"
+    return "no difference seen" if check.no_worse else "undecided"
+
+
+def choose_scales(judge: Judge, choices: dict[str, list[tuple[object, Config]]], found: Found, ids: range) -> Found:
+    """`found` with the best of each of these choices."""
+    best = {name: judge.best(options, ids)[0] for name, options in choices.items()}
+    if "scale" in best:
+        best["layers"], best["scale"] = best["scale"]
+    return replace(found, **best)

@@ -1,0 +1,227 @@
+"""The experiments as data: which configurations a table compares, and what the paper says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from .config import Config, pag
+
+SINGLE_LAYERS = (*(f"d{i}" for i in range(4)), "m0", *(f"u{i}" for i in range(6)))
+COMBINATIONS = ("m0,u0", "d2-3,m0,u0-2", "u0-2", "u2-3", "u2-5", "all")
+LAYER_SCALE = 2.0  # at which layers are compared, as the paper compares them at one scale
+SCALES = (0.5, 1.0, 2.0, 3.0)
+CFG_SCALES = (1.5, 2.0, 3.0)
+SAG_SCALES = (0.25, 0.5, 1.0)
+SAG_SIGMA = 2.0  # the host node's default; its kernel spans 9 pixels
+
+
+@dataclass(frozen=True)
+class Found:
+    """The settings that the search found best; the defaults are those of the shipped model, for runs without it.
+
+    Attributes:
+        layers: PAG's.
+        scale, conditional_scale: PAG's alone.
+        cfg: CFG's alone.
+        both: (cfg, PAG's scale) together.
+        sag, conditional_sag: SAG's.
+    """
+
+    layers: str = "u2-5"
+    scale: float = 1.0
+    conditional_scale: float = 1.0
+    cfg: float = 2.0
+    both: tuple[float, float] = (1.5, 0.5)
+    sag: float = 0.5
+    conditional_sag: float = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim: `metric` of row `better` is lower (`higher` False) or higher than that of row `worse`.
+
+    `no_worse`: the claim is only that it is not worse.
+    """
+
+    claim: str
+    better: str
+    worse: str
+    metric: str = "fd"
+    higher: bool = False
+    no_worse: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One experiment.
+
+    Attributes:
+        key: what --only calls it.
+        source: what it repeats of the paper; empty where it goes beyond.
+        rows: what is compared.
+        checks: what the paper says of them, or what we would like to know.
+        share: of the sample count.
+        as_line: whether the rows are points of one curve, for the plot.
+    """
+
+    key: str
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    checks: tuple[Check, ...] = ()
+    share: float = 1.0
+    as_line: bool = False
+
+
+def layer_search() -> list[Row]:
+    """On held-out seeds: one scale, every layer and some sets of them (PAG Table 10, Fig. 38 to 40)."""
+    return [Row(layers, pag(LAYER_SCALE, layers)) for layers in (*SINGLE_LAYERS, *COMBINATIONS)]
+
+
+Choices = dict[str, list[tuple[object, Config]]]
+"""{field of Found: [(value, configuration)]}, of which the search takes the best."""
+
+
+def pag_scale_search(layers: Iterable[str]) -> Choices:
+    """PAG alone, over the best few layer selections; the value is (layers, scale)."""
+    return {"scale": [((name, s), pag(s, name)) for name in layers for s in SCALES]}
+
+
+def other_scale_search(layers: str) -> Choices:
+    """Everything else, with the best layers."""
+    return {
+        "sag": [(s, Config(sag=s, sag_sigma=SAG_SIGMA)) for s in SAG_SCALES],
+        "conditional_sag": [(s, Config(True, sag=s, sag_sigma=SAG_SIGMA)) for s in SAG_SCALES],
+        "cfg": [(cfg, Config(True, cfg=cfg)) for cfg in CFG_SCALES],
+        "conditional_scale": [(s, pag(s, layers, True)) for s in SCALES[:3]],
+        "both": [((cfg, s), pag(s, layers, True).but(cfg=cfg)) for cfg in CFG_SCALES[:2] for s in SCALES[:2]],
+    }
+
+
+def tables(found: Found) -> list[Table]:
+    plain, plain_label = Config(), Config(True)
+    guided = pag(found.scale, found.layers)
+    cfg = Config(True, cfg=found.cfg)
+    both = pag(found.both[1], found.layers, True).but(cfg=found.both[0])
+    return [
+        Table("table1", "No guidance, SAG, PAG, CFG, CFG + PAG", "PAG Table 1 and Table 2", (
+            Row("none", plain),
+            Row("SAG", Config(sag=found.sag, sag_sigma=SAG_SIGMA)),
+            Row("PAG", guided),
+            Row("label: none", plain_label),
+            Row("label: SAG", Config(True, sag=found.conditional_sag, sag_sigma=SAG_SIGMA)),
+            Row("label: PAG", pag(found.conditional_scale, found.layers, True)),
+            Row("label: CFG", cfg),
+            Row("label: CFG + PAG", both),
+        ), (
+            Check("PAG beats no guidance, without a label", "PAG", "none"),
+            Check("PAG beats SAG, without a label", "PAG", "SAG"),
+            Check("PAG beats no guidance, with a label", "label: PAG", "label: none"),
+            Check("PAG beats SAG, with a label", "label: PAG", "label: SAG"),
+            Check("CFG + PAG beats CFG", "label: CFG + PAG", "label: CFG"),
+            Check("PAG raises precision", "PAG", "none", "precision", higher=True),
+            Check("PAG raises the score", "PAG", "none", "score", higher=True),
+            Check("PAG lowers recall", "none", "PAG", "recall", higher=True),
+        )),
+        _scales(found), _perturbations(guided), _diversity(found), _cfg_early(found, both), _beyond(guided),
+        _single_heads(found), _high_scale(found),
+    ]
+
+
+def _scales(found: Found) -> Table:
+    rows = tuple(Row(f"s {s}", pag(s, found.layers)) for s in range(8))
+    return Table("fig12", "PAG's scale", "PAG Fig. 12", rows, (
+        Check("a small scale beats none", "s 1", "s 0"),
+        Check("a large scale loses to a small one", "s 1", "s 7"),
+        Check("the score is best above the scale that is best for the distance", "s 2", "s 1", "score", higher=True),
+    ), share=0.5, as_line=True)
+
+
+def _perturbations(guided: Config) -> Table:
+    kinds = ("random_mask", "random_off_diagonal_mask", "noise", "map_blur")
+    rows = (Row("no guidance", Config()), Row("identity", guided),
+            *(Row(kind, guided.but(options={"perturbation": kind})) for kind in kinds))
+    checks = tuple(Check(f"identity beats {kind}", "identity", kind) for kind in kinds)
+    return Table("table9", "What takes the place of the attention map", "PAG Table 9", rows, checks, share=0.5)
+
+
+def _diversity(found: Found) -> Table:
+    """At scales that draw clearly labelled pictures with either, as the paper does: CFG 7.5, PAG 4.5."""
+    return Table("table3", "Diversity within a label", "PAG Table 3", (
+        Row("none", Config(True)),
+        Row("CFG", Config(True, cfg=7.5)),
+        Row("PAG", pag(4.5, found.layers, True)),
+    ), (
+        Check("PAG leaves more diversity than CFG", "PAG", "CFG", "diversity", higher=True),
+        Check("PAG's score within a label is above CFG's", "PAG", "CFG", "label_score", higher=True),
+    ), share=0.5)
+
+
+def _cfg_early(found: Found, both: Config) -> Table:
+    ends = (0.2, 0.4, 0.6, 0.8)
+    alone = Config(True, cfg=found.cfg)
+    late = both.but(options={"start_percent": 0.4})
+    rows = [Row("no guidance", Config(True))]
+    rows += [Row(f"CFG to {end:.0%}", alone.but(cfg_end=end)) for end in ends]
+    rows += [Row("CFG", alone), Row("CFG to 60%, PAG from 40%", late.but(cfg_end=0.6)),
+             Row("CFG, PAG from 40%", late), Row("CFG to 60% + PAG", both.but(cfg_end=0.6)), Row("CFG + PAG", both)]
+    return Table("fig44", "CFG early, PAG late", "PAG Fig. 44, App. E.2", tuple(rows), (
+        Check("CFG to 60 % is no worse than CFG", "CFG to 60%", "CFG", no_worse=True),
+        Check("CFG to 60 %, PAG from 40 % is no worse than full CFG + PAG", "CFG to 60%, PAG from 40%", "CFG + PAG",
+              no_worse=True),
+        Check("CFG to 60 %, PAG from 40 % costs no more than CFG", "CFG to 60%, PAG from 40%", "CFG", "flops",
+              no_worse=True),
+        Check("CFG to 60 %, PAG from 40 % beats CFG", "CFG to 60%, PAG from 40%", "CFG"),
+    ), share=0.5)
+
+
+def _beyond(guided: Config) -> Table:
+    def row(name: str, **options) -> Row:
+        return Row(name, guided.but(options=options))
+
+    rows = (row("PAG"), row("strength 0.25", strength=0.25), row("strength 0.5", strength=0.5),
+            row("SEG, σ 1", perturbation="seg"), row("SEG, σ → ∞", perturbation="seg_mean"),
+            row("TPG", perturbation="tpg"), row("first half", end_percent=0.5), row("second half", start_percent=0.5),
+            row("middle", start_percent=0.25, end_percent=0.75), row("every second step", reuse_every=2))
+    checks = tuple(Check(f"{r.name} beats plain PAG", r.name, "PAG") for r in rows[1:])
+    return Table("beyond", "Refinements of PAG", "", rows, checks, share=0.5)
+
+
+def _single_heads(found: Found) -> Table:
+    """Every layer of the selection with one head of it."""
+    names = [name for term in found.layers.split(",") for name in _expanded(term.strip())]
+    rows = (Row("all heads", pag(found.scale, found.layers)),
+            *(Row(f"head {h} only", pag(found.scale, ",".join(f"{name}:h{h}" for name in names))) for h in range(2)))
+    checks = tuple(Check(f"{r.name} beats all heads", r.name, "all heads") for r in rows[1:])
+    return Table("heads", "Single heads", "", rows, checks, share=0.5)
+
+
+def _expanded(term: str) -> list[str]:
+    """"u2-5" -> u2, u3, u4, u5; "all" -> every layer."""
+    if term == "all":
+        return list(SINGLE_LAYERS)
+    first, _, last = term.partition("-")
+    return [f"{term[0]}{i}" for i in range(int(first[1:]), int(last or first[1:]) + 1)]
+
+
+def _high_scale(found: Found) -> Table:
+    strong = pag(5.0, found.layers)
+    rows = (Row("s 5", strong), *(Row(f"s 5, rescale {r:g}, {mode}", strong.but(options={
+        "rescale": r, "rescale_mode": mode})) for r, mode in ((0.7, "full"), (0.7, "partial"), (1.0, "full"))))
+    checks = tuple(Check(f"{r.name.removeprefix('s 5, ')} helps", r.name, "s 5") for r in rows[1:])
+    return Table("rescale", "Rescaling at a high scale", "", rows, checks, share=0.5)
+
+
+def quick(plan: list[Table]) -> list[Table]:
+    """What fits into ten minutes on two cores: Table 1, and four points of Fig. 12, at the settings found before."""
+    table1, fig12 = plan[:2]
+    few = ("s 0", "s 1", "s 3", "s 7")
+    return [table1, replace(fig12, rows=tuple(row for row in fig12.rows if row.name in few), share=1.0, checks=tuple(
+        check for check in fig12.checks if {check.better, check.worse} <= set(few)))]

@@ -1,0 +1,79 @@
+"""The results as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+COLUMNS = {  # metric: (heading, decimals, multiplier)
+    "fd": ("Fréchet distance ↓", 2, 1), "kd": ("kernel distance ↓", 2, 1), "score": ("score ↑", 2, 1),
+    "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "accuracy": ("label seen ↑", 2, 1),
+    "diversity": ("diversity ↑", 3, 1), "label_score": ("score within a label ↑", 2, 1),
+    "flops": ("GFLOP a picture", 1, 1e-9),
+}
+
+
+def markdown(report: dict) -> str:
+    """The tables for people, each with its verdicts."""
+    about = report["about"]
+    parts = [f"# Evaluation\n\n{describe(about)}"]
+    for table in report["tables"]:
+        parts.append(f"## {table['title']}{' (' + table['source'] + ')' if table['source'] else ''}")
+        parts.append(f"{table['samples']} pictures a row. As many real training pictures have a Fréchet distance of "
+                     f"{table['real']:.2f}: no sample set can be expected to do better.")
+        parts.append(_rows(table))
+        if table["checks"]:
+            parts.append(_checks(table["checks"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def describe(about: dict) -> str:
+    found = ", ".join(f"{name} {value}" for name, value in about["found"].items())
+    return (f"Model {about['model']} (SHA-256 {about['model_sha256']}), {about['steps']} DDIM steps, the same noise in "
+            f"every row, through this pack's nodes in ComfyUI, on {about['device']}. All distances and scores are of "
+            f"the features of a small Fashion-MNIST classifier trained here (test accuracy {about['accuracy']:.1%}), "
+            f"not of Inception-v3, so they compare with each other and with nothing else. ± is half a 95 % interval, "
+            f"from resampling the pictures; differences resample both rows together. {about['search']}\n\n"
+            f"Settings: {found}.")
+
+
+def _rows(table: dict) -> str:
+    shown = [name for name in COLUMNS if any(name in row["metrics"] for row in table["rows"])]
+    lines = ["| | settings | " + " | ".join(COLUMNS[name][0] for name in shown) + " |",
+             "|---|---|" + "---:|" * len(shown)]
+    for row in table["rows"]:
+        cells = [_cell(name, row["metrics"].get(name)) for name in shown]
+        lines.append(f"| {row['name']} | {row['settings']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, metric: dict | None) -> str:
+    if metric is None:
+        return ""
+    _, decimals, factor = COLUMNS[name]
+    margin = metric["margin"]
+    return f"{metric['value'] * factor:.{decimals}f}" + (f" ± {margin * factor:.{decimals}f}" if margin else "")
+
+
+def _checks(checks: list[dict]) -> str:
+    lines = ["| claim | difference | so? |", "|---|---:|---|"]
+    for check in checks:
+        heading, decimals, factor = COLUMNS[check["metric"]]
+        name = heading.rstrip("↑↓ ")
+        margin = f" ± {check['margin'] * factor:.{decimals}f}" if check["margin"] else ""
+        lines.append(f"| {check['claim']} | {name} {check['difference'] * factor:+.{decimals}f}{margin} | "
+                     f"{check['verdict']} |")
+    return "\n".join(lines)
+
+
+def as_csv(report: dict) -> str:
+    """One line for each figure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("table", "row", "settings", "samples", "metric", "value", "margin"))
+    for table in report["tables"]:
+        for row in table["rows"]:
+            for name, metric in row["metrics"].items():
+                writer.writerow((table["key"], row["name"], row["settings"], table["samples"], name, metric["value"],
+                                 metric["margin"]))
+    return text.getvalue()

@@ -1,0 +1,69 @@
+"""Samples on disk, in small files that are written whole or not at all, so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import Config
+
+
+def file_key(path: Path) -> str:
+    """A short name for a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Store:
+    """Pictures by configuration and sample id, for one model file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ids(self, config: Config) -> set[int]:
+        """The samples that are there."""
+        found: set[int] = set()
+        for path in self._files(config):
+            with safe_open(path, "pt") as file:
+                found.update(file.get_tensor("ids").tolist())
+        return found
+
+    def load(self, config: Config, ids: Iterable[int]) -> Tensor:
+        """uint8 [N, 3, 32, 32] of these samples, in this order; KeyError where one is missing."""
+        found: dict[int, Tensor] = {}
+        for path in self._files(config):
+            content = load_file(path)
+            found.update(zip(content["ids"].tolist(), content["samples"], strict=True))
+        return torch.stack([found[i] for i in ids])
+
+    def flops(self, config: Config) -> float | None:
+        """FLOPs of one sample, over its whole run; None where nobody counted."""
+        for path in self._files(config):
+            with safe_open(path, "pt") as file:
+                if "flops" in file.metadata():
+                    return float(file.metadata()["flops"])
+        return None
+
+    def add(self, config: Config, ids: list[int], samples: Tensor, flops: float | None = None) -> None:
+        """Keep samples uint8 [N, 3, 32, 32], and what one of them cost, if it was counted."""
+        folder = self.folder / config.key
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{ids[0]}-{ids[-1]}-{len(ids)}.safetensors"
+        partial = folder / f"{target.name}.{os.getpid()}.partial"
+        try:
+            facts = {"config": json.dumps(asdict(config))} | ({} if flops is None else {"flops": str(flops)})
+            save_file({"samples": samples.contiguous(), "ids": torch.tensor(ids)}, partial, facts)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _files(self, config: Config) -> list[Path]:
+        return sorted((self.folder / config.key).glob("*.safetensors"))

@@ -1,0 +1,143 @@
+"""The command: what it refuses, how it goes on after an interruption, what it writes, and ranks that share the work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from harness.in_process import ROOT
+
+import evaluation.sampling as sampling
+from evaluation import classifier, evaluate
+from evaluation.config import Config, pag
+from evaluation.plan import Found
+from evaluation.store import Store
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    (["--only", "table1,table7"], "table7"),
+    (["--samples", "7"], "--samples 7"),
+    (["--full", "--search", "3"], "--search 3"),
+    (["--batch", "0"], "--batch"),
+    (["--ranks", "-1"], "--ranks"),
+    (["--quick", "--full"], "not allowed with"),
+    (["--device", "tpu"], "tpu"),
+])
+def test_bad_arguments_are_named_before_any_work(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(arguments)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_json_file_that_exists_is_left_alone(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text("mine")
+    with pytest.raises(SystemExit):
+        evaluate.main(["--json", str(path)])
+    assert "exists" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
+def test_what_runs_by_default():
+    quick = evaluate.parse([])
+    assert (quick.samples, quick.search) == (evaluate.QUICK, 0)
+    assert [table.key for table in evaluate.chosen_tables(quick, Found())] == ["table1", "fig12"]
+    full = evaluate.parse(["--full"])
+    assert {table.key for table in evaluate.chosen_tables(full, Found())} == {t.key for t in evaluate.all_tables()}
+    assert evaluate.parse(["--only", "layers"]).search
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Arguments for a run of seconds: two steps, four samples a row, a classifier that has learnt nothing."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (200, 32, 32), generator=generator, dtype=torch.uint8), torch.arange(200) % 10
+    monkeypatch.setattr(evaluate, "read_data", lambda folder: (images, images))
+    monkeypatch.setattr(evaluate, "LEAST", 2)
+    monkeypatch.setattr(sampling, "STEPS", 2)
+    monkeypatch.setattr("evaluation.metrics.NEIGHBOURS", 1)
+    monkeypatch.setattr("evaluation.metrics.RESAMPLES", 3)
+    torch.manual_seed(0)
+    blank = classifier.Classifier().eval().requires_grad_(False)
+    monkeypatch.setattr(classifier, "get_classifier", lambda *_: (blank, 0.1))
+    return ["--samples", "8", "--only", "fig12", "--batch", "2", "--out", str(tmp_path / "out")]
+
+
+def run(arguments: list[str], *more: str) -> None:
+    evaluate.evaluate(evaluate.parse([*arguments, *more]))
+
+
+def test_an_interrupted_run_goes_on_and_nothing_is_sampled_twice(tiny, monkeypatch, tmp_path):
+    sample, made = sampling.Sampler.sample, []
+
+    def interrupted(self, config, ids):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append((config, tuple(ids)))
+        return sample(self, config, ids)
+
+    monkeypatch.setattr(sampling.Sampler, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny)
+    before, made[:] = made[:], [None]  # never 5 again: 11 more are to come, one entry is there
+
+    def counted(self, config, ids):
+        made.append((config, tuple(ids)))
+        return sample(self, config, ids)
+
+    monkeypatch.setattr(sampling.Sampler, "sample", counted)
+    run(tiny, "--json", str(tmp_path / "figures.json"))
+    assert len(before) == 5
+    assert not set(before) & set(made[1:])
+    assert len(before) + len(made[1:]) == 8 * 2  # eight scales, four samples in batches of two
+
+    made.clear()
+    run(tiny)
+    assert made == []
+    results = sorted(path.name for path in (tmp_path / "out" / "results").iterdir())
+    assert results == ["001", "002"]
+    names = {path.name for path in (tmp_path / "out" / "results" / "001").iterdir()}
+    assert names == {"evaluation.json", "evaluation.csv", "evaluation.md", "fig12.png", "fig12-samples.jpg"}
+
+    report = json.loads((tmp_path / "figures.json").read_text())
+    (table,) = report["tables"]
+    assert table["samples"] == 4
+    assert [row["name"] for row in table["rows"]] == [f"s {s}" for s in range(8)]
+    cost = [row["metrics"]["flops"]["value"] for row in table["rows"]]
+    assert 1.4 < cost[1] / cost[0] < 2
+    assert {check["verdict"] for check in table["checks"]} <= {"yes", "no", "undecided"}
+
+
+RANKS = """
+import sys
+from pathlib import Path
+from harness.in_process import import_pack, start_host
+start_host(sys.argv[1], "--cpu")
+import_pack()
+import evaluation.sampling as sampling
+from evaluation.config import Config, pag
+from evaluation.store import Store
+from evaluation.work import Ranks, Worker
+sampling.STEPS = 2
+ranks = Ranks.join()
+Worker(sampling.Sampler(), Store(Path(sys.argv[2])), ranks, 2).run([(Config(), range(4)), (pag(2, "u2"), range(3))])
+Path(sys.argv[2], f"rank-{ranks.rank}").touch()
+ranks.leave()
+"""
+
+
+def test_two_ranks_make_the_samples_of_one(tmp_path, monkeypatch):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                    str(script), os.environ["COMFYUI_PATH"], str(tmp_path / "two")], check=True, timeout=300,
+                   env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"})
+    assert {path.name for path in (tmp_path / "two").glob("rank-*")} == {"rank-0", "rank-1"}
+    monkeypatch.setattr(sampling, "STEPS", 2)
+    sampler, two = sampling.Sampler(), Store(tmp_path / "two")
+    for config, count in ((Config(), 4), (pag(2, "u2"), 3)):
+        alone = sampler.sample(config, list(range(count)))
+        assert (alone.int() - two.load(config, range(count)).int()).abs().max() <= 1

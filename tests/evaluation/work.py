@@ -1,0 +1,81 @@
+"""Sampling what is missing, on one or several ranks (torch.distributed; a folder that all of them see)."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from .config import Config
+from .sampling import BATCH, Sampler, batches
+from .store import Store
+
+Wanted = list[tuple[Config, range]]
+
+
+@dataclass
+class Ranks:
+    """The processes that share the work; one, unless torchrun started us."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return cls()
+        # Ranks wait for the slowest, and for the first one's tables.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+        return cls(dist.get_rank(), count)
+
+    def agree(self, value):
+        """The first rank's value, on all of them."""
+        if self.count > 1:
+            values = [value]
+            dist.broadcast_object_list(values)
+            value = values[0]
+        return value
+
+    def leave(self) -> None:
+        if self.count > 1:
+            dist.destroy_process_group()
+
+
+class Worker:
+    """Samples with one model into one store."""
+
+    def __init__(self, sampler: Sampler, store: Store, ranks: Ranks, batch: int = BATCH) -> None:
+        self.sampler, self.store, self.ranks, self.batch = sampler, store, ranks, batch
+        # In units of a sample without guidance, for samples with guidance take longer.
+        self.bar = tqdm(total=0, unit="sample", desc="sampling", smoothing=0.02, mininterval=1,
+                        disable=not sys.stderr.isatty() or ranks.rank > 0)
+
+    def announce(self, wanted: Wanted) -> None:
+        """Add what is missing of these to the bar's total."""
+        self.bar.total += sum(self._share(config, len(set(ids) - self.store.ids(config))) for config, ids in wanted)
+        self.bar.refresh()
+
+    def run(self, wanted: Wanted) -> None:
+        """Sample all that is missing; returns when every rank is done."""
+        missing = self.ranks.agree([(config, ids) for config, samples in wanted
+                                    for ids in batches(config, samples, self.store.ids(config), self.batch)])
+        for config, ids in missing[self.ranks.rank::self.ranks.count]:
+            self.bar.set_postfix_str(config.settings or "no guidance")
+            if self.store.flops(config) is None:
+                with FlopCounterMode(display=False) as counter:
+                    samples = self.sampler.sample(config, ids)
+                self.store.add(config, ids, samples, counter.get_total_flops() / len(ids))
+            else:
+                self.store.add(config, ids, self.sampler.sample(config, ids))
+            self.bar.update(self._share(config, len(ids)))
+        if self.ranks.count > 1:
+            dist.barrier()
+
+    def _share(self, config: Config, samples: int) -> int:
+        return round(self.sampler.cost(config) * samples / self.ranks.count)
