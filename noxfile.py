@@ -1,4 +1,4 @@
-"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench or train.
+"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate or train.
 
 They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
 """
@@ -65,12 +65,19 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "tests/host")
     run(session, "-m", "pytest", "tests/server", "tests/training")
     run(session, "-m", "pytest", "tests/browser")  # skips itself, and says so, where there is no chromium
+    run(session, "-m", "pytest", "tests/evaluation")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measures what PAG costs; -- --device cuda, --json FILE and the like go to the benchmark."""
     run(session, "-m", "benchmark.bench", *session.posargs)
+
+
+@nox.session
+def evaluate(session: nox.Session) -> None:
+    """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
+    run(session, "-m", "evaluation.evaluate", *session.posargs)
 
 
 @nox.session
