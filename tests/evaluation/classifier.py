@@ -44,25 +44,29 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the classifier sees in pictures: maps of each stage, features [N, 64], logits [N, 10]."""
+    """What the classifier sees in pictures: maps of each stage, features [N, 64], logits [N, 10]; and the brightness
+    and contrast [N] (mean and standard deviation of the pixels, 0 to 255)."""
 
     maps: list[Tensor]
     features: Tensor
     logits: Tensor
-
-    def __getitem__(self, rows) -> Seen:
-        return Seen([m[rows] for m in self.maps], self.features[rows], self.logits[rows])
+    brightness: Tensor
+    contrast: Tensor
 
 
 @torch.inference_mode()
-def look(classifier: Classifier, images: Tensor) -> Seen:
-    """At images uint8 [N, 32, 32], or [N, 3, 32, 32], of which the mean over the channels is taken."""
+def look(classifier: Classifier, images: Tensor, with_maps: bool = False) -> Seen:
+    """At images uint8 [N, 32, 32], or [N, 3, 32, 32], of which the mean over the channels is taken. The maps, 72 kB a
+    picture, are left out unless asked for."""
     parts = []
     for batch in images.split(500):
         x = batch.float().div(127.5).sub(1)
-        parts.append(classifier((x if x.dim() == 4 else x[:, None]).mean(1, keepdim=True)))
+        maps, features, logits = classifier((x if x.dim() == 4 else x[:, None]).mean(1, keepdim=True))
+        parts.append((maps if with_maps else [], features, logits))
     maps, features, logits = zip(*parts, strict=True)
-    return Seen([torch.cat(stage) for stage in zip(*maps, strict=True)], torch.cat(features), torch.cat(logits))
+    pixels = images.float().flatten(1)
+    return Seen([torch.cat(stage) for stage in zip(*maps, strict=True)], torch.cat(features), torch.cat(logits),
+                pixels.mean(1), pixels.std(1))
 
 
 def get_classifier(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]

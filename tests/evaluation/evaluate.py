@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # these need torch or the host, which start later
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
 LAYERS = "layers"
 FINALISTS = 2  # layer selections that go on to the search for a scale
-QUICK, FULL = 100, 5000
+QUICK, FULL = 80, 5000
 LEAST = 50  # samples below which the distances say nothing
 
 
@@ -58,8 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.json and args.json.exists():
         parser.error(f"{args.json} exists; name a new file")
     args.samples = (FULL if args.full else QUICK) if args.samples is None else args.samples
-    if args.samples < 2 * LEAST and args.samples != QUICK:
-        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {2 * LEAST} or more")
+    if args.samples < LEAST:
+        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {LEAST} or more")
     args.batch = (250 if args.device == "cuda" else 25) if args.batch is None else args.batch
     for name in ("batch", "ranks"):
         if getattr(args, name) < 1:

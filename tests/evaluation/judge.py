@@ -41,27 +41,26 @@ class Judge:
         """The values of these choices, the smallest Fréchet distance first."""
         return [value for value, config in sorted(choices, key=lambda choice: self.distance(choice[1], ids))]
 
-    def floor(self, count: int) -> float:
-        """The Fréchet distance of so many training pictures: what perfect samples would reach at this count."""
-        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(1))[:count]
-        return frechet(look(self.classifier, self.train[0][order]).features, self.real)
-
     def table(self, table: Table, ids: range) -> dict:
-        """A table's figures as JSON knows them."""
+        """A table's figures as JSON knows them. The first row is of as many real pictures, of the training split: what
+        perfect samples would reach at this count."""
         values = {row.name: self._row(row, ids) for row in table.rows}
         by_name = {row.name: row for row in table.rows}
+        rows = [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
+                 "metrics": _plain(values[row.name])} for row in table.rows]
+        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(1))[:len(ids)]
+        labels = self.train[1][order] if any(row.config.conditional for row in table.rows) else None
+        real = measure(look(self.classifier, self.train[0][order], with_maps=True), self.real, labels)
         return {
             "key": table.key, "title": table.title, "source": table.source, "samples": len(ids),
-            "as_line": table.as_line, "real": self.floor(len(ids)),
-            "rows": [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
-                      "metrics": {name: asdict(value) for name, value in values[row.name].items()}}
-                     for row in table.rows],
+            "as_line": table.as_line, "real": _plain(real), "rows": rows,
             "checks": [self._check(check, by_name, values, ids) for check in table.checks],
         }
 
     def _row(self, row: Row, ids: range) -> dict[str, Value]:
         labels = torch.tensor([row.config.label(i) for i in ids]) if row.config.conditional else None
-        values = measure(self.see(row.config, ids), self.real, labels)
+        seen = look(self.classifier, self.store.load(row.config, ids), with_maps=True)
+        values = measure(seen, self.real, labels)
         flops = self.store.flops(row.config)
         return values if flops is None else {**values, "flops": Value(flops, 0.0)}
 
@@ -71,6 +70,10 @@ class Judge:
         if found is None:
             found = unpaired(values[check.better][check.metric], values[check.worse][check.metric])
         return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+
+
+def _plain(values: dict[str, Value]) -> dict[str, dict]:
+    return {name: asdict(value) for name, value in values.items()}
 
 
 def verdict(check: Check, found: Value) -> str:

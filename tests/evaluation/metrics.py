@@ -19,6 +19,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from .classifier import Seen
+from .config import CLASSES
 
 RESAMPLES = 200  # of the bootstrap
 Z = 1.96  # standard deviations to either side: 95 %
@@ -67,25 +68,38 @@ def measure(seen: Seen, real: Real, labels: Tensor | None = None) -> dict[str, V
     """Everything that the tables show for one set of pictures.
 
     `labels` [N] are those that the samples were asked for; with them come `accuracy`, the share in which the classifier
-    sees the label too, and, over pictures with the same label, `diversity` and `label_score`.
+    sees the label too, and, over pictures with the same label, `label_diversity` and `label_score`. `classes` is how
+    many labels the pictures are spread over, as the classifier sees it (the exponential of the entropy, 1 to 10).
     """
     count = len(seen.features)
+    shares = seen.logits.softmax(1).mean(0)
     values = {
         "fd": _with_margin(lambda rows: frechet(seen.features[rows], real), count),
-        "score": _with_margin(lambda rows: score(seen.logits[rows]), count),
         "kd": Value(_kernel_distance(seen.features, real)),
+        "score": _with_margin(lambda rows: score(seen.logits[rows]), count),
+        **_precision_recall(seen.features, real),
+        "diversity": _diversity(seen, [torch.arange(count)]),
+        "classes": Value(float(torch.special.entr(shares).sum().exp())),
+        "brightness": _mean(seen.brightness),
+        "contrast": _mean(seen.contrast),
     }
-    values |= _precision_recall(seen.features, real)
-    groups = [torch.arange(count)] if labels is None else [(labels == label).nonzero()[:, 0] for label in range(10)]
+    if labels is not None:
+        groups = [(labels == label).nonzero()[:, 0] for label in range(CLASSES)]
+        scores = torch.tensor([score(seen.logits[rows]) for rows in groups if len(rows)])
+        values["accuracy"] = _mean((seen.logits.argmax(1) == labels).float())
+        values["label_diversity"] = _diversity(seen, groups)
+        values["label_score"] = _mean(scores)
+    return values
+
+
+def _mean(values: Tensor) -> Value:
+    return Value(float(values.mean()), Z * float(values.std()) / len(values) ** 0.5)
+
+
+def _diversity(seen: Seen, groups: list[Tensor]) -> Value:
     distances = pair_distances(seen, groups)
     # Pairs share pictures, so that there are no more independent ones than half the pictures.
-    values["diversity"] = Value(float(distances.mean()), Z * float(distances.std()) / (count / 2) ** 0.5)
-    if labels is not None:
-        right = (seen.logits.argmax(1) == labels).float()
-        values["accuracy"] = Value(float(right.mean()), Z * float(right.std()) / count**0.5)
-        scores = torch.tensor([score(seen.logits[rows]) for rows in groups if len(rows)])
-        values["label_score"] = Value(float(scores.mean()), Z * float(scores.std()) / len(scores) ** 0.5)
-    return values
+    return Value(float(distances.mean()), Z * float(distances.std()) / (len(seen.features) / 2) ** 0.5)
 
 
 def difference(metric: str, better: Seen, worse: Seen, real: Real) -> Value | None:

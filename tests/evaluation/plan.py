@@ -159,7 +159,7 @@ def _diversity(found: Found) -> Table:
         Row("CFG", Config(True, cfg=7.5)),
         Row("PAG", pag(4.5, found.layers, True)),
     ), (
-        Check("PAG leaves more diversity than CFG", "PAG", "CFG", "diversity", higher=True),
+        Check("PAG leaves more diversity than CFG", "PAG", "CFG", "label_diversity", higher=True),
         Check("PAG's score within a label is above CFG's", "PAG", "CFG", "label_score", higher=True),
     ), share=0.5)
 

@@ -31,7 +31,7 @@ def plot(table: dict, path: Path) -> None:
     else:
         figure, axes = _figure(0.9 + 0.32 * len(names))
         axes.barh(names, values, xerr=margins, color=ACCENT, ecolor=INK, capsize=3, height=0.62)
-        axes.axvline(table["real"], color=INK, linestyle=":", linewidth=1)
+        axes.axvline(table["real"]["fd"]["value"], color=INK, linestyle=":", linewidth=1)
         axes.invert_yaxis()
         axes.set_xlabel("Fréchet distance (dotted: real pictures)")
     axes.set_title(table["title"], loc="left", fontsize=11)

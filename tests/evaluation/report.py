@@ -7,9 +7,10 @@ import io
 
 COLUMNS = {  # metric: (heading, decimals, multiplier)
     "fd": ("Fréchet distance ↓", 2, 1), "kd": ("kernel distance ↓", 2, 1), "score": ("score ↑", 2, 1),
-    "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "accuracy": ("label seen ↑", 2, 1),
-    "diversity": ("diversity ↑", 3, 1), "label_score": ("score within a label ↑", 2, 1),
-    "flops": ("GFLOP a picture", 1, 1e-9),
+    "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "diversity": ("diversity ↑", 2, 1),
+    "classes": ("classes", 1, 1), "brightness": ("brightness", 0, 1), "contrast": ("contrast", 0, 1),
+    "accuracy": ("label seen ↑", 2, 1), "label_diversity": ("diversity within a label ↑", 2, 1),
+    "label_score": ("score within a label ↑", 2, 1), "flops": ("GFLOP a picture", 1, 1e-9),
 }
 
 
@@ -19,8 +20,7 @@ def markdown(report: dict) -> str:
     parts = [f"# Evaluation\n\n{describe(about)}"]
     for table in report["tables"]:
         parts.append(f"## {table['title']}{' (' + table['source'] + ')' if table['source'] else ''}")
-        parts.append(f"{table['samples']} pictures a row. As many real training pictures have a Fréchet distance of "
-                     f"{table['real']:.2f}: no sample set can be expected to do better.")
+        parts.append(f"{table['samples']} pictures a row.")
         parts.append(_rows(table))
         if table["checks"]:
             parts.append(_checks(table["checks"]))
@@ -41,7 +41,7 @@ def _rows(table: dict) -> str:
     shown = [name for name in COLUMNS if any(name in row["metrics"] for row in table["rows"])]
     lines = ["| | settings | " + " | ".join(COLUMNS[name][0] for name in shown) + " |",
              "|---|---|" + "---:|" * len(shown)]
-    for row in table["rows"]:
+    for row in [{"name": "*real pictures*", "settings": "", "metrics": table["real"]}, *table["rows"]]:
         cells = [_cell(name, row["metrics"].get(name)) for name in shown]
         lines.append(f"| {row['name']} | {row['settings']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, Sa
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
-from pag_pack.nodes.host.layers import model_layers, recomputed_share
+from pag_pack.nodes.host.layers import model_layers
 from pag_pack.pag_core.perturbation import KINDS
 from pag_pack.pag_core.selection import select
 from torch import Tensor
@@ -58,7 +58,7 @@ class Sampler:
             found = model_layers(self.model)
             chosen = select(config.layers, tuple(found.layers), found.auto)
             active = options.get("end_percent", 1.0) - options.get("start_percent", 0.0)
-            cost += recomputed_share(self.model, found, chosen) * active / options.get("reuse_every", 1)
+            cost += found.share(chosen) * active / options.get("reuse_every", 1)
         return cost
 
     @torch.inference_mode()

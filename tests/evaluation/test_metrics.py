@@ -15,7 +15,7 @@ def cloud(count: int, shift: float = 0.0, spread: float = 1.0, seed: int = 0) ->
 
 def seen(features: torch.Tensor) -> Seen:
     maps = features[:, :, None, None]
-    return Seen([maps], features, features)
+    return Seen([maps], features, features, features.mean(1), features.std(1))
 
 
 def test_a_set_has_no_distance_from_itself():
@@ -66,12 +66,13 @@ def test_a_difference_is_surer_than_its_parts_where_the_noise_is_shared():
 
 def test_diversity_is_within_labels_and_zero_for_copies():
     classifier = Classifier().eval()
-    same = look(classifier, torch.randint(256, (1, 32, 32), dtype=torch.uint8).expand(20, -1, -1))
+    same = look(classifier, torch.randint(256, (1, 32, 32), dtype=torch.uint8).expand(20, -1, -1),
+                with_maps=True)
     assert pair_distances(same, [torch.arange(20)]).abs().max() < 1e-5
     two_kinds = torch.randint(256, (2, 32, 32), dtype=torch.uint8).repeat(10, 1, 1)
     kinds = [torch.arange(0, 20, 2), torch.arange(1, 20, 2)]
-    assert pair_distances(look(classifier, two_kinds), kinds).abs().max() < 1e-5
-    assert pair_distances(look(classifier, two_kinds), [torch.arange(20)]).max() > 1e-3
+    assert pair_distances(look(classifier, two_kinds, with_maps=True), kinds).abs().max() < 1e-5
+    assert pair_distances(look(classifier, two_kinds, with_maps=True), [torch.arange(20)]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("higher", "no_worse", "value", "expected"), [
