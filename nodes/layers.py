@@ -18,7 +18,7 @@ class PAGLayers(io.ComfyNode):
             display_name="PAG Layers",
             category=inputs.CATEGORY,
             description="Lists the self-attention layers of a model with every name they answer to, what a selection "
-                        "takes of them, and how much of the network the extra pass has to run. Samples nothing.",
+                        "takes of them, and what the extra pass costs. Samples nothing.",
             search_aliases=["perturbed attention guidance layers", "pag layers", "self-attention layers"],
             inputs=[inputs.model(), inputs.layers()],
             outputs=[io.String.Output(display_name="text", tooltip="The list, as shown on the node.")],

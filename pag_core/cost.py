@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .checks import check_percent_range, check_range
-from .schedule import PercentToSigma, window_from_percent
+from .schedule import PercentToSigma, percent_from_sigma, window_from_percent
 from .settings import PAGSettings
 
 
@@ -38,12 +38,12 @@ class Step:
     runs_perturbed: bool
 
 
-def plan_run(percents: Iterable[float], settings: PAGSettings, percent_to_sigma: PercentToSigma,
+def plan_run(sigmas: Iterable[float], settings: PAGSettings, percent_to_sigma: PercentToSigma,
              cfg: float | None = None, cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0) -> list[Step]:
     """What PAG and CFG do in each step of a run.
 
     Args:
-        percents: where the steps lie, rising from 0 to 1.
+        sigmas: the noise levels of the steps, falling.
         percent_to_sigma: the model's own map.
         cfg: CFG's scale; None where another node sets it, and then it is taken to act in every step.
 
@@ -57,18 +57,18 @@ def plan_run(percents: Iterable[float], settings: PAGSettings, percent_to_sigma:
     schedule = settings.schedule(percent_to_sigma)
     steps: list[Step] = []
     acted = 0
-    for percent in percents:
-        sigma = float(percent_to_sigma(percent))
+    for sigma in sigmas:
         pag = 0.0 if settings.is_off else schedule.scale_at(sigma)
         # As in a run: the delta is computed in every n-th of the steps in which PAG acts.
         computes = pag > 0.0 and acted % settings.options.reuse_every == 0
         acted += pag > 0.0
         scale = cfg if cfg is None or sigma in cfg_window else 1.0
+        percent = round(percent_from_sigma(sigma, percent_to_sigma), 6)
         steps.append(Step(percent, scale, pag, scale != 1.0, computes))
     return steps
 
 
 def run_cost(steps: list[Step], share: float) -> float:
-    """`relative_cost` of these steps."""
+    """`relative_cost` of these steps, of which there is at least one."""
     return relative_cost(share, sum(step.runs_uncond for step in steps) / len(steps),
                          sum(step.runs_perturbed for step in steps) / len(steps))

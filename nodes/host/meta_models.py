@@ -6,7 +6,8 @@ and the same classes. What is read off such a network is therefore what the node
 
 from __future__ import annotations
 
-import comfy.model_base
+import re
+
 import comfy.model_detection
 import comfy.ops
 import comfy.supported_models_base
@@ -24,8 +25,11 @@ _TYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn
           "C64": "complex64", "F4": "uint8"}
 
 
+_MAX_BLOCKS = 1000  # of one kind; the deepest networks have about a hundred
+
+
 class UnknownModelError(ValueError):
-    """A file whose model the host does not recognise."""
+    """A file whose model is not recognised; the message says what is missing."""
 
 
 def from_header(header: Header) -> BaseModel:
@@ -56,12 +60,21 @@ def _from_diffusion_model(weights: dict, metadata: dict):
 
 def from_adm_header(header: Header) -> BaseModel:
     """The model that the PAG ADM Loader would load from a file with this header, its other inputs left alone."""
-    config = read_config({name: tensor.shape for name, tensor in header.tensors.items()}, header.metadata)
+    try:
+        config = read_config({name: tensor.shape for name, tensor in header.tensors.items()}, header.metadata)
+    except ValueError as error:
+        raise UnknownModelError(str(error)) from error
     return build(HostConfig(config, header.metadata), {}, "")
 
 
 def build(config: comfy.supported_models_base.BASE, weights: dict, prefix: str = "") -> BaseModel:
-    """The host's model of this configuration, on the meta device; `weights` are meta tensors."""
+    """The host's model of this configuration, on the meta device; `weights` are meta tensors.
+
+    Raises:
+        UnknownModelError: for more blocks than any model has, for a configuration may stand in a file's metadata.
+    """
+    if _has_too_many_blocks(config.unet_config):
+        raise UnknownModelError(f"it claims to have more than {_MAX_BLOCKS} blocks of a kind")
     config.custom_operations = comfy.ops.disable_weight_init
     config.set_inference_dtype(torch.float32, None)
     try:
@@ -69,5 +82,18 @@ def build(config: comfy.supported_models_base.BASE, weights: dict, prefix: str =
     except (RuntimeError, NotImplementedError):
         model_type = ModelType.EPS  # the host looks at weights to tell v-prediction from it; the layers are the same
     config.model_type = lambda *_: model_type
-    with torch.device("meta"):
+    try:
         return config.get_model(weights, prefix, device="meta")
+    except (RuntimeError, NotImplementedError):  # a few load some weights at once, into what the device is not told of
+        with torch.device("meta"):
+            return config.get_model(weights, prefix, device="meta")
+
+
+def _has_too_many_blocks(config: dict) -> bool:
+    def largest(value) -> float:
+        if isinstance(value, (list, tuple)):
+            return max(map(largest, value), default=0)
+        return value if isinstance(value, (int, float)) else 0
+
+    return any(_has_too_many_blocks(value) if isinstance(value, dict) else
+               largest(value) > _MAX_BLOCKS and re.search("depth|layers|blocks", key) for key, value in config.items())

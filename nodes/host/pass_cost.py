@@ -18,7 +18,7 @@ from torch import nn
 
 from ...pag_core import adm
 from .adm_model import ADMNetwork
-from .families import Family, group_blocks
+from .families import Family, group_modules
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -59,21 +59,19 @@ def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Famil
 
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
-    blocks = {(group.name, index): (position, block) for position, (group, index, block) in enumerate(
-        (group, index, block) for group in family.groups for index, block in enumerate(group_blocks(network, group)))}
+    modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
     from_here, maps = {}, {}
-    for key in keys:
-        position, block = blocks[key]
-        from_here[key] = 1 - position / len(blocks) if family.late_rows else 1.0
+    for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
+        from_here[key] = 1 - position / len(modules) if family.late_rows else 1.0
         # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices.
-        sees_maps = all(group.values is None for group in family.groups)
-        maps[key] = sees_maps * _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * _width(block)) / len(blocks)
+        saved = 0.0 if group.values else _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * _width(module))
+        maps[key] = saved / len(modules)
     return PassCost(from_here, maps)
 
 
-def _width(block: nn.Module) -> int:
+def _width(module: nn.Module) -> int:
     """Channels of a token: the smaller side of the largest linear layer."""
-    linear = [(module.in_features, module.out_features) for module in block.modules() if isinstance(module, nn.Linear)]
+    linear = [(part.in_features, part.out_features) for part in module.modules() if isinstance(part, nn.Linear)]
     return min(max(linear, key=math.prod))
 
 

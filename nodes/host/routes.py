@@ -10,19 +10,33 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 
 from aiohttp import web
 
-from ...pag_core.checks import SettingError, check_whole
+from ...pag_core.checks import SettingError, check_choice, check_range, check_whole
 from ...pag_core.cost import plan_run, run_cost
+from ...pag_core.schedule import PercentToSigma
 from ...pag_core.selection import Layer, SelectionError, select, text_of
 from ...pag_core.settings import PAGOptions, PAGSettings
-from .known_models import FAMILIES, KnownModel, UnknownFamilyError, of_family, of_loader
+from .known_models import KnownModel, UnknownFamilyError, of_family, of_loader
 from .model_files import ModelFileError
+from .published import PUBLISHED
+from .sampling import SCHEDULERS
 
+# One question after another: the second about a file then finds the first one's answer.
+_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pag")
 MAX_BODY = 64 * 1024  # bytes
+_MAX_POINTS = 1000  # of a plot; of more steps as many are drawn, and the shares are the same
 _COLUMNS = {"input": "encoder", "middle": "middle", "output": "decoder"}
+_NOTE = "The run's FLOPs as a multiple of a plain CFG run with as many steps."
+_NOTE_WITHOUT_CFG = "FLOPs with PAG as a multiple of those without, where the sampler uses CFG in every step."
+
+
+def _straight(percent: float) -> float:
+    """Stands for the noise levels of a model that is not known."""
+    return 1.0 - percent
 
 
 class BadRequestError(ValueError):
@@ -41,14 +55,14 @@ def register() -> None:
 
 
 async def _families(request: web.Request) -> web.Response:
-    return web.json_response({"families": list(FAMILIES)})
+    return web.json_response({"families": list(PUBLISHED)})
 
 
 def _handler(answer: Callable[[dict], dict]):
     async def handle(request: web.Request) -> web.Response:
         try:
             body = await _body(request)
-            return web.json_response(await asyncio.to_thread(answer, body))
+            return web.json_response(await asyncio.get_running_loop().run_in_executor(_worker, answer, body))
         except (SelectionError, SettingError) as error:
             return web.json_response({"error": str(error)})  # what someone is typing may be wrong; that is an answer
         except (BadRequestError, UnknownFamilyError) as error:
@@ -164,26 +178,33 @@ def _selection(selected: dict, layers: tuple[Layer, ...]) -> dict[Layer, frozens
 def plot_answer(body: dict) -> dict:
     """What CFG and PAG do in each step, and what that costs."""
     known = None if body.get("model") is None else _known(body["model"])
-    steps = body.get("steps", 25)
-    check_whole("steps", steps, 1, 10000)
     given = _typed("options", body.get("options", {}), dict)
-    unknown = given.keys() - {field.name for field in fields(PAGOptions)}
-    if unknown:
+    if unknown := given.keys() - {field.name for field in fields(PAGOptions)}:
         raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
     options = PAGOptions(**given)
     settings = PAGSettings(body.get("scale", 3.0), _typed("layers", body.get("layers", "auto"), str), options)
-    percent_to_sigma = known.percent_to_sigma if known else (lambda percent: 1.0 - percent)
-    percents = [step / max(steps - 1, 1) for step in range(steps)]
-    plan = plan_run(percents, settings, percent_to_sigma, body.get("cfg"), body.get("cfg_start_percent", 0.0),
-                    body.get("cfg_end_percent", 1.0))
-    cost = None
+    percent_to_sigma = known.model_sampling.percent_to_sigma if known else _straight
+    plan = plan_run(_sigmas(body, known, percent_to_sigma), settings, percent_to_sigma, body.get("cfg"),
+                    body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
+    share = None
     if known:
-        found = known.layers
-        chosen = select(settings.layers, tuple(found.layers), found.auto)
+        chosen = select(settings.layers, tuple(known.layers.layers), known.layers.auto)
         perturbation = options.attention_perturbation
-        cost = run_cost(plan, found.share(
-            chosen, shares_prefix=options.share_prefix,
-            needs_maps=perturbation.kind != "identity" or perturbation.strength < 1.0))
-    note = "this run as a multiple of a plain CFG run with as many steps" if body.get("cfg") is not None else \
-        "a CFG step with PAG as a multiple of one without, over the whole run"
-    return {"points": [asdict(step) for step in plan], "cost": cost, "note": note}
+        share = known.layers.share(chosen, shares_prefix=options.share_prefix,
+                                   needs_maps=perturbation.kind != "identity" or perturbation.strength < 1.0)
+    return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
+            "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
+
+
+def _sigmas(body: dict, known: KnownModel | None, percent_to_sigma: PercentToSigma) -> list[float]:
+    """The noise levels of the run's steps: the sampler's where model and scheduler are known, else at even distances,
+    as the scheduler "normal" has them."""
+    steps, scheduler, denoise = body.get("steps", 25), body.get("scheduler"), body.get("denoise", 1.0)
+    check_whole("steps", steps, 1, 10000)
+    check_range("denoise", denoise, 0.0, 1.0)
+    steps = min(steps, _MAX_POINTS)
+    if known and scheduler is not None:
+        check_choice("scheduler", scheduler, tuple(SCHEDULERS))
+        return known.sigmas(steps, scheduler, denoise)
+    percents = (1.0 - denoise * (1.0 - step / max(steps - 1, 1)) for step in range(steps))
+    return [float(percent_to_sigma(percent)) for percent in percents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,18 @@ def comfyui() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoints folder of the server's that tests may write to."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
-    with Server(comfyui, base, log=base / "server.log") as server:
+    folders = base / "folders.yaml"
+    folders.write_text(json.dumps({"tests": {"checkpoints": str(checkpoints)}}), encoding="utf-8")  # JSON is YAML
+    with Server(comfyui, base, log=base / "server.log",
+                arguments=("--extra-model-paths-config", str(folders))) as server:
         yield server
 
 

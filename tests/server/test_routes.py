@@ -1,20 +1,31 @@
 """The layer picker's routes: what they answer, and everything that they refuse."""
 
 import json
+import os
+from pathlib import Path
 from urllib.error import HTTPError
+from urllib.request import Request
 
 import pytest
+from harness.safetensors_files import write_sparse
 
 ADM = {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}}
 SD = {"family": "SD 1.5"}
+posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+
+
+def checkpoint(name: str, node: str = "CheckpointLoaderSimple") -> dict:
+    return {"loader": {"node": node, "input": "ckpt_name", "file": name}}
 
 
 @pytest.fixture
 def ask(client):
-    """(path, body) -> (status, answer)."""
+    """(path, body as JSON or as bytes) -> (status, answer)."""
     def post(path: str, body) -> tuple[int, dict]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            return 200, json.loads(client.post(path, body))
+            with client.open(Request(client.server.url + path, data), timeout=60) as response:
+                return response.status, json.loads(response.read())
         except HTTPError as error:
             return error.code, json.loads(error.read())
     return post
@@ -62,3 +73,145 @@ def test_plot(ask):
     assert len(answer["points"]) == 25
     assert answer["points"][0] == {"percent": 0.0, "cfg": 5.0, "pag": 0.0, "runs_uncond": True,
                                    "runs_perturbed": False}
+
+
+def test_plot_follows_the_scheduler(ask):
+    run = {"model": SD, "steps": 20, "cfg": 5.0, "options": {"end_percent": 0.5}}
+    normal, karras = (ask("/pag/plot", {**run, "scheduler": name})[1] for name in ("normal", "karras"))
+    assert sum(point["runs_perturbed"] for point in normal["points"]) == 10
+    assert sum(point["runs_perturbed"] for point in karras["points"]) < 10
+    assert karras["cost"] < normal["cost"]
+
+
+def test_plot_without_a_model_has_no_cost(ask):
+    status, answer = ask("/pag/plot", {"model": None, "layers": "auto", "steps": 4})
+    assert status == 200
+    assert answer["cost"] is None
+    assert [point["percent"] for point in answer["points"]] == [0.0, 0.333333, 0.666667, 1.0]
+    assert {point["cfg"] for point in answer["points"]} == {None}
+
+
+@pytest.mark.parametrize(("body", "quoted"), [
+    ({"model": SD, "layers": ""}, "empty term"),
+    ({"model": SD, "selected": {}}, "nothing is selected"),
+    ({"model": SD, "selected": {"m0": [8]}}, "from 0 to 7"),
+    ({"model": SD, "selected": {"m0": ["h0"]}}, "'h0'"),
+])
+def test_a_wrong_selection_is_an_answer(ask, body, quoted):
+    status, answer = ask("/pag/select", body)
+    assert status == 200
+    assert quoted in answer["error"]
+
+
+@pytest.mark.parametrize(("body", "quoted"), [
+    ({"steps": 0}, "steps must be"), ({"steps": "25"}, "'25'"), ({"cfg": "a lot"}, "'a lot'"), ({"scale": -1}, "-1"),
+    ({"options": {"start_percent": 0.6, "end_percent": 0.4}}, "start_percent (0.6)"),
+    ({"options": {"schedule": "never"}}, "'never'"), ({"cfg_end_percent": 2}, "cfg_end_percent"),
+    ({"model": SD, "scheduler": "no such"}, "'no such'"), ({"model": SD, "layers": "m9"}, "'m9'"),
+    ({"denoise": None}, "denoise must be"),
+])
+def test_a_wrong_setting_is_an_answer(ask, body, quoted):
+    status, answer = ask("/pag/plot", body)
+    assert status == 200
+    assert quoted in answer["error"]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("path", "body", "quoted"), [
+    ("/pag/model", b"{", "not JSON"),
+    ("/pag/model", b"\xff", "not JSON"),
+    ("/pag/model", b"", "not JSON"),
+    ("/pag/model", b"[" * 60_000, "not JSON"),
+    ("/pag/model", b"[" + b"1," * 40_000 + b"1]", "larger than 65536"),
+    ("/pag/model", [], "body must be of type dict, got list"),
+    ("/pag/model", {}, "loader must be of type dict"),
+    ("/pag/model", {"family": 15}, "family must be of type str, got int"),
+    ("/pag/model", {"family": "SD 9"}, "The families are SD 1.5"),
+    ("/pag/model", {"loader": "CheckpointLoaderSimple"}, "loader must be of type dict, got str"),
+    ("/pag/model", {"loader": {"node": "UNETLoader", "input": "unet_name"}}, "loader.file must be of type str"),
+    ("/pag/model", {"loader": {"node": ["x"], "input": "unet_name", "file": "x"}}, "loader.node"),
+    ("/pag/model", {"loader": {"node": "x", "input": "unet_name", "file": {}}}, "loader.file"),
+    ("/pag/select", {"layers": "m0"}, "model must be of type dict"),
+    ("/pag/select", {"model": SD, "layers": 3}, "layers must be of type str, got int"),
+    ("/pag/select", {"model": SD, "selected": ["m0"]}, "selected must be of type dict"),
+    ("/pag/select", {"model": SD, "selected": {"m0": "h0"}}, "selected.m0 must be of type list"),
+    ("/pag/select", {"model": SD, "selected": {"m9": None}}, "no layer 'm9'"),
+    ("/pag/plot", {"options": []}, "options must be of type dict"),
+    ("/pag/plot", {"options": {"strenght": 1}}, "'strenght'"),
+    ("/pag/plot", {"model": "SD 1.5"}, "model must be of type dict"),
+])
+def test_a_body_of_the_wrong_kind_is_refused(ask, path, body, quoted):
+    status, answer = ask(path, body)
+    assert status == 400
+    assert quoted in answer["error"]
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "sub/../../secret.safetensors", "/etc/passwd", "{secret}",
+                                  "..%2fsecret.safetensors", "..\\secret.safetensors", "missing.safetensors", ""])
+def test_a_file_that_the_loader_does_not_list_is_refused(ask, checkpoints, name):
+    secret = write_sparse(checkpoints.parent / "secret.safetensors", {"a": [1]})
+    status, answer = ask("/pag/model", checkpoint(name.replace("{secret}", str(secret))))
+    assert status == 422
+    assert "There is no model" in answer["error"]
+
+
+@posix
+def test_a_link_out_of_the_model_folders_is_refused(ask, checkpoints, tmp_path):
+    (checkpoints / "link.safetensors").symlink_to(write_sparse(tmp_path / "secret.safetensors", {"a": [1]}))
+    status, answer = ask("/pag/model", checkpoint("link.safetensors"))
+    assert status == 422
+    assert "outside the model folders" in answer["error"]
+
+
+def huge_header(path: Path) -> None:
+    path.write_bytes((2**40).to_bytes(8, "little"))
+    with path.open("r+b") as file:
+        file.truncate(2**41)
+
+
+def lying_length(path: Path) -> None:
+    path.write_bytes((90_000_000).to_bytes(8, "little") + b"{}")
+
+
+def lying_shape(path: Path) -> None:
+    text = json.dumps({"a": {"dtype": "F16", "shape": [2**40, 2**7], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+
+
+def cut_off(path: Path) -> None:
+    write_sparse(path, {"a": [100]})
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def no_model(path: Path) -> None:
+    write_sparse(path, {"a": [100]})
+
+
+@pytest.mark.parametrize(("make", "quoted"), [
+    (huge_header, "claims 1099511627776 bytes"), (lying_length, "claims 90000000 bytes"), (lying_shape, "do not fit"),
+    (cut_off, "Download or copy it again"), (no_model, "does not recognise"),
+], ids=lambda value: getattr(value, "__name__", ""))
+def test_a_header_that_lies_is_refused(ask, checkpoints, make, quoted):
+    make(checkpoints / f"{make.__name__}.safetensors")
+    status, answer = ask("/pag/model", checkpoint(f"{make.__name__}.safetensors"))
+    assert status == 422
+    assert f"{make.__name__}.safetensors" in answer["error"]
+    assert quoted in answer["error"]
+
+
+@pytest.mark.parametrize(("name", "node", "quoted"), [
+    ("old.ckpt", "CheckpointLoaderSimple", "no .safetensors file"),
+    ("m.safetensors", "LoaderOfAnotherPack", "family by hand"),
+])
+def test_what_cannot_be_looked_into_says_what_to_do(ask, checkpoints, name, node, quoted):
+    (checkpoints / name).write_bytes(b"\x80\x04")
+    status, answer = ask("/pag/model", checkpoint(name, node))
+    assert status == 422
+    assert quoted in answer["error"]
+
+
+def test_only_post_asks_about_models(client):
+    with pytest.raises(HTTPError) as caught:
+        client.get("/pag/model")
+    assert caught.value.code in (404, 405)
