@@ -136,9 +136,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
-    guess = search_rows(found) if args.search else []
+    searches = args.search and args.only != [LAYERS]
+    guess = search_rows(found) if searches else []
     worker.announce([(row.config, held_out) for row in guess] + wanted(args, chosen_tables(args, found)))
-    if args.search:
+    if searches:
         found = search(worker, judge, held_out)
     plan = chosen_tables(args, found)
     worker.run(wanted(args, plan))
@@ -148,7 +149,7 @@ def evaluate(args: argparse.Namespace) -> None:
             "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
             "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
             "search": f"Layers and scales were chosen on {args.search} other samples a setting."
-                      if args.search else "Layers and scales are those that an earlier search found."}
+                      if searches else "Layers and scales are those that an earlier search found."}
         report = {"about": about, "tables": [judge.table(table, ids_of(args, table)) for table in plan]}
         write(args, report, store)
     ranks.leave()

@@ -25,7 +25,7 @@ class Found:
         scale, conditional_scale: PAG's alone.
         cfg: CFG's alone.
         both: (cfg, PAG's scale) together.
-        sag, conditional_sag: SAG's.
+        sag: SAG's.
     """
 
     layers: str = "u2-5"
@@ -34,7 +34,6 @@ class Found:
     cfg: float = 2.0
     both: tuple[float, float] = (1.5, 0.5)
     sag: float = 0.5
-    conditional_sag: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ def other_scale_search(layers: str) -> Choices:
     """Everything else, with the best layers."""
     return {
         "sag": [(s, Config(sag=s, sag_sigma=SAG_SIGMA)) for s in SAG_SCALES],
-        "conditional_sag": [(s, Config(True, sag=s, sag_sigma=SAG_SIGMA)) for s in SAG_SCALES],
         "cfg": [(cfg, Config(True, cfg=cfg)) for cfg in CFG_SCALES],
         "conditional_scale": [(s, pag(s, layers, True)) for s in SCALES[:3]],
         "both": [((cfg, s), pag(s, layers, True).but(cfg=cfg)) for cfg in CFG_SCALES[:2] for s in SCALES[:2]],
@@ -116,7 +114,7 @@ def tables(found: Found) -> list[Table]:
             Row("SAG", Config(sag=found.sag, sag_sigma=SAG_SIGMA)),
             Row("PAG", guided),
             Row("label: none", plain_label),
-            Row("label: SAG", Config(True, sag=found.conditional_sag, sag_sigma=SAG_SIGMA)),
+            Row("label: SAG", Config(True, sag=found.sag, sag_sigma=SAG_SIGMA)),
             Row("label: PAG", pag(found.conditional_scale, found.layers, True)),
             Row("label: CFG", cfg),
             Row("label: CFG + PAG", both),

