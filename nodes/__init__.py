@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adm import PAGADMClassLabel, PAGADMLoader
+from .comparison import PAGGrid
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
 from .host import routes
 from .inspection import PAGInspect
@@ -14,7 +15,7 @@ routes.register()
 
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGADMLoader,
+        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGGrid, PAGADMLoader,
                 PAGADMClassLabel]
 
 

@@ -157,6 +157,17 @@ def line_plot(title: str, across: str, lines: dict[str, list[float | None]], wid
     return sheet
 
 
+def below(*pictures: Image.Image) -> Image.Image:
+    """The pictures under each other."""
+    sheet = Image.new("RGB", (max(picture.width for picture in pictures), sum(picture.height for picture in pictures)),
+                      PAPER)
+    y = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, y))
+        y += picture.height
+    return sheet
+
+
 def to_images(pictures: list[Image.Image]) -> torch.Tensor:
     """The host's IMAGE, [B, H, W, 3] in 0 to 1, of pictures of one size."""
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])).float() / 255.0

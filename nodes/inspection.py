@@ -8,16 +8,17 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
+from PIL import Image
 
-from ..pag_core.checks import SettingError, check_choice, check_whole
+from ..pag_core.checks import check_choice, check_whole
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
-from .drawing import Row, fit, grid, heat_map, line_plot, number, to_images
+from .drawing import Row, below, fit, grid, heat_map, line_plot, number, to_images
 from .host.decoding import Decoder, check_is_picture, still
 from .host.guider import CFGWindowGuider
 from .host.observation import Predictions
 from .host.patching import attach
-from .host.sampling import sample_latent
+from .host.sampling import check_samples_something, sample_latent
 
 MAX_STEPS = 32
 PANELS = {"all": (True, True), "predictions": (True, False), "deltas": (False, True)}
@@ -66,17 +67,16 @@ class PAGInspect(io.ComfyNode):
         check_choice("panels", panels, tuple(PANELS))
         check_whole("cell_size", cell_size, 64, 1024)
         check_is_picture(latent_image["samples"])
-        if denoise == 0.0:
-            raise SettingError("denoise is 0: no step is sampled, so there is nothing to inspect. Raise it.")
+        check_samples_something(denoise)
         record = Record(shown_steps)
         guided = attach(model, PAGSettings(pag_scale, layers, options or PAGOptions()), observer=record.observe)
         decoder = Decoder(guided, vae)
         guider = CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent)
         latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise)
         sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=cfg != 1.0, cell_size=cell_size)
-        plot = draw_norms(record, has_cfg=cfg != 1.0)
-        grids, norms = to_images(sheets), to_images([plot])
-        return io.NodeOutput(latent, grids, norms, ui=ui.PreviewImage([*grids, *norms]))
+        plot = draw_norms(record, has_cfg=cfg != 1.0, width=max(600, sheets[0].width))
+        shown = to_images([below(sheet, plot) for sheet in sheets])
+        return io.NodeOutput(latent, to_images(sheets), to_images([plot]), ui=ui.PreviewImage(shown))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def delta_map(delta: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, deltas: bool, has_cfg: bool,
-               cell_size: int) -> list:
+               cell_size: int) -> list[Image.Image]:
     """One grid for each picture of the batch."""
     steps = [shown[step] for step in sorted(shown)]
     pictures = [("plain", "x0 as the model predicts it", [step.plain for step in steps]),
@@ -171,10 +171,10 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
     return [grid([step.label for step in steps], rows[index], cell_size) for index in batch]
 
 
-def draw_norms(record: Record, has_cfg: bool):
+def draw_norms(record: Record, has_cfg: bool, width: int) -> Image.Image:
     columns = zip(*(record.norms[step] for step in sorted(record.norms)), strict=True)
     lines = {name: [None if value is None else float(value) for value in column]
              for name, column in zip(("PAG: plain - perturbed", "CFG: plain - negative"), columns, strict=True)}
     if not has_cfg:
         lines.popitem()
-    return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines)
+    return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines, width)

@@ -54,5 +54,9 @@ class Decoder:
         """One picture for each of [B, C, (T,) H, W], in the model's own scaling; of a video its first frame."""
         if self.vae is None:
             return [self.previewer.decode_latent_to_preview(latents[i:i + 1]) for i in range(len(latents))]
-        images = self.vae.decode(self.model.process_latent_out(still(latents).float()))
-        return [from_image(image[0] if image.ndim == 4 else image) for image in images]
+        return [from_image(image) for image in self.images(self.model.process_latent_out(still(latents).float()))]
+
+    def images(self, samples: torch.Tensor) -> torch.Tensor:
+        """What the VAE makes of a LATENT's samples [B, C, (T,) H, W]: [B, H, W, 3], of a video its first frame."""
+        images = self.vae.decode(still(samples))
+        return images[:, 0] if images.ndim == 5 else images

@@ -14,6 +14,12 @@ SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 
+def check_samples_something(denoise: float) -> None:
+    """Raise ValueError where the host would hand the latent back without a single step."""
+    if denoise <= 0.0:
+        raise ValueError(f"denoise is {denoise:g}: no step is sampled, so there is nothing to show. Raise it.")
+
+
 def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
                   denoise: float, progress: Progress | None = None) -> dict:
     """Sample as the host's KSampler node does: same noise, same sigmas, progress bar, previews, inpainting mask.

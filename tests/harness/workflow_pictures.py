@@ -30,8 +30,11 @@ HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
     "layers": {"scale 0": {"pag_scale": 0}} | {
         layers: {"layers": layers} for layers in ("m0", "d0-3", "u0-1", "u2-5", "all")},
 }
+HELP_SHEETS = {"adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid"}  # workflow: help picture
 WIDTH = 1500  # pixels, of a picture of a graph
 MARGIN = 20
+SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
+SHEET_SHOWN = 1100  # pixels
 QUALITY = 88
 
 
@@ -50,6 +53,8 @@ def main(names: list[str]) -> None:
             for path in paths:
                 image = graph(server, path) if foreign_weights(path) else results(server.client, path)
                 image.save(path.with_suffix(".jpg"), quality=QUALITY)
+                if path.stem in HELP_SHEETS:
+                    image.save(HELP_IMAGES / f"{HELP_SHEETS[path.stem]}.jpg", quality=QUALITY)
                 print(path.with_suffix(".jpg").relative_to(ROOT))
             for name in HELP.keys() & names if names else HELP:
                 help_picture(server.client, HELP[name]).save(HELP_IMAGES / f"{name}.jpg", quality=QUALITY)
@@ -73,12 +78,16 @@ def make_stand_ins(base: Path, names: set[str]) -> Path:
 
 
 def results(client: Client, path: Path) -> Image.Image:
-    """What the workflow makes: one row for each node that saves images, under that node's title."""
+    """What the workflow makes: its one labelled sheet, or a row for each node that saves images, under its title."""
     titles = {str(node["id"]): node.get("title", node["type"]) for node in read(path)["nodes"]}
     outputs = client.run(workflow.load(path, client.object_info())).outputs
     rows = [picture.Row(titles[node_id], "", fetch(client, images))
             for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
             if (images := shown.get("images"))]
+    if [len(row.images) for row in rows] == [1] and rows[0].images[0].width > SHEET:
+        sheet = rows[0].images[0].convert("RGB")
+        sheet.thumbnail((SHEET_SHOWN, SHEET_SHOWN), Image.Resampling.LANCZOS)
+        return sheet
     title = path.stem.replace("_", " ")
     for word in ("adm", "cfg", "pag"):
         title = title.replace(word, word.upper())

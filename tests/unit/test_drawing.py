@@ -121,6 +121,12 @@ def test_line_plot_of_hardly_anything(values):
     assert drawing.line_plot("t", "s", {"a": values}).size == (900, 420)
 
 
+def test_below():
+    sheet = drawing.below(picture(4, 3, "#0000ff"), picture(8, 2, "#00ff00"))
+    assert sheet.size == (8, 5)
+    assert [sheet.getpixel(place) for place in ((3, 2), (4, 2), (7, 3))] == [(0, 0, 255), (255,) * 3, (0, 255, 0)]
+
+
 def test_images_of_the_host_and_back():
     colours = [picture(4, 3, "#0080ff"), picture(4, 3, "#010203")]
     images = drawing.to_images(colours)

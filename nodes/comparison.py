@@ -1,0 +1,145 @@
+"""Several settings of PAG side by side, from the same noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..pag_core.checks import SettingError, check_choice, check_whole
+from ..pag_core.perturbation import KINDS
+from ..pag_core.settings import PAGOptions, PAGSettings
+from . import inputs
+from .drawing import Row, fit, from_image, grid, to_images
+from .host.decoding import Decoder, check_is_picture
+from .host.guider import CFGWindowGuider
+from .host.patching import attach
+from .host.preview import Progress
+from .host.sampling import check_samples_something, sample_latent
+
+MAX_CELLS = 64
+
+
+class PAGGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGGrid",
+            display_name="PAG Grid",
+            category=inputs.CATEGORY,
+            description="Samples with several PAG scales, layers and perturbations from the same noise and puts the "
+                        "pictures into one labelled grid. Find out here what suits a model.",
+            search_aliases=["perturbed attention guidance grid", "xy plot", "compare scales", "compare layers"],
+            inputs=[
+                *inputs.sampling(
+                    io.String.Input(
+                        "scales", default="0, 1, 3, 5",
+                        tooltip="The columns: PAG scales, separated by commas. 0 is the picture without PAG; it is "
+                                "sampled once and stands in every row."),
+                    io.String.Input(
+                        "layer_selections", default="auto", multiline=True,
+                        tooltip="The rows: a selection of layers on each line, written as in the other PAG nodes, such "
+                                "as m0 or u0-2, !u1. PAG Layers lists what your model has."),
+                    io.String.Input(
+                        "perturbations", default="", multiline=True,
+                        tooltip="More rows: a perturbation on each line, named as in PAG Options, such as identity or "
+                                "seg. Every layer selection is combined with every one of them. Empty (neutral): the "
+                                "one from options."),
+                ),
+                inputs.vae(False, "Decodes the pictures. The PAG ADM Loader has one too."),
+                inputs.cell_size(256),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="The labelled grid; one for each picture of a batch."),
+                io.Image.Output(display_name="images", tooltip="The pictures themselves at full size, row by row; of a "
+                                                               "batch all pictures of a cell follow each other."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, seed: int, steps: int, cfg: float, scales: str, layer_selections: str, perturbations: str,
+                sampler_name: str, scheduler: str, positive, negative, latent_image, vae, denoise: float = 1.0,
+                cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
+                cell_size: int = 256) -> io.NodeOutput:
+        check_whole("cell_size", cell_size, 64, 1024)
+        check_samples_something(denoise)
+        check_is_picture(latent_image["samples"])
+        if vae is None:
+            raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
+        decoder = Decoder(model, vae)
+        columns = parse_scales(scales)
+        rows = parse_rows(layer_selections, perturbations, options or PAGOptions())
+        check_count(len(columns), len(rows))
+        # All of them, so that a mistake in the last cell shows before the first is sampled.
+        guiders = {cell_of(index, scale): CFGWindowGuider(
+            attach(model, PAGSettings(scale, row.layers, row.options)), positive, negative, cfg, cfg_start_percent,
+            cfg_end_percent) for index, row in enumerate(rows) for scale in columns}
+
+        progress = Progress(model, len(guiders))
+        images: dict[tuple[int, float], torch.Tensor] = {}  # each [B, H, W, 3]
+        for cell, guider in guiders.items():
+            throw_exception_if_processing_interrupted()
+            latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise, progress)
+            images[cell] = decoder.images(latent["samples"])
+            progress.runs_done += 1
+        cells = [[images[cell_of(index, scale)] for scale in columns] for index in range(len(rows))]
+        sheets = to_images(draw_grids(columns, rows, cells, cell_size, f"cfg {cfg:g}, {steps} steps, seed {seed}"))
+        return io.NodeOutput(sheets, torch.cat([image for line in cells for image in line]),
+                             ui=ui.PreviewImage(sheets))
+
+
+class GridRow(NamedTuple):
+    layers: str
+    options: PAGOptions
+
+
+def cell_of(row: int, scale: float) -> tuple[int, float]:
+    """Which sampling a cell shows: without PAG all rows show the same."""
+    return (row if scale else 0), scale
+
+
+def parse_scales(text: str) -> list[float]:
+    """"0, 1.5, 3" -> [0.0, 1.5, 3.0]; what is named twice counts once."""
+    scales = []
+    for term in text.split(","):
+        try:
+            scales.append(float(term))
+        except ValueError:
+            raise SettingError(f"scales must be numbers separated by commas, such as 0, 1, 3, got {term.strip()!r}."
+                               ) from None
+    return list(dict.fromkeys(scales))
+
+
+def parse_rows(layer_selections: str, perturbations: str, options: PAGOptions) -> list[GridRow]:
+    """Every selection with every perturbation, or with the options' own where none is named."""
+    selections, kinds = lines_of(layer_selections), lines_of(perturbations) or [options.perturbation]
+    if not selections:
+        raise SettingError("layer_selections is empty: write a selection of layers on each line, such as auto or m0.")
+    for kind in kinds:
+        check_choice("perturbations: a perturbation", kind, tuple(KINDS))
+    return [GridRow(layers, replace(options, perturbation=kind)) for layers in selections for kind in kinds]
+
+
+def lines_of(text: str) -> list[str]:
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def check_count(columns: int, rows: int) -> None:
+    if columns * rows > MAX_CELLS:
+        raise SettingError(f"{columns} scales by {rows} rows are {columns * rows} cells; at most {MAX_CELLS} are "
+                           f"sampled at once. Name fewer scales, layer selections or perturbations.")
+
+
+def draw_grids(columns: list[float], rows: list[GridRow], cells: list[list[torch.Tensor]], cell_size: int,
+               corner: str) -> list[Image.Image]:
+    """One grid for each picture of the batch; `cells` as rows of [B, H, W, 3]."""
+    heads = [(f"scale {scale:g}" if scale else "without PAG", "") for scale in columns]
+    return [grid(heads, [Row(row.layers, row.options.perturbation,
+                             [fit(from_image(images[index]), cell_size) for images in line])
+                         for row, line in zip(rows, cells, strict=True)], cell_size, corner)
+            for index in range(len(cells[0][0]))]
