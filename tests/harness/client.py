@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .server import Server
 
 Progress = Callable[[str, int, int], None]  # (node id, steps done, steps in all)
+Preview = Callable[[bytes], None]  # (the picture's file)
+PREVIEW_IMAGE = b"\0\0\0\1"  # how the host marks a binary message that holds one
 
 
 class WorkflowError(HarnessError):
@@ -54,10 +56,14 @@ class Client:
         """Node id -> its schema, as the editor gets it."""
         return json.loads(self.get("/object_info"))
 
-    def submit(self, prompt: dict[str, dict]) -> str:
-        """Queues an API-format prompt and gives its id. WorkflowError when the server refuses it."""
+    def submit(self, prompt: dict[str, dict], **extra) -> str:
+        """Queues an API-format prompt and gives its id. WorkflowError when the server refuses it.
+
+        extra   what the editor sends along, such as preview_method
+        """
+        body = {"prompt": prompt, "client_id": self.id, "extra_data": extra}
         try:
-            return json.loads(self.post("/prompt", {"prompt": prompt, "client_id": self.id}))["prompt_id"]
+            return json.loads(self.post("/prompt", body))["prompt_id"]
         except HTTPError as error:
             raise WorkflowError(refusal(error)) from None
 
@@ -68,8 +74,9 @@ class Client:
         """The file behind one of Result.images."""
         return self.get("/view?" + urlencode({name: entry[name] for name in ("filename", "subfolder", "type")}))
 
-    def run(self, prompt: dict[str, dict], progress: Progress | None = None, timeout: float = 600.0) -> Result:
-        """Queues a prompt and waits for its end.
+    def run(self, prompt: dict[str, dict], progress: Progress | None = None, timeout: float = 600.0,
+            preview: Preview | None = None) -> Result:
+        """Queues a prompt and waits for its end; with `preview`, it gets the pictures that the server sends meanwhile.
 
         WorkflowError when it is refused, fails, is interrupted or takes longer than `timeout` seconds; HarnessError
         when the server dies.
@@ -78,17 +85,20 @@ class Client:
 
         address = self.server.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
         with contextlib.closing(websocket.create_connection(address, timeout=1.0)) as channel:
-            prompt_id = self.submit(prompt)
-            seconds = self.follow(channel, prompt_id, progress, timeout)
+            prompt_id = self.submit(prompt, preview_method="latent2rgb" if preview else "none")
+            seconds = self.follow(channel, prompt_id, progress, timeout, preview)
         return Result(json.loads(self.get(f"/history/{prompt_id}"))[prompt_id]["outputs"], seconds)
 
-    def follow(self, channel, prompt_id: str, progress: Progress | None, timeout: float) -> dict[str, float]:
+    def follow(self, channel, prompt_id: str, progress: Progress | None, timeout: float,
+               preview: Preview | None = None) -> dict[str, float]:
         """Reads the server's messages until the prompt has ended; the seconds that each node took."""
         deadline = time.monotonic() + timeout
         seconds: dict[str, float] = {}
         running, since = None, 0.0
         failure = None
         for kind, data in self.messages(channel, deadline):
+            if kind == "preview" and preview:
+                preview(data["image"])
             if data.get("prompt_id") != prompt_id:
                 continue
             now = time.perf_counter()
@@ -119,9 +129,11 @@ class Client:
             except (websocket.WebSocketException, OSError) as error:
                 self.server.check_alive(patience=5.0)  # a server that dies closes the channel first
                 raise HarnessError(f"The connection to ComfyUI broke: {error}") from None
-            if isinstance(message, str) and message:  # binary messages are previews
+            if isinstance(message, str) and message:
                 content = json.loads(message)
                 yield content["type"], content["data"]
+            elif message[:4] == PREVIEW_IMAGE:
+                yield "preview", {"image": message[8:]}  # after the picture's format
             self.server.check_alive()
             if time.monotonic() > deadline:
                 self.interrupt()

@@ -5,6 +5,12 @@ from __future__ import annotations
 from harness.workflow import Prompt
 
 
+def with_options(prompt: Prompt, **options) -> Prompt:
+    """The prompt with a PAG Options node at the sampler."""
+    sampler = {**prompt["5"], "inputs": {**prompt["5"]["inputs"], "options": ["8", 0]}}
+    return {**prompt, "5": sampler, "8": {"class_type": "PAGOptions", "inputs": options}}
+
+
 def adm(label: int = -1, size: int = 32, **sampler) -> Prompt:
     """Loader, labels, PAGKSampler with these inputs, decoder, preview."""
     inputs = {"seed": 0, "steps": 2, "cfg": 1.0, "pag_scale": 2.0, "layers": "auto", "sampler_name": "euler",

@@ -12,6 +12,12 @@ PROMISED = {
     "PAGGuider": (["model", "positive", "negative", "cfg", "pag_scale", "layers", "cfg_start_percent",
                    "cfg_end_percent", "options"], ["GUIDER"]),
     "PAGOptions": (["strength", "start_percent", "end_percent", "rescale", "rescale_mode"], ["PAG_OPTIONS"]),
+    "PAGInspect": (["model", "seed", "steps", "cfg", "pag_scale", "layers", "sampler_name", "scheduler", "positive",
+                    "negative", "latent_image", "denoise", "cfg_start_percent", "cfg_end_percent", "options", "vae",
+                    "shown_steps", "panels", "cell_size"], ["LATENT", "IMAGE", "IMAGE"]),
+    "PAGGrid": (["model", "seed", "steps", "cfg", "scales", "layer_selections", "perturbations", "sampler_name",
+                 "scheduler", "positive", "negative", "latent_image", "denoise", "cfg_start_percent",
+                 "cfg_end_percent", "options", "vae", "cell_size"], ["IMAGE", "IMAGE"]),
     "PAGADMLoader": (["ckpt_name", "head_channels", "qkv_order", "noise_schedule", "clip_denoised"], ["MODEL", "VAE"]),
     "PAGADMClassLabel": (["model", "label"], ["CONDITIONING"]),
 }

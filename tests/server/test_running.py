@@ -1,11 +1,14 @@
-"""Bad input and interruption, as a client of the API meets them."""
+"""Bad input, interruption, progress and previews, as a client of the API meets them."""
 
+import io
 import threading
 
+import numpy as np
 import pytest
 from harness.client import WorkflowError
+from PIL import Image
 
-from .prompts import adm
+from .prompts import adm, with_options
 
 
 @pytest.mark.parametrize(("inputs", "quoted"), [
@@ -52,3 +55,56 @@ def test_interruption_stops_the_run_and_leaves_the_server_usable(client):
         client.run(adm(steps=2000, seed=1), progress=interrupt_once, timeout=120)
     assert interrupted.is_set()
     assert client.run(adm(seed=2), timeout=120).images
+
+
+def previews(client, prompt) -> list[np.ndarray]:
+    """The pictures that arrive while the prompt runs."""
+    seen = []
+    client.run(prompt, timeout=120, preview=lambda data: seen.append(np.asarray(Image.open(io.BytesIO(data)), float)))
+    return seen
+
+
+def test_previews_arrive_and_can_show_what_pag_changes(client):
+    plain = previews(client, with_options(adm(steps=4, seed=3), preview="denoised"))
+    delta = previews(client, with_options(adm(steps=4, seed=3), preview="delta"))
+    assert len(plain) == len(delta) == 4
+    assert all(a.shape == b.shape for a, b in zip(plain, delta, strict=True))
+    assert all(np.abs(a - b).mean() > 10 for a, b in zip(plain, delta, strict=True))
+    for picture in delta:  # in the colours of the map: blue is never the strongest where it is bright
+        bright = picture[picture.sum(-1) > 400]
+        assert len(bright)
+        assert (bright[:, 0] > bright[:, 2]).all()
+
+
+def test_delta_previews_under_another_nodes_sampler_follow_its_own(client):
+    prompt = with_options(adm(steps=3, seed=4), preview="delta")
+    prompt["9"] = {"class_type": "PAGModelPatch", "inputs": {"model": ["1", 0], "scale": 2.0, "layers": "auto",
+                                                             "options": ["8", 0]}}
+    inputs = {name: value for name, value in prompt["5"]["inputs"].items()
+              if name not in ("pag_scale", "layers", "options")}
+    prompt["5"] = {"class_type": "KSampler", "inputs": {**inputs, "model": ["9", 0]}}
+    assert len(previews(client, prompt)) == 6
+
+
+def grid(**inputs):
+    prompt = adm(steps=2)
+    given = {name: value for name, value in prompt["5"]["inputs"].items() if name not in ("pag_scale", "layers")}
+    prompt["5"] = {"class_type": "PAGGrid", "inputs": {
+        **given, "vae": ["1", 1], "scales": "0, 2", "layer_selections": "auto\nm0", "perturbations": "", **inputs}}
+    return {name: prompt[name] for name in "12345"}
+
+
+def test_a_grids_progress_runs_through_all_cells(client):
+    steps = []
+    images = client.run(grid(), progress=lambda node, done, total: steps.append((done, total)), timeout=120).images
+    assert len(images) == 2  # one for each picture of the batch
+    assert {total for _, total in steps} == {6}  # three cells of two steps: without PAG once
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1] == (6, 6)
+
+
+def test_a_grid_with_too_many_cells_is_refused_before_sampling(client):
+    steps = []
+    with pytest.raises(WorkflowError, match="at most 64"):
+        client.run(grid(scales=",".join(map(str, range(60)))), progress=lambda *step: steps.append(step))
+    assert not steps
