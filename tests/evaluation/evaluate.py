@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, command
 from harness.in_process import ROOT, import_pack, start_host
 
+from .arguments import LAYERS, SEARCH_FIRST, chosen_tables, ids_of, parse
 from .config import STEPS, Config
-from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search, quick, tables
+from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
 
 if TYPE_CHECKING:  # these need torch or the host, which start later
@@ -27,65 +28,11 @@ if TYPE_CHECKING:  # these need torch or the host, which start later
     from .store import Store
     from .work import Worker
 
-SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
-LAYERS = "layers"
 FINALISTS = 2  # layer selections that go on to the search for a scale
-QUICK, FULL = 80, 5000
-LEAST = 50  # samples below which the distances say nothing
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="nox -s evaluate --", description=__doc__.splitlines()[0])
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true",
-                      help=f"Table 1 and Fig. 12 with {QUICK} samples a row, at the settings found before (default)")
-    size.add_argument("--full", action="store_true", help=f"everything, the search too, with {FULL} samples a row")
-    parser.add_argument("--only", default="", metavar="KEYS",
-                        help="tables by name, separated by commas: " + ", ".join(t.key for t in [*all_tables()]))
-    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many")
-    parser.add_argument("--search", type=int, metavar="SAMPLES",
-                        help="held-out samples a setting in the search for layers and scales; 0: take those found "
-                             "before")
-    parser.add_argument("--batch", type=int, help="rows of a batch (default: 25, with CUDA 250)")
-    parser.add_argument("--model", default="", help="an ADM file that PAG ADM Loader lists (default: the shipped one)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work on this machine")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's .gz files")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="where samples and results go")
-    parser.add_argument("--json", type=Path, help="where to write the figures as JSON too; must not exist yet")
-    args = parser.parse_args(argv)
-
-    if args.json and args.json.exists():
-        parser.error(f"{args.json} exists; name a new file")
-    args.samples = (FULL if args.full else QUICK) if args.samples is None else args.samples
-    if args.samples < LEAST:
-        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {LEAST} or more")
-    args.batch = (250 if args.device == "cuda" else 25) if args.batch is None else args.batch
-    for name in ("batch", "ranks"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    known = [table.key for table in all_tables()]
-    args.only = [key.strip() for key in args.only.split(",") if key.strip()]
-    if unknown := [key for key in args.only if key not in known]:
-        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(known)}")
-    if args.search is None:
-        args.search = args.samples // 5 if args.full else QUICK if LAYERS in args.only else 0
-    if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
-        parser.error(f"--search {args.search}: take {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
-    return args
-
-
-def all_tables() -> list[Table]:
-    return [*tables(Found()), layer_table()]
-
-
-def layer_table() -> Table:
-    """The search's own table: all layers at one scale, on the held-out samples."""
-    return Table(LAYERS, "Where to perturb", "PAG Table 10, Fig. 38 to 40", tuple(layer_search()))
 
 
 def main(argv: list[str]) -> None:
-    args = parse(argv)
+    args = parse(argv, __doc__.splitlines()[0])
     if args.ranks > 1 and "RANK" not in os.environ:
         from torch.distributed.run import main as torchrun
 
@@ -102,7 +49,11 @@ def main(argv: list[str]) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise HarnessError("--device cuda: this machine has no CUDA device. Leave it out to run on the CPU.")
     import_pack()
-    evaluate(args)
+    try:
+        evaluate(args)
+    except KeyboardInterrupt:
+        print("\nThe samples made so far are kept; the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -164,21 +115,6 @@ def read_data(folder: Path | None):
         return read_data(folder or DATA), read_data(folder or DATA, "t10k")
     except SystemExit as error:
         raise HarnessError(str(error)) from error
-
-
-def chosen_tables(args: argparse.Namespace, found: Found) -> list[Table]:
-    plan = tables(found)
-    if not args.only and not args.full:
-        return quick(plan)
-    plan += [layer_table()] if args.search else []
-    return [table for table in plan if not args.only or table.key in args.only]
-
-
-def ids_of(args: argparse.Namespace, table: Table) -> range:
-    """The layers' table shows the search itself; all others have samples of their own."""
-    if table.key == LAYERS:
-        return range(SEARCH_FIRST, SEARCH_FIRST + args.search)
-    return range(round(args.samples * table.share))
 
 
 def wanted(args: argparse.Namespace, plan: list[Table]) -> list[tuple[Config, range]]:

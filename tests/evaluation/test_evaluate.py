@@ -10,13 +10,13 @@ import torch
 from harness.in_process import ROOT
 
 import evaluation.sampling as sampling
-from evaluation import classifier, evaluate
+from evaluation import arguments, classifier, evaluate
 from evaluation.config import Config, pag
 from evaluation.plan import Found
 from evaluation.store import Store
 
 
-@pytest.mark.parametrize(("arguments", "complaint"), [
+@pytest.mark.parametrize(("given", "complaint"), [
     (["--only", "table1,table7"], "table7"),
     (["--samples", "7"], "--samples 7"),
     (["--full", "--search", "3"], "--search 3"),
@@ -24,10 +24,12 @@ from evaluation.store import Store
     (["--ranks", "-1"], "--ranks"),
     (["--quick", "--full"], "not allowed with"),
     (["--device", "tpu"], "tpu"),
+    (["--json", "no/such/folder/a.json"], "no folder no/such/folder"),
+    (["--out", __file__], "is no folder"),
 ])
-def test_bad_arguments_are_named_before_any_work(arguments, complaint, capsys):
+def test_bad_arguments_are_named_before_any_work(given, complaint, capsys):
     with pytest.raises(SystemExit) as stopped:
-        evaluate.main(arguments)
+        evaluate.main(given)
     assert stopped.value.code == 2
     assert complaint in capsys.readouterr().err
 
@@ -42,12 +44,12 @@ def test_a_json_file_that_exists_is_left_alone(tmp_path, capsys):
 
 
 def test_what_runs_by_default():
-    quick = evaluate.parse([])
-    assert (quick.samples, quick.search) == (evaluate.QUICK, 0)
-    assert [table.key for table in evaluate.chosen_tables(quick, Found())] == ["table1", "fig12"]
-    full = evaluate.parse(["--full"])
-    assert {table.key for table in evaluate.chosen_tables(full, Found())} == {t.key for t in evaluate.all_tables()}
-    assert evaluate.parse(["--only", "layers"]).search
+    quick = arguments.parse([])
+    assert (quick.samples, quick.search) == (arguments.QUICK, 0)
+    assert [table.key for table in arguments.chosen_tables(quick, Found())] == ["table1", "fig12"]
+    full = arguments.parse(["--full"])
+    assert {table.key for table in arguments.chosen_tables(full, Found())} == {t.key for t in arguments.all_tables()}
+    assert arguments.parse(["--only", "layers"]).search
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def tiny(monkeypatch, tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (200, 32, 32), generator=generator, dtype=torch.uint8), torch.arange(200) % 10
     monkeypatch.setattr(evaluate, "read_data", lambda folder: (images, images))
-    monkeypatch.setattr(evaluate, "LEAST", 2)
+    monkeypatch.setattr(arguments, "LEAST", 2)
     monkeypatch.setattr(sampling, "STEPS", 2)
     monkeypatch.setattr("evaluation.metrics.NEIGHBOURS", 1)
     monkeypatch.setattr("evaluation.metrics.RESAMPLES", 3)
@@ -66,8 +68,8 @@ def tiny(monkeypatch, tmp_path):
     return ["--samples", "8", "--only", "fig12", "--batch", "2", "--out", str(tmp_path / "out")]
 
 
-def run(arguments: list[str], *more: str) -> None:
-    evaluate.evaluate(evaluate.parse([*arguments, *more]))
+def run(given: list[str], *more: str) -> None:
+    evaluate.evaluate(arguments.parse([*given, *more]))
 
 
 def test_an_interrupted_run_goes_on_and_nothing_is_sampled_twice(tiny, monkeypatch, tmp_path):

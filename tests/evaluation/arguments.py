@@ -1,0 +1,90 @@
+"""What the command is asked for, checked before anything slow is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.in_process import ROOT
+
+from .config import Config
+from .plan import COMBINATIONS, LAYER_SCALE, SINGLE_LAYERS, Check, Found, Row, Table, layer_search, quick, tables
+
+SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
+LAYERS = "layers"
+QUICK, FULL = 80, 5000
+LEAST = 50  # samples below which the distances say nothing
+
+
+def parse(argv: list[str], description: str = "") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nox -s evaluate --", description=description)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true",
+                      help=f"Table 1 and Fig. 12 with {QUICK} samples a row, at the settings found before (default)")
+    size.add_argument("--full", action="store_true", help=f"everything, the search too, with {FULL} samples a row")
+    parser.add_argument("--only", default="", metavar="KEYS",
+                        help="tables by name, separated by commas: " + ", ".join(t.key for t in [*all_tables()]))
+    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many")
+    parser.add_argument("--search", type=int, metavar="SAMPLES",
+                        help="held-out samples a setting in the search for layers and scales; 0: take those found "
+                             "before")
+    parser.add_argument("--batch", type=int, help="rows of a batch (default: 25, with CUDA 250)")
+    parser.add_argument("--model", default="", help="an ADM file that PAG ADM Loader lists (default: the shipped one)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work on this machine")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's .gz files")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="where samples and results go")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON too; must not exist yet")
+    args = parser.parse_args(argv)
+
+    if args.json and args.json.exists():
+        parser.error(f"--json {args.json} exists; name a new file")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is no folder")
+    args.samples = (FULL if args.full else QUICK) if args.samples is None else args.samples
+    if args.samples < LEAST:
+        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {LEAST} or more")
+    args.batch = (250 if args.device == "cuda" else 25) if args.batch is None else args.batch
+    for name in ("batch", "ranks"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    known = [table.key for table in all_tables()]
+    args.only = [key.strip() for key in args.only.split(",") if key.strip()]
+    if unknown := [key for key in args.only if key not in known]:
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if args.search is None:
+        args.search = args.samples // 5 if args.full else QUICK if LAYERS in args.only else 0
+    if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
+        parser.error(f"--search {args.search}: take {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
+    return args
+
+
+def all_tables() -> list[Table]:
+    return [*tables(Found()), layer_table()]
+
+
+def layer_table() -> Table:
+    """The search's own table: all layers at one scale, on the held-out samples."""
+    rows = (Row("no guidance", Config()), *layer_search())
+    outer = (SINGLE_LAYERS[0], SINGLE_LAYERS[-1])
+    return Table(LAYERS, f"Where to perturb, at s {LAYER_SCALE:g}", "PAG Table 10, Fig. 38 to 40", rows, (
+        *(Check(f"the middle block beats the outermost layer {layer}", "m0", layer) for layer in outer),
+        *(Check(f"{layers} beats the middle block alone", layers, "m0") for layers in COMBINATIONS),
+    ))
+
+
+def chosen_tables(args: argparse.Namespace, found: Found) -> list[Table]:
+    plan = tables(found)
+    if not args.only and not args.full:
+        return quick(plan)
+    plan += [layer_table()] if args.search else []
+    return [table for table in plan if not args.only or table.key in args.only]
+
+
+def ids_of(args: argparse.Namespace, table: Table) -> range:
+    """The layers' table shows the search itself; all others have samples of their own."""
+    if table.key == LAYERS:
+        return range(SEARCH_FIRST, SEARCH_FIRST + args.search)
+    return range(round(args.samples * table.share))
