@@ -51,11 +51,14 @@ def find_file(loader: dict) -> tuple[Path, os.stat_result, str]:
     if not name.lower().endswith(_SUFFIXES):
         raise ModelFileError(f"{_quote(name)} is no .safetensors file, and other kinds cannot be looked into without "
                              f"loading them. Choose the model's family by hand, or use PAG Layers.")
+    listed = folder_paths.get_full_path(kind, name)
+    if listed is None:
+        raise ModelFileError(f"{_quote(name)} is a link to a file that is not there, or was removed.")
     try:
-        path = Path(folder_paths.get_full_path_or_raise(kind, name)).resolve(strict=True)
+        path = Path(listed).resolve(strict=True)
         status = path.stat()
     except (OSError, RuntimeError) as error:
-        raise ModelFileError(f"{_quote(name)} cannot be read: {error}.") from None
+        raise ModelFileError(f"{_quote(name)} cannot be read: {_reason(error)}.") from None
     folders = {folder for _, known in LOADERS.values() for folder in folder_paths.get_folder_paths(known)}
     inside = any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
     if not inside or not stat.S_ISREG(status.st_mode):
@@ -69,7 +72,12 @@ def header_of(path: Path) -> Header:
     try:
         return read_header(path)
     except (HeaderError, OSError) as error:
-        raise ModelFileError(f"{path.name} cannot be read as a safetensors file: {error}.") from None
+        raise ModelFileError(f"{path.name} cannot be read as a safetensors file: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """An error's text without where on this machine the file is."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _folders(kind: str) -> list[str]:

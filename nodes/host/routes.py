@@ -28,6 +28,7 @@ from .sampling import SCHEDULERS
 # One question after another: the second about a file then finds the first one's answer.
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pag")
 MAX_BODY = 64 * 1024  # bytes
+_FAMILIES = "/pag/families"
 _MAX_POINTS = 1000  # of a plot; of more steps as many are drawn, and the shares are the same
 _COLUMNS = {"input": "encoder", "middle": "middle", "output": "decoder"}
 _NOTE = "The run's FLOPs as a multiple of a plain CFG run with as many steps."
@@ -44,12 +45,17 @@ class BadRequestError(ValueError):
 
 
 def register() -> None:
-    """Add the routes to the host's server, which may not be there: some programs use the host's nodes alone."""
+    """Add the routes to the host's server, which may not be there: some programs use the host's nodes alone.
+
+    Where the pack is installed twice, the first keeps them; the host would not start with both.
+    """
     server = getattr(sys.modules.get("server"), "PromptServer", None)
     if getattr(server, "instance", None) is None:
         return
     routes = server.instance.routes
-    routes.get("/pag/families")(_families)
+    if any(getattr(route, "path", None) == _FAMILIES for route in routes):
+        return
+    routes.get(_FAMILIES)(_families)
     for path, answer in (("/pag/model", model_answer), ("/pag/select", select_answer), ("/pag/plot", plot_answer)):
         routes.post(path)(_handler(answer))
 

@@ -1,19 +1,50 @@
-"""The shared prefix keeps its promise in FLOPs, which are exact, at the full size of well-known models."""
+"""The shared prefix keeps its promise in FLOPs, which are exact, at the full size of well-known models, and what the
+nodes say that it costs is what was counted."""
+
+import functools
+from dataclasses import replace
 
 import pytest
+import torch
 from benchmark import networks
 from benchmark.bench import count
+from pag_pack.nodes.host.layers import network_layers
+from pag_pack.pag_core.selection import select
+
+SD15, SDXL, SD3, FLUX, ADM = networks.FULL
+SD15_ALL = replace(SD15, name="SD 1.5, all layers", layers="all")
+names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "name", None))
 
 
-@pytest.mark.parametrize(("shape", "guided", "alone"), [
+@functools.cache
+def flops(name: str) -> dict[str, int]:
+    (shape,) = (shape for shape in (*networks.FULL, SD15_ALL) if shape.name == name)
+    return count(shape)["flops"]
+
+
+@names(("shape", "guided", "alone"), [
     # The ratio to a CFG step, and without CFG to one forward. A transformer perturbed at layer d of N: 1 + (N - d)/2N.
-    (networks.FULL[0], 1.35, 1.72),
-    (networks.FULL[1], 1.35, 1.72),
-    (networks.FULL[2], 1.02 * (1 + (24 - 13) / 48), 1.02 * (1 + (24 - 13) / 24)),
-    (networks.FULL[3], 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
-], ids=lambda value: getattr(value, "name", None))
+    (SD15, 1.35, 1.72),
+    (SDXL, 1.35, 1.72),
+    (SD3, 1.02 * (1 + (24 - 13) / 48), 1.02 * (1 + (24 - 13) / 24)),
+    (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
+])
 def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):
-    flops = count(shape)["flops"]
-    assert flops["CFG + PAG, shared prefix"] / flops["CFG"] <= guided
-    assert flops["PAG without CFG"] / flops["no guidance"] <= alone
-    assert flops["CFG + PAG, shared prefix"] < flops["CFG + PAG, full batch"] <= 1.5 * flops["CFG"]
+    counted = flops(shape.name)
+    assert counted["CFG + PAG, shared prefix"] / counted["CFG"] <= guided
+    assert counted["PAG without CFG"] / counted["no guidance"] <= alone
+    assert counted["CFG + PAG, shared prefix"] < counted["CFG + PAG, full batch"] <= 1.5 * counted["CFG"]
+
+
+@names(("shape", "error"), [
+    (SD15, 1e-5), (SD15_ALL, 1e-5), (SDXL, 1e-5), (ADM, 1e-4),
+    (SD3, 1e-3), (FLUX, 1e-3),  # transformers are not counted, only their blocks are
+])
+def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
+    found = network_layers(shape.build("meta", torch.float32))
+    chosen = select(shape.layers, tuple(found.layers), found.auto)
+    counted = flops(shape.name)
+    extra = counted["PAG without CFG"] - counted["no guidance"]
+    assert found.share(chosen) == pytest.approx(extra / counted["no guidance"], abs=error)
+    extra = counted["CFG + PAG, full batch"] - counted["CFG"]
+    assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / counted["no guidance"], abs=error)
