@@ -67,7 +67,7 @@ export class Chart {
       label(EDGE.left - 4, this.y(this.top) + 3, `${Number(this.top.toFixed(1))}`, "end"),
       label(this.x(0), HEIGHT - 3, "noise", "start"), label(this.x(1), HEIGHT - 3, "picture", "end"),
       ...CURVES.map((key) => this.curve(key)),
-      ...this.passes("runs_uncond", "pag-cfg", base + 4), ...this.passes("runs_perturbed", "pag-pag", base + 9),
+      ...this.passes("runs_uncond", "cfg", base + 4), ...this.passes("runs_perturbed", "pag", base + 9),
     );
   }
 
@@ -92,12 +92,12 @@ export class Chart {
   }
 
   /** A mark under each step that pays for a further prediction. */
-  passes(key, className, y) {
+  passes(runs, key, y) {
     return this.points.map((point, index) => {
-      if (!point[key]) return null;
+      if (!point[runs] || (point[key] ?? null) === null) return null;
       const [x, to] = this.span(index);
       const width = to - x;
-      return svg("rect", { x, y, height: 3, width: Math.max(1, width - (width > 3)), class: `${className} pag-pass` });
+      return svg("rect", { x, y, height: 3, width: Math.max(1, width - (width > 3)), class: `pag-${key} pag-pass` });
     });
   }
 

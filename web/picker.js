@@ -27,7 +27,7 @@ export class Picker {
       isOn: (head) => this.headsOf(this.opened).includes(head),
     });
     this.summary = element("span", { class: "pag-summary" });
-    this.head = element("div", { class: "pag-row" });
+    this.head = element("div", { class: "pag-row pag-head" });
     this.share = element("span", { class: "pag-share" });
     this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": "Presets" });
     this.drawing = element("div", { class: "pag-drawing" });
@@ -124,11 +124,11 @@ export class Picker {
   // What is shown.
 
   drawHead() {
-    const { panel, model } = this;
-    const name = model && !this.problem
-      ? element("span", { class: "pag-name", title: model.name }, model.name)
-      : familyChooser(panel, this.problem);
-    refill(this.head, name, this.share);
+    const { panel, model, problem } = this;
+    const about = model && `${model.name}; auto is ${model.auto} (${model.source})`;
+    refill(this.head, ...(model && !problem
+      ? [element("span", { class: "pag-name", title: about }, model.name)]
+      : [element("span", { class: "pag-problem" }, problem), familyChooser(panel)]), this.share);
     refill(this.presets, ...(model?.presets ?? []).map(({ title, layers }) => element("button", {
       type: "button", class: "pag-preset", title: layers === title ? null : layers, "data-layers": layers,
       onclick: () => {
@@ -206,13 +206,13 @@ export class Picker {
   }
 }
 
-/** For a model that nobody knows: why, and a list of families to choose from. */
-function familyChooser(panel, problem) {
+/** For a model that nobody knows: a list of families to choose from. */
+function familyChooser(panel) {
   const list = element("select", { "aria-label": "model family", onchange: () => { panel.family = list.value; } },
     element("option", { value: "" }, "choose a family"));
   ask("families").then(({ families = [] }) => {
     list.append(...families.map((name) => element("option", { value: name }, name)));
     list.value = panel.family;
   });
-  return element("label", { class: "pag-family" }, element("span", {}, problem), list);
+  return list;
 }

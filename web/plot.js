@@ -8,7 +8,10 @@ import { newestOnly } from "./server.js";
 const FIELDS = ["layers", "steps", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
 const OPTIONS = "PAGOptions";
-const WINDOWS = [["cfg", "CFG", "cfg_start_percent", "cfg_end_percent"], ["pag", "PAG", "start_percent", "end_percent"]];
+const WINDOWS = [ // curve, title, the inputs at its ends
+  ["cfg", "CFG", "cfg_start_percent", "cfg_end_percent"],
+  ["pag", "PAG", "start_percent", "end_percent"],
+];
 
 export class Plot {
   name = "schedule";

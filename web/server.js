@@ -4,7 +4,8 @@ import { api } from "../../scripts/api.js";
 
 /** The JSON answer of POST /pag/<path> (GET without a body); {error} when there is none. */
 export async function ask(path, body) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const headers = { "Content-Type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   try {
     const response = await api.fetchApi(`/pag/${path}`, options);
     const answer = await response.json().catch(() => ({}));

@@ -76,6 +76,7 @@ def test_opening_and_closing_leaves_the_size_as_it_was(desk):
     desk.workflow("adm_class_conditional_cfg_pag")
     node = desk.find("PAGKSampler")
     desk.centre(node)
+    desk.tab(node, "Layers", opened=False)
     before = desk.on(node, "[...node.size]")
     for title in ("Layers", "Schedule"):
         desk.tab(node, title)
@@ -130,6 +131,33 @@ def test_inside_a_subgraph_it_finds_the_model_outside(desk, sampler):
     desk.settle()
     prompt = desk.run()
     assert [node["inputs"]["layers"] for node in prompt.values() if node["class_type"] == "PAGKSampler"] == ["m0,u2-5"]
+
+
+def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sampler):
+    text = desk.on(sampler, """(() => {
+        const text = LiteGraph.createNode("PrimitiveString");
+        app.graph.add(text);
+        text.widgets[0].value = "d0";
+        text.connect(0, node, node.inputs.findIndex(slot => slot.name === "layers"));
+        return text.id;
+    })()""")
+    desk.wait_for_lit(sampler, {"d0"})
+    desk.cell(sampler, "d1").click()
+    desk.settle()
+    assert desk.value(text, "value") == "d0-1"
+    # ... and the same through the edge of a subgraph, where the value stands on the subgraph's node
+    host = desk.on(sampler, "app.graph.convertToSubgraph(new Set([node])).node.id")
+    desk.on(text, "app.graph.remove(node)")
+    desk.on(host, "{ node.widgets.find(w => w.name === 'layers').value = 'u0';"
+                  " app.canvas.openSubgraph(node.subgraph, node); }")
+    desk.settle(800)
+    inner = desk.find("PAGKSampler")
+    desk.centre(inner)
+    desk.wait_for_lit(inner, {"u0"})
+    desk.cell(inner, "u1").click()
+    desk.settle()
+    desk.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    assert desk.value(host, "layers") == "u0-1"
 
 
 def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):

@@ -36,6 +36,7 @@ MARGIN = 20
 SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
 SHEET_SHOWN = 1100  # pixels
 QUALITY = 88
+FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL"}  # beginning of a checkpoint's name: what the layer picker shows for it
 
 
 def main(names: list[str]) -> None:
@@ -117,6 +118,7 @@ def graph(server: Server, path: Path) -> Image.Image:
     scale = WIDTH / (right - left)
     with launch() as browser:
         page = browser.new_page(viewport={"width": WIDTH, "height": round((bottom - top) * scale)})
+        page.route("**/pag/model", stand_in_model)  # the stand-ins are empty
         editor = Editor(page, server)
         editor.open(BARE)
         editor.load(content)
@@ -126,6 +128,11 @@ def graph(server: Server, path: Path) -> Image.Image:
         editor.show(left, top, scale)
         page.wait_for_timeout(2000)
         return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def stand_in_model(route) -> None:
+    file = route.request.post_data_json["loader"]["file"]
+    route.continue_(post_data={"family": next(family for name, family in FAMILIES.items() if file.startswith(name))})
 
 
 def read(path: Path) -> dict:

@@ -1,0 +1,34 @@
+"""The example workflows as the editor opens them."""
+
+import json
+
+import pytest
+from harness.host import ROOT
+from harness.workflow_pictures import foreign_weights
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_opens_without_complaint(desk, path):
+    desk.load(path)
+    desk.settle(1000)
+    desk.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    desk.settle(800)
+    desk.keep(f"template_{path.stem}")
+    assert desk.page.evaluate("app.graph.nodes.every(node => LiteGraph.registered_node_types[node.type])")
+    complaints = desk.page.get_by_text("is missing")
+    installed = set(desk.server.client.object_info()["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0])
+    if foreign_weights(path) <= installed:
+        assert complaints.count() == 0
+    else:  # the editor says where to get it
+        assert any(name in " ".join(complaints.all_inner_texts()) for name in foreign_weights(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_reads_from_left_to_right(path):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in content["nodes"]}
+    assert any(node["type"] == "MarkdownNote" for node in nodes.values())
+    for _, origin, _, target, *_ in content["links"]:
+        assert nodes[origin]["pos"][0] <= nodes[target]["pos"][0]
