@@ -36,7 +36,8 @@ MARGIN = 20
 SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
 SHEET_SHOWN = 1100  # pixels
 QUALITY = 88
-FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL"}  # beginning of a checkpoint's name: what the layer picker shows for it
+# The beginning of a checkpoint's name, and the model that the layer picker shows for it.
+FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL", "flux": "Flux"}
 
 
 def main(names: list[str]) -> None:
@@ -131,8 +132,10 @@ def graph(server: Server, path: Path) -> Image.Image:
 
 
 def stand_in_model(route) -> None:
-    file = route.request.post_data_json["loader"]["file"]
-    route.continue_(post_data={"family": next(family for name, family in FAMILIES.items() if file.startswith(name))})
+    """Answers the layer picker for a checkpoint that is not there."""
+    file = route.request.post_data_json.get("loader", {}).get("file", "")
+    family = next((family for name, family in FAMILIES.items() if file.startswith(name)), None)
+    route.continue_(post_data={"family": family}) if family else route.continue_()
 
 
 def read(path: Path) -> dict:
