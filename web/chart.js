@@ -75,8 +75,11 @@ export class Chart {
   span(index) {
     const at = (step) => this.points[step].percent;
     const last = this.points.length - 1;
-    return [index ? (at(index - 1) + at(index)) / 2 : 0, index < last ? (at(index) + at(index + 1)) / 2 : 1]
-      .map((percent) => this.x(percent));
+    const usual = (at(last) - at(0)) / (last || 1);
+    const before = index ? at(index) - at(index - 1) : usual;
+    const after = index < last ? at(index + 1) - at(index) : usual;
+    return [at(index) - before / 2, at(index) + after / 2]
+      .map((percent) => this.x(Math.min(1, Math.max(0, percent))));
   }
 
   curve(key) {
@@ -87,7 +90,7 @@ export class Chart {
     if (this.points.every((point) => (point[key] ?? null) === null)) return null;
     const path = `M${corners.join(" L")}`;
     return svg("g", { class: `pag-${key}` },
-      svg("path", { d: `${path} V${this.y(0)} H${this.x(0)} Z`, class: "pag-area" }),
+      svg("path", { d: `${path} V${this.y(0)} H${this.span(0)[0]} Z`, class: "pag-area" }),
       svg("path", { d: path, class: "pag-line" }));
   }
 

@@ -5,7 +5,7 @@ import { element, refill } from "./dom.js";
 import { consumer, feeding, field, undoable, values, write } from "./graph.js";
 import { newestOnly } from "./server.js";
 
-const FIELDS = ["layers", "steps", "cfg", "cfg_start_percent", "cfg_end_percent"];
+const FIELDS = ["layers", "steps", "scheduler", "denoise", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
 const OPTIONS = "PAGOptions";
 const WINDOWS = [ // curve, title, the inputs at its ends
@@ -37,7 +37,7 @@ export class Plot {
     this.draw(question);
   }
 
-  /** Everything the formulas need: from this node, the options connected to it, or the node that takes its options. */
+  /** What the formulas need: from this node, from the options connected to it, or the node that takes its options. */
   question(node) {
     const isOptions = node.comfyClass === OPTIONS;
     const sampler = isOptions ? consumer(node) : node;
@@ -58,7 +58,8 @@ export class Plot {
     refill(
       this.legend,
       ...WINDOWS.map(([key, title]) => this.entry(key, title, answer.points ?? [])),
-      element("span", { class: "pag-share", title: answer.note }, answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
+      element("span", { class: "pag-share", title: answer.note },
+        answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
     this.chart.setPoints(answer.points ?? []);
   }
 
