@@ -75,8 +75,9 @@ def layer_table() -> Table:
     ))
 
 
-def chosen_tables(args: argparse.Namespace, found: Found) -> list[Table]:
-    plan = tables(found)
+def chosen_tables(args: argparse.Namespace, found: Found, share: float) -> list[Table]:
+    """See `plan.tables`."""
+    plan = tables(found, share)
     if not args.only and not args.full:
         return quick(plan)
     plan += [layer_table()] if args.search else []

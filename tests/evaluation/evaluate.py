@@ -90,10 +90,11 @@ def evaluate(args: argparse.Namespace) -> None:
     found = Found()
     searches = args.search and args.only != [LAYERS]
     guess = search_rows(found) if searches else []
-    worker.announce([(row.config, held_out) for row in guess] + wanted(args, chosen_tables(args, found)))
+    plan = chosen_tables(args, found, worker.sampler.share(found.layers))
+    worker.announce([(row.config, held_out) for row in guess] + wanted(args, plan))
     if searches:
         found = search(worker, judge, held_out)
-    plan = chosen_tables(args, found)
+        plan = chosen_tables(args, found, worker.sampler.share(found.layers))
     worker.run(wanted(args, plan))
     worker.bar.close()
     if judge:

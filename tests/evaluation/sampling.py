@@ -48,6 +48,11 @@ class Sampler:
         """Raise the nodes' own error where a configuration cannot be sampled, before any work."""
         self._guider(config, 0 if config.conditional else -1, 0)
 
+    def share(self, layers: str) -> float:
+        """What a perturbed pass of these layers costs, as a share of a whole pass."""
+        found = model_layers(self.model)
+        return found.share(select(layers, tuple(found.layers), found.auto))
+
     def cost(self, config: Config) -> float:
         """About how much a sample costs, as a multiple of sampling without guidance."""
         if config.sag:
@@ -55,10 +60,8 @@ class Sampler:
         cost = 1.0 + (config.cfg_end if config.cfg != 1.0 else 0.0)
         if config.scale:
             options = dict(config.options)
-            found = model_layers(self.model)
-            chosen = select(config.layers, tuple(found.layers), found.auto)
             active = options.get("end_percent", 1.0) - options.get("start_percent", 0.0)
-            cost += found.share(chosen) * active / options.get("reuse_every", 1)
+            cost += self.share(config.layers) * active / options.get("reuse_every", 1)
         return cost
 
     @torch.inference_mode()

@@ -46,9 +46,10 @@ def test_a_json_file_that_exists_is_left_alone(tmp_path, capsys):
 def test_what_runs_by_default():
     quick = arguments.parse([])
     assert (quick.samples, quick.search) == (arguments.QUICK, 0)
-    assert [table.key for table in arguments.chosen_tables(quick, Found())] == ["table1", "fig12"]
+    assert [table.key for table in arguments.chosen_tables(quick, Found(), 0.65)] == ["table1", "fig12"]
     full = arguments.parse(["--full"])
-    assert {table.key for table in arguments.chosen_tables(full, Found())} == {t.key for t in arguments.all_tables()}
+    everything = {table.key for table in arguments.all_tables()}
+    assert {table.key for table in arguments.chosen_tables(full, Found(), 0.65)} == everything
     assert arguments.parse(["--only", "layers"]).search
 
 

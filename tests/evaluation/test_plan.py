@@ -15,6 +15,12 @@ def test_every_claim_is_about_rows_of_its_table():
         assert {name for check in table.checks for name in (check.better, check.worse)} <= set(names)
 
 
+@pytest.mark.parametrize(("share", "start"), [(0.3, "40%"), (0.65, "40%"), (0.8, "52%"), (1.0, "60%")])
+def test_the_schedule_costs_no_more_than_cfg(share, start):
+    (table,) = (table for table in tables(Found(), share) if table.key == "fig44")
+    assert f"CFG to 60%, PAG from {start}" in [row.name for row in table.rows]
+
+
 def test_scale_zero_is_no_guidance_whatever_else_is_set():
     assert pag(0, "u2-5", strength=0.5) == Config()
     assert pag(0, "m0").key == Config().key
