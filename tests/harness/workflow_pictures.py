@@ -80,14 +80,15 @@ def make_stand_ins(base: Path, names: set[str]) -> Path:
 
 
 def results(client: Client, path: Path) -> Image.Image:
-    """What the workflow makes: its one labelled sheet, or a row for each node that saves images, under its title."""
+    """What the workflow makes: its first labelled sheet, or a row for each node that saves images, under its title."""
     titles = {str(node["id"]): node.get("title", node["type"]) for node in read(path)["nodes"]}
     outputs = client.run(workflow.load(path, client.object_info())).outputs
     rows = [picture.Row(titles[node_id], "", fetch(client, images))
             for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
             if (images := shown.get("images"))]
-    if [len(row.images) for row in rows] == [1] and rows[0].images[0].width > SHEET:
-        sheet = rows[0].images[0].convert("RGB")
+    sheets = [image for row in rows for image in row.images if image.width > SHEET]
+    if sheets:
+        sheet = sheets[0].convert("RGB")
         sheet.thumbnail((SHEET_SHOWN, SHEET_SHOWN), Image.Resampling.LANCZOS)
         return sheet
     title = path.stem.replace("_", " ")
