@@ -20,6 +20,7 @@ from pag_pack.pag_core.settings import PAGOptions, PAGSettings
 
 from . import models
 from .runs import Run, counted, relative_error, snapshot
+from .test_family_sampling import latent_run, wan
 from .test_leaves_no_trace import at_call
 
 SCALE = 3.0
@@ -92,6 +93,15 @@ def test_transformers_too():
     latent, grids, _ = inspect(run, models.flux(), layers="auto")
     assert torch.equal(latent, run.pag_ksampler(models.flux(), SCALE, "auto"))
     assert grids.shape[0] == 1
+
+
+def test_of_videos_the_first_frames_are_shown():
+    run = latent_run((3, 4, 6), 4.0)
+    latent, grids, plot = inspect(run, wan(), layers="1")
+    assert torch.equal(latent, run.pag_ksampler(wan(), SCALE, "1"))
+    assert latent.shape == (1, 16, 3, 4, 6)
+    assert grids.std() > 0.05
+    assert plot.std() > 0.01
 
 
 # --- the predictions -----------------------------------------------------------------------------------------------

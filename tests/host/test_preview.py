@@ -1,5 +1,7 @@
 """What the editor shows while sampling: progress and x̂0 as the host's KSampler, or what PAG changes."""
 
+from types import SimpleNamespace
+
 import comfy.utils
 import latent_preview
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod
 from pag_pack.nodes.drawing import heat_map
+from pag_pack.nodes.host.preview import delta_preview
+from pag_pack.nodes.host.run import Pair
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
@@ -74,6 +78,20 @@ def test_no_picture_where_the_user_wants_no_previews(sample, shown, monkeypatch)
     sample(Run(), models.sd15(), SCALE, "m0", DELTA)
     assert shown
     assert all(report[2] is None for report in shown)
+
+
+def test_of_video_with_sound_the_video_is_shown(shown):
+    """The host samples both in one flat tensor."""
+    video, sound = torch.zeros(1, 4, 2, 6, 8), torch.ones(1, 8, 5)
+    changed = video.clone()
+    changed[:, :, 0, :3] = 1.0
+    flat, shapes = comfy.utils.pack_latents([changed, sound])
+    run = SimpleNamespace(predictions=SimpleNamespace(pair=Pair(flat, torch.zeros_like(flat), None)))
+    delta_preview(None, run, shapes)(0, flat, flat, 4)
+    ((step, total, picture),) = shown
+    assert (step, total) == (1, 4)
+    assert picture.shape == (6, 8, 3)
+    assert (picture[:3].min(), picture[3:].max()) == (164, 4)
 
 
 def test_two_pags_in_a_row_with_delta_previews(shown):
