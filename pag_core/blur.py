@@ -16,7 +16,7 @@ def gaussian(sigma: float, size: int) -> list[float]:
     return [tap / sum(taps) for tap in taps]
 
 
-def _reflect(position: int, size: int) -> int:
+def reflect(position: int, size: int) -> int:
     """The place among `size` to which a border that reflects without repeating its edge sends this position."""
     period = max(1, 2 * (size - 1))
     position %= period
@@ -26,7 +26,7 @@ def _reflect(position: int, size: int) -> int:
 def blur(x: Tensor, dim: int, weights: list[float]) -> Tensor:
     """R·x: along `dim`, reflected at the borders."""
     size, radius = x.shape[dim], len(weights) // 2
-    places = torch.tensor([_reflect(i, size) for i in range(-radius, size + radius)], device=x.device)
+    places = torch.tensor([reflect(i, size) for i in range(-radius, size + radius)], device=x.device)
     return sum(weight * x.index_select(dim, places[i:i + size]) for i, weight in enumerate(weights))
 
 
@@ -38,5 +38,5 @@ def blur_transposed(x: Tensor, weights: list[float]) -> Tensor:
         spread[:, :, i:i + size] += weight * x
     out = spread[:, :, radius:radius + size].clone()
     for i in (*range(-radius, 0), *range(size, size + radius)):
-        out[:, :, _reflect(i, size)] += spread[:, :, i + radius]
+        out[:, :, reflect(i, size)] += spread[:, :, i + radius]
     return out

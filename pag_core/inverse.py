@@ -1,0 +1,312 @@
+"""Linear measurements of pictures, y = A·x, with their adjoints Aᵀ (PAG App. A.3, C.1; the tasks are those of DPS).
+
+Pictures and measurements are [B, C, H, W] on any device and of any floating dtype, in [-1, 1] where noise levels are
+to mean what they mean in the papers. Nothing here keeps state, so every operator can be used from several runs at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blur import blur, gaussian, reflect
+from .checks import SettingError, check_choice, check_range, check_whole
+
+DOWNSCALES = ("bicubic", "average")
+Size = tuple[int, int]
+"""Height and width."""
+
+
+class Operator(Protocol):
+    """A linear measurement A.
+
+    Methods take pictures of any size for which `measured_size` raises no SettingError.
+    """
+
+    def measured_size(self, size: Size) -> Size:
+        """The size of the measurement of a picture of this size; SettingError where the two do not fit."""
+
+    def picture_size(self, size: Size) -> Size:
+        """The size of the picture that has a measurement of this size; SettingError where none has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A·x."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Aᵀ·y, so that <A·x, y> = <x, Aᵀ·y>."""
+
+
+class Inpainting:
+    """A = diag(1 - mask): known pixels stay, the others are 0 (grey, where pictures are in [-1, 1]).
+
+    Args:
+        mask: [H, W], [B, H, W] or [B, 1, H, W]; 1 where the picture is unknown, as in ComfyUI, rounded to 0 or 1.
+
+    Raises:
+        SettingError: where the mask leaves nothing known, or nothing unknown.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.known = (mask.detach() < 0.5).reshape(-1, 1, *mask.shape[-2:])
+        shares = self.known.float().mean((1, 2, 3))
+        if (shares == 0).any():
+            raise SettingError("The mask covers the whole picture, so nothing of it is known. Leave a part unmasked.")
+        if (shares == 1).any():
+            raise SettingError("The mask is empty, so nothing is missing. Mark what is to be painted anew.")
+
+    def measured_size(self, size: Size) -> Size:
+        expected = tuple(self.known.shape[-2:])
+        if tuple(size) != expected:
+            raise SettingError(f"The mask is {_text(expected)}, but the picture is {_text(size)} (height x width). "
+                               f"Make them the same size.")
+        return size
+
+    picture_size = measured_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.measured_size(x.shape[-2:])
+        if len(self.known) not in (1, len(x)):
+            raise SettingError(f"There are {len(self.known)} masks, but {len(x)} pictures. Give one mask, or one for "
+                               f"each picture.")
+        return x * self.known.to(x.device, x.dtype)
+
+    adjoint = forward
+
+
+def box_mask(size: Size, left: float, top: float, width: float, height: float) -> Tensor:
+    """A mask [H, W] for `Inpainting` with one box; place and size are shares of the picture, from 0 to 1.
+
+    Raises:
+        SettingError: where the box is empty, fills the picture or sticks out of it.
+    """
+    for name, value in (("box_left", left), ("box_top", top), ("box_width", width), ("box_height", height)):
+        check_range(name, value, 0.0, 1.0)
+    for name, start, extent in (("width", left, width), ("height", top, height)):
+        if start + extent > 1.0 + 1e-6:
+            side = "box_left" if name == "width" else "box_top"
+            raise SettingError(f"box_{name} {extent:g} leaves the picture: {side} {start:g} + {extent:g} > 1.")
+    mask = torch.zeros(size)
+    rows, columns = (slice(round(start * n), round((start + extent) * n))
+                     for start, extent, n in ((top, height, size[0]), (left, width, size[1])))
+    mask[rows, columns] = 1.0
+    return mask
+
+
+class BoxInpainting:
+    """`Inpainting` with a box that follows the picture's size; the arguments are those of `box_mask`."""
+
+    def __init__(self, left: float, top: float, width: float, height: float) -> None:
+        self._box = (left, top, width, height)
+        box_mask((1, 1), *self._box)
+
+    def measured_size(self, size: Size) -> Size:
+        self._inpainting(size)
+        return size
+
+    picture_size = measured_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._inpainting(tuple(x.shape[-2:])).forward(x)
+
+    adjoint = forward
+
+    def _inpainting(self, size: Size) -> Inpainting:
+        return Inpainting(box_mask(size, *self._box))
+
+
+class SuperResolution:
+    """Shrinking by a whole factor: antialiased bicubic (as PIL and DPS do), or the average of each factor × factor."""
+
+    def __init__(self, factor: int, method: str = "bicubic") -> None:
+        check_whole("factor", factor, 2, 64)
+        check_choice("downscale", method, DOWNSCALES)
+        self.factor, self.method = factor, method
+
+    def measured_size(self, size: Size) -> Size:
+        for name, n in zip(("height", "width"), size, strict=True):
+            if n % self.factor:
+                raise SettingError(f"The picture's {name} {n} is not divisible by the factor {self.factor}. Crop it to "
+                                   f"{n - n % self.factor or self.factor}, or choose another factor.")
+        return size[0] // self.factor, size[1] // self.factor
+
+    def picture_size(self, size: Size) -> Size:
+        return size[0] * self.factor, size[1] * self.factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.measured_size(x.shape[-2:])
+        rows, columns = (_cast(self._matrix(n), x) for n in x.shape[-2:])
+        return rows @ x @ columns.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        rows, columns = (_cast(self._matrix(n), y) for n in self.picture_size(y.shape[-2:]))
+        return rows.mT @ y @ columns
+
+    def _matrix(self, size: int) -> Tensor:
+        return _downscaling(size, self.factor, self.method)
+
+
+class GaussianBlur:
+    """Blur with a Gaussian, reflected at the borders.
+
+    Args:
+        sigma: its standard deviation in pixels; cut off where less than 1e-4 of it is left.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        check_range("blur_sigma", sigma, 0.1, 1000.0)
+        self.sigma = sigma
+
+    def measured_size(self, size: Size) -> Size:
+        return size
+
+    picture_size = measured_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (_cast(_blurring(n, self.sigma), x) for n in x.shape[-2:])
+        return rows @ x @ columns.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        rows, columns = (_cast(_blurring(n, self.sigma), y) for n in y.shape[-2:])
+        return rows.mT @ y @ columns
+
+
+class Blur:
+    """Blur with any kernel, such as that of a moving camera; the picture is reflected at its borders.
+
+    Args:
+        kernel: [h, w], not negative; it is made to sum to 1.
+
+    Raises:
+        SettingError: where it has another shape, a negative or infinite value, or is 0 throughout.
+    """
+
+    def __init__(self, kernel: Tensor) -> None:
+        if kernel.ndim != 2:
+            raise SettingError(f"The kernel must be one picture [height, width], got the shape {list(kernel.shape)}.")
+        if not bool(torch.isfinite(kernel).all()) or bool((kernel < 0).any()):
+            raise SettingError("The kernel holds values that are negative or not finite. Use brightness from 0 up.")
+        if not bool(kernel.sum() > 0):
+            raise SettingError("The kernel is black throughout, so it would blur every picture to nothing.")
+        with torch.inference_mode(False):  # gradients run through it
+            self.kernel = kernel.detach().double().cpu() / float(kernel.sum())
+
+    def measured_size(self, size: Size) -> Size:
+        return size
+
+    picture_size = measured_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self._borders(x)
+        padded = rows @ x @ columns.mT
+        return F.conv2d(padded.flatten(0, 1)[:, None], self._taps(x)).reshape(x.shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        rows, columns = self._borders(y)
+        spread = F.conv_transpose2d(y.flatten(0, 1)[:, None], self._taps(y)).unflatten(0, y.shape[:2])[:, :, 0]
+        return rows.mT @ spread @ columns
+
+    def _taps(self, like: Tensor) -> Tensor:
+        return _cast(self.kernel, like)[None, None]
+
+    def _borders(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_cast(_reflection(n, taps), x) for n, taps in zip(x.shape[-2:], self.kernel.shape, strict=True))
+
+
+def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
+    """The path of a shaking camera as a kernel [size, size] that sums to 1, the same for the same seed.
+
+    A walk whose direction drifts, drawn with soft points; after the idea of the kernels that DPS uses.
+
+    Args:
+        size: in pixels, odd.
+        intensity: 0: a straight line; 1: direction changes as if at random.
+    """
+    check_whole("kernel_size", size, 3, 511)
+    check_range("intensity", intensity, 0.0, 1.0)
+    if size % 2 == 0:
+        raise SettingError(f"kernel_size must be odd, so that it has a centre, got {size}.")
+    generator = torch.Generator().manual_seed(seed)
+    points = 8 * size
+    start, turns = torch.rand((), generator=generator), torch.randn(points, generator=generator)
+    angles = 2 * math.pi * start + 4 * intensity * turns.cumsum(0) / points ** 0.5  # in radians
+    path = torch.stack([angles.sin(), angles.cos()], 1).cumsum(0)
+    low, high = path.amin(0), path.amax(0)
+    # The longer side of the path fills the kernel but for the soft edge of its points.
+    path = (path - (low + high) / 2) / (high - low).max() * (size - 2) + (size - 1) / 2
+    grid = torch.arange(size)
+    # A point lights the pixels that are less than one pixel away, linearly.
+    rows, columns = ((1 - (path[:, axis, None] - grid).abs()).clamp(min=0) for axis in (0, 1))
+    kernel = (rows.T @ columns).double()
+    return kernel / kernel.sum()
+
+
+def measure(operator: Operator, x: Tensor, sigma: float = 0.0, seed: int = 0) -> Tensor:
+    """A·x + sigma·n, with Gaussian noise n that depends on the seed alone; what `Inpainting` hides stays 0."""
+    check_range("noise_sigma", sigma, 0.0, 100.0)
+    y = operator.forward(x)
+    if sigma == 0.0:
+        return y
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
+    return y + sigma * (operator.forward(noise) if is_masking(operator) else noise)
+
+
+def is_masking(operator: Operator) -> bool:
+    """Whether A·A = A: the measurement is the picture with a part missing."""
+    return isinstance(operator, (Inpainting, BoxInpainting))
+
+
+def squared_norm(operator: Operator, size: Size) -> float:
+    """The largest eigenvalue of AᵀA for pictures of this size, by power iteration."""
+    x = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    value = 0.0
+    for _ in range(30):
+        x = operator.adjoint(operator.forward(x / x.norm()))
+        value = float(x.norm())
+    return value
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _cast(matrix: Tensor, like: Tensor) -> Tensor:
+    return matrix.to(like.device, like.dtype)
+
+
+# Matrices along one axis, in double precision on the CPU. Not inference tensors, wherever they are first asked for,
+# since gradients run through them.
+def _matrix(build):
+    @functools.lru_cache(maxsize=16)
+    def cached(*args):
+        with torch.inference_mode(False), torch.no_grad():
+            return build(*args)
+
+    return cached
+
+
+@_matrix
+def _downscaling(size: int, factor: int, method: str) -> Tensor:
+    """[size / factor, size]: what torch's own resampling does to each unit vector."""
+    units = torch.eye(size, dtype=torch.float64)[None, None]
+    shape = (size // factor, size)
+    if method == "average":
+        return F.interpolate(units, shape, mode="area")[0, 0]
+    return F.interpolate(units, shape, mode="bicubic", antialias=True)[0, 0]
+
+
+@_matrix
+def _blurring(size: int, sigma: float) -> Tensor:
+    """[size, size]"""
+    return blur(torch.eye(size, dtype=torch.float64), 0, gaussian(sigma, 2 * math.ceil(4 * sigma) + 1))
+
+
+@_matrix
+def _reflection(size: int, taps: int) -> Tensor:
+    """[size + taps - 1, size]: the borders that a kernel of so many taps needs."""
+    places = [reflect(i - taps // 2, size) for i in range(size + taps - 1)]
+    return torch.eye(size, dtype=torch.float64)[places]
