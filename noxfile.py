@@ -1,4 +1,4 @@
-"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate or train.
+"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate, soak or train.
 
 They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
 """
@@ -78,6 +78,12 @@ def bench(session: nox.Session) -> None:
 def evaluate(session: nox.Session) -> None:
     """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
     run(session, "-m", "evaluation.evaluate", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Plies a server with mixed prompts for an hour and looks for leaks; -- --minutes 5, --json FILE and the like."""
+    run(session, "-m", "soak.soak", *session.posargs)
 
 
 @nox.session

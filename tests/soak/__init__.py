@@ -1,0 +1,1 @@
+"""nox -s soak: hours of mixed prompts against a real server."""
