@@ -11,6 +11,7 @@ import comfy.model_detection
 import comfy.samplers
 
 from ...pag_core.adm import ADMConfig
+from ...pag_core.schedule import PercentToSigma
 from .adm_model import FOLDER, HostConfig
 from .layers import ModelLayers, UnsupportedModelError, network_layers
 from .meta_models import UnknownModelError, build, from_adm_header, from_header
@@ -37,6 +38,12 @@ class KnownModel:
     name: str
     layers: ModelLayers
     model_sampling: object
+
+    @functools.cached_property
+    def percent_to_sigma(self) -> PercentToSigma:
+        """Its map from the progress of a run to noise levels; one plot after another asks for the same points."""
+        return functools.lru_cache(maxsize=1 << 16)(
+            lambda percent: float(self.model_sampling.percent_to_sigma(percent)))
 
     def sigmas(self, steps: int, scheduler: str, denoise: float = 1.0) -> list[float]:
         """The noise levels of a run's steps, as the host's KSampler spaces them."""

@@ -189,7 +189,7 @@ def plot_answer(body: dict) -> dict:
         raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
     options = PAGOptions(**given)
     settings = PAGSettings(body.get("scale", 3.0), _typed("layers", body.get("layers", "auto"), str), options)
-    percent_to_sigma = known.model_sampling.percent_to_sigma if known else _straight
+    percent_to_sigma = known.percent_to_sigma if known else _straight
     plan = plan_run(_sigmas(body, known, percent_to_sigma), settings, percent_to_sigma, body.get("cfg"),
                     body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
     share = None

@@ -54,6 +54,16 @@ def test_dragging_a_handle_moves_the_range(desk, sampler):
     assert desk.run()[str(sampler)]["inputs"]["cfg_end_percent"] == end
 
 
+def test_the_steps_lie_where_the_scheduler_puts_them(desk, sampler):
+    """Another share of karras' steps than of those at even distances lies before the middle of the run."""
+    desk.put(sampler, "cfg_end_percent", 0.5)
+    desk.settle()
+    before = cost(desk, sampler)
+    desk.put(sampler, "scheduler", "karras")
+    desk.settle()
+    assert cost(desk, sampler) != before
+
+
 def test_the_ends_stay_in_order(desk, sampler):
     desk.put(sampler, "cfg_end_percent", 0.4)
     desk.settle()

@@ -106,7 +106,7 @@ def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file):
     config = known_models.comfy.model_detection.model_config_from_unet_config({"audio_model": "ace"})
     network = build(config, {}).diffusion_model
     write_sparse(file, {name: tensor.shape for name, tensor in network.state_dict().items()})
-    with pytest.raises(ModelFileError, match="ACE-Step 1.s self-attention is linear"):
+    with pytest.raises(ModelFileError, match="ACE-Step 1's self-attention is linear"):
         of_loader(DIFFUSION_MODEL)
 
 
