@@ -104,8 +104,9 @@ class Record:
         pag = seen.pair and (seen.pair.cond - seen.pair.perturbed) / seen.sigma
         cfg = None if seen.uncond is None else (seen.cond - seen.uncond) / seen.sigma
         self.norms[step] = tuple(delta if delta is None else rms(delta) for delta in (pag, cfg))
-        if step not in spread(total, self.count):
-            return
+        # The latest step is always kept, for some samplers take fewer steps than they are asked for.
+        wanted = spread(total, self.count)
+        self.shown = {index: shown for index, shown in self.shown.items() if index in wanted}
         detail = f"sigma {seen.sigma:.3g}, " + (f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
         reused = seen.pair is not None and seen.pair.sigma != seen.sigma
         self.shown[step] = Shown((f"step {step + 1} of {total}", detail),
@@ -115,9 +116,10 @@ class Record:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Indices of `count` of `total` steps, evenly from the first to the last; all where there are no more."""
+    """Indices of `count` of `total` steps, evenly from the first to the last; all where there are no more, and of
+    one the last."""
     if count == 1:
-        return [total // 2]
+        return [total - 1]
     return [round(place * (total - 1) / (count - 1)) for place in range(count)] if count < total else list(range(total))
 
 

@@ -172,7 +172,7 @@ def test_at_scale_0_the_perturbed_prediction_costs_a_call_of_its_own_and_elsewhe
 
 
 @pytest.mark.parametrize(("total", "count", "expected"), [
-    (25, 6, [0, 5, 10, 14, 19, 24]), (3, 6, [0, 1, 2]), (25, 2, [0, 24]), (25, 1, [12]), (1, 6, [0])])
+    (25, 6, [0, 5, 10, 14, 19, 24]), (3, 6, [0, 1, 2]), (25, 2, [0, 24]), (25, 1, [24]), (1, 6, [0])])
 def test_shown_steps_are_evenly_spread(total, count, expected):
     assert spread(total, count) == expected
 
@@ -189,6 +189,11 @@ def test_only_the_shown_steps_are_kept():
         assert step.pag.shape == step.cfg.shape == (2, 8, 8)
         assert all(value.untyped_storage().nbytes() <= 4 * value.numel() for value in
                    (step.plain, step.perturbed, step.guided, step.pag, step.cfg))
+
+
+def test_a_sampler_that_takes_fewer_steps_shows_its_last_one():
+    _, grids, _ = inspect(Run(steps=9, sampler="dpm_fast"), models.sd15(), shown_steps=1)
+    assert grids.std() > 0.05
 
 
 def test_panels_and_steps_decide_the_size_of_the_grid():
