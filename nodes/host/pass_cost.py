@@ -64,15 +64,20 @@ def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
     for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
         from_here[key] = 1 - position / len(modules) if family.late_rows else 1.0
         # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices.
-        saved = 0.0 if group.values else _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * _width(module))
-        maps[key] = saved / len(modules)
+        width = None if group.values else _width(module)
+        maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / len(modules) if width else 0.0
     return PassCost(from_here, maps)
 
 
-def _width(module: nn.Module) -> int:
-    """Channels of a token: the smaller side of the largest linear layer."""
-    linear = [(part.in_features, part.out_features) for part in module.modules() if isinstance(part, nn.Linear)]
-    return min(max(linear, key=math.prod))
+def _width(module: nn.Module) -> int | None:
+    """Channels of a token: the smaller side of the largest linear layer; None where none is to be seen."""
+    linear = [(part.in_features, part.out_features) for part in module.modules() if _is_linear(part)]
+    return min(max(linear, key=math.prod)) if linear else None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Quantised linear layers, the host's own too, are none of torch's."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def _of_u_net(network: nn.Module, keys) -> PassCost:
@@ -123,7 +128,7 @@ def _flops(layer: nn.Module, positions: int) -> float:
     for name, module in layer.named_modules():
         tokens = 1 if "emb_layers" in name else _TEXT_TOKENS if name.endswith(("attn2.to_k", "attn2.to_v")) else \
             positions
-        if isinstance(module, nn.Linear):
+        if _is_linear(module):
             total += 2 * module.in_features * module.out_features * tokens
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             total += 2 * module.in_channels * module.out_channels * math.prod(module.kernel_size) * tokens

@@ -2,15 +2,17 @@
 
 import functools
 
+import comfy.model_detection
+import comfy.ops
+import comfy.samplers
 import folder_paths
 import pytest
 import torch
 from harness.safetensors_files import write_sparse
 from pag_pack.nodes.adm import SHIPPED, PAGADMLoader
-from pag_pack.nodes.host import known_models
 from pag_pack.nodes.host.adm_model import FOLDER, HostConfig
 from pag_pack.nodes.host.known_models import UnknownFamilyError, of_family, of_loader
-from pag_pack.nodes.host.layers import model_layers
+from pag_pack.nodes.host.layers import model_layers, network_layers
 from pag_pack.nodes.host.meta_models import build
 from pag_pack.nodes.host.model_files import ModelFileError
 from pag_pack.nodes.host.published import PUBLISHED
@@ -38,7 +40,7 @@ def shapes(family: str) -> dict[str, torch.Size]:
     """The tensors of a family's file, as its authors published them."""
     shape = PUBLISHED[family]
     config = HostConfig(shape, {}) if family.startswith("ADM") else \
-        known_models.comfy.model_detection.model_config_from_unet_config(dict(shape))
+        comfy.model_detection.model_config_from_unet_config(dict(shape))
     network = build(config, {}).diffusion_model
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
@@ -82,6 +84,17 @@ def test_the_shipped_file_is_drawn_as_its_loaded_model_is():
     assert (known.layers.auto, known.layers.source, known.layers.cost) == (loaded.auto, loaded.source, loaded.cost)
 
 
+@pytest.mark.parametrize("family", ["SD 1.5", "Flux"])
+def test_a_quantised_model_costs_the_same(family, monkeypatch):
+    """Its linear layers are of another class."""
+    expected = of_family(family).layers
+    monkeypatch.setattr(comfy.ops, "disable_weight_init", comfy.ops.mixed_precision_ops())
+    config = comfy.model_detection.model_config_from_unet_config(dict(PUBLISHED[family]))
+    network = build(config, {}).diffusion_model
+    assert not any(isinstance(module, torch.nn.Linear) for module in network.modules())
+    assert network_layers(network).cost == expected.cost
+
+
 def test_a_file_that_changed_is_read_again(file):
     write_sparse(file, shapes("SD 1.5"))
     first = of_loader(DIFFUSION_MODEL)
@@ -103,7 +116,7 @@ def test_a_file_without_a_model_is_refused(file, tensors, loader, quoted):
 
 
 def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file):
-    config = known_models.comfy.model_detection.model_config_from_unet_config({"audio_model": "ace"})
+    config = comfy.model_detection.model_config_from_unet_config({"audio_model": "ace"})
     network = build(config, {}).diffusion_model
     write_sparse(file, {name: tensor.shape for name, tensor in network.state_dict().items()})
     with pytest.raises(ModelFileError, match="ACE-Step 1's self-attention is linear"):
@@ -111,7 +124,7 @@ def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file):
 
 
 def test_metadata_that_claims_a_bottomless_network_is_refused(file):
-    config = known_models.comfy.model_detection.model_config_from_unet_config(
+    config = comfy.model_detection.model_config_from_unet_config(
         {"image_model": "ltxv", "num_layers": 1, "attention_head_dim": 64, "cross_attention_dim": 2048})
     network = build(config, {}).diffusion_model
     write_sparse(file, {name: tensor.shape for name, tensor in network.state_dict().items()},
@@ -128,6 +141,6 @@ def test_an_unknown_family_lists_those_there_are():
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "simple"])
 def test_steps_lie_where_the_host_puts_them(scheduler):
     known = of_family("SD 1.5")
-    sampler = known_models.comfy.samplers.KSampler(known, 10, "cpu", "euler", scheduler, 0.6)
+    sampler = comfy.samplers.KSampler(known, 10, "cpu", "euler", scheduler, 0.6)
     assert known.sigmas(10, scheduler, 0.6) == sampler.sigmas[:-1].tolist()
     assert known.sigmas(10, scheduler)[0] == pytest.approx(14.61, abs=0.02)
