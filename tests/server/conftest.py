@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness.client import Client
-from harness.server import Server
+from harness.server import PACK_NAME, Server
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +44,9 @@ def client(server: Server) -> Client:
 @pytest.fixture(scope="session")
 def object_info(server: Server) -> dict[str, dict]:
     return server.client.object_info()
+
+
+@pytest.fixture(scope="session")
+def ours(object_info) -> dict[str, dict]:
+    """The nodes of this pack alone."""
+    return {name: node for name, node in object_info.items() if node["python_module"] == f"custom_nodes.{PACK_NAME}"}

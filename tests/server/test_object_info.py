@@ -23,12 +23,6 @@ PROMISED = {
 }
 
 
-@pytest.fixture
-def ours(object_info) -> dict[str, dict]:
-    return {name: node for name, node in object_info.items()
-            if node["python_module"] == "custom_nodes.perturbed-attention-guidance"}
-
-
 @pytest.mark.parametrize("name", PROMISED)
 def test_promised_names(ours, name):
     inputs, outputs = PROMISED[name]

@@ -1,0 +1,99 @@
+"""What the editor shows in other languages: nodes, the texts of web/*.js, help pages. English is in the schemas."""
+
+import json
+import re
+
+import pytest
+from harness.host import ROOT
+from harness.server import PACK_NAME
+from harness.workflow import inputs_of
+
+SCRIPT = {"zh": r"[\u4e00-\u9fff]", "ko": r"[\uac00-\ud7a3]"}  # one character of it at least is in every sentence
+NAMED = {"zh": r"\*\*([^*]+)\*\*（`(\w+)`）", "ko": r"\*\*([^*]+)\*\*\(`(\w+)`\)"}  # an input's name and its id
+KEPT = re.compile(r"\w*_\w*|\d+(?:\.\d+)?")  # numbers, option values, inputs' ids
+MESSAGE_SYNTAX = set("@{}|<")  # what the editor's vue-i18n would read as more than text
+
+
+@pytest.fixture(params=SCRIPT)
+def language(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def translations(client, language) -> dict[str, dict]:
+    return json.loads(client.get("/i18n"))[language]["nodeDefs"]
+
+
+def test_no_language_is_left_out_of_these_tests():
+    assert {folder.name for folder in (ROOT / "locales").iterdir()} == set(SCRIPT)
+
+
+def test_every_node_input_and_output_is_translated_and_no_other(translations, ours):
+    assert set(translations) == set(ours)
+    for node, given in translations.items():
+        assert list(given) == ["display_name", "description", "inputs", "outputs"]
+        assert set(given["inputs"]) == {name for name, *_ in inputs_of(ours[node])}, node
+        assert all(set(texts) == {"name", "tooltip"} for texts in given["inputs"].values()), node
+        # The editor has names of its own for outputs that are called as their type.
+        assert [set(texts) for texts in given["outputs"].values()] == [
+            {"tooltip"} | ({"name"} if name != kind else set())
+            for name, kind in zip(ours[node]["output_name"], ours[node]["output"], strict=True)], node
+        assert list(given["outputs"]) == [str(index) for index in range(len(ours[node]["output"]))]
+
+
+def test_texts_are_plain_and_in_the_language(translations, language):
+    def texts(given):
+        for key, value in given.items():
+            if isinstance(value, dict):
+                yield from texts(value)
+            else:
+                yield key, value
+
+    for key, text in texts(translations):
+        assert text == text.strip() != ""
+        assert not MESSAGE_SYNTAX & set(text), text
+        assert key in ("name", "display_name") or re.search(SCRIPT[language], text), text
+
+
+def test_option_values_and_numbers_stay_as_they_are(translations, ours):
+    for node, given in translations.items():
+        for name, _, options, _ in inputs_of(ours[node]):
+            english, text = options["tooltip"], given["inputs"][name]["tooltip"]
+            values = [value for value in options.get("options", []) if re.search(rf"\b{value}\b", english)]
+            for value in [*values, *KEPT.findall(english)]:
+                label = given["inputs"].get(value, {}).get("name", value)  # an input may be called as it is shown
+                assert value in text or label in text, f"{node}.{name}: {value}"
+
+
+def test_what_is_one_in_english_is_one_in_translation(translations, ours):
+    found = {}
+    for node, given in translations.items():
+        for name, _, options, _ in inputs_of(ours[node]):
+            text = given["inputs"][name]
+            assert found.setdefault((name, options["tooltip"]), text) == text, f"{node}.{name}"
+
+
+def test_help_pages(client, language, translations, ours):
+    for node in ours:
+        english, page = (client.get(f"/extensions/{PACK_NAME}/docs/{node}/{name}.md").decode("utf-8")
+                         for name in ("en", language))
+        pictures = r"!\[.+\]\((.+)\)"
+        assert re.findall(pictures, page) == re.findall(pictures, english), node
+        assert len(re.findall("^#", page, re.M)) == len(re.findall("^#", english, re.M)), node
+        assert page.startswith(f"# {translations[node]['display_name']}\n")
+        inputs = {name for name, *_ in inputs_of(ours[node])}
+        explained = re.findall(NAMED[language], page)
+        assert all(translations[node]["inputs"][name]["name"] == shown for shown, name in explained
+                   if name in inputs), node
+        bullets = re.findall(r"^- (`.+?):", english.split("## Outputs")[0], re.M)
+        listed = re.findall(r"`(\w+)`", " ".join(bullets))
+        assert inputs & set(listed) <= {name for _, name in explained}, node
+
+
+def test_help_pages_name_every_node_as_the_editor_does(client, language, translations):
+    quoted = {"zh": r"“(PAG [^”（]+)", "ko": r"'(PAG [^'(]+)"}[language]
+    names = {re.split(r" ?[（(]", given["display_name"])[0] for given in translations.values()}
+    names |= {texts["name"] for given in translations.values() for texts in given["inputs"].values()}
+    for node in translations:
+        page = client.get(f"/extensions/{PACK_NAME}/docs/{node}/{language}.md").decode("utf-8")
+        assert {name.strip() for name in re.findall(quoted, page)} <= names, node
