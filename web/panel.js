@@ -33,8 +33,10 @@ export class Panel {
     const widget = node.addDOMWidget("pag_panel", `PAG_PANEL_${++made}`, this.element, {
       serialize: false, // in the prompt
       margin: MARGIN,
-      getMinHeight: () => this.height + 2 * MARGIN,
     });
+    // Of a fixed height: to one that can grow, both renderers would give room that the node's pictures need.
+    widget.computeSize = (width) => [width, this.height + 2 * MARGIN];
+    widget.computeLayoutSize = undefined;
     widget.serialize = false; // in the workflow
     queueMicrotask(() => {
       if (!this.restored) this.welcome();
@@ -87,7 +89,7 @@ export class Panel {
     this.node.properties[OPEN] = this.open === view ? "" : view.name;
     this.show();
     this.look();
-    this.height = this.content.offsetHeight;
+    this.height = this.content.offsetHeight || this.height;
     // The editor makes a node as high as it must be; only to lower it again is up to us.
     this.node.setSize([this.node.size[0], this.heightClosed ?? height + this.height - content]);
   }
