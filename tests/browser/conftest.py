@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,16 @@ class Desk(Editor):
         self.on(node, "{ app.canvas.ds.scale = argument; app.canvas.centerOnNode(node); }", scale)
         self.settle()
 
-    def settle(self, milliseconds: int = 400) -> None:
-        """Time for the editor to draw, and for our files to look at the graph and ask the server."""
+    def settle(self, milliseconds: int = 250) -> None:
+        """Time for the editor to draw, and for our files to look at the graph."""
         self.page.wait_for_timeout(milliseconds)
+
+    def until(self, check: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Waits for what takes a question to the server, on a machine that may be busy."""
+        end = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < end, "it did not come true in time"
+            self.page.wait_for_timeout(50)
 
     def find(self, kind: str, index: int = 0) -> int | str:
         """The id of a node in the graph that is shown."""
@@ -129,21 +137,10 @@ class Desk(Editor):
             "cells => cells.map(c => [c.dataset.cell, c.ariaPressed]).filter(([, on]) => on !== 'false')"))
 
     def wait_for_text(self, node, text: str) -> None:
-        self.page.wait_for_function(
-            "([id, text]) => app.canvas.graph.getNodeById(id).widgets.find(w => w.name === 'layers').value === text",
-            arg=[node, text], timeout=5000)
+        self.until(lambda: self.value(node, "layers") == text)
 
     def wait_for_lit(self, node, names: set[str]) -> None:
-        self.panel(node).evaluate(
-            """async (panel, names) => {
-                for (let turn = 0; turn < 50; turn++) {
-                    const lit = [...panel.querySelectorAll(".pag-drawing .pag-cell")].filter(
-                        cell => cell.ariaPressed !== "false").map(cell => cell.dataset.cell);
-                    if (lit.sort().join() === names) return;
-                    await new Promise(done => setTimeout(done, 100));
-                }
-            }""", ",".join(sorted(names)))
-        assert set(self.lit(node)) == names
+        self.until(lambda: set(self.lit(node)) == names)
 
     def type_layers(self, node, text: str) -> None:
         """Types into the text field, as a person does in this renderer."""

@@ -55,8 +55,9 @@ def test_a_saved_workflow_holds_nothing_of_ours_but_which_view_is_open(desk):
     desk.workflow("adm_class_conditional_cfg_pag")
     saved = desk.page.evaluate("app.graph.serialize()")
     for before, after in zip(json.loads(FILE.read_text())["nodes"], saved["nodes"], strict=True):
-        assert len(after["widgets_values"]) == len(before["widgets_values"])
-        assert None not in after["widgets_values"]
+        values = after.get("widgets_values", [])
+        assert len(values) == len(before["widgets_values"])
+        assert None not in values
         assert [slot["name"] for slot in after["inputs"]] == [slot["name"] for slot in before["inputs"]]
         assert set(after["properties"]) - set(before["properties"]) <= {"pag_panel"}
 
@@ -67,9 +68,9 @@ def test_it_opens_again_as_it_was_saved(desk, sampler):
     desk.load(saved)
     desk.settle(800)
     assert desk.tab(sampler, "Layers").get_attribute("aria-expanded") == "true"
-    assert desk.on(sampler, "node.size[1]") == pytest.approx(height, abs=2)
+    desk.until(lambda: desk.on(sampler, "node.size[1]") == pytest.approx(height, abs=2))
     desk.tab(sampler, "Layers", opened=False)
-    assert desk.on(sampler, "node.size[1]") < height - 100
+    desk.until(lambda: desk.on(sampler, "node.size[1]") < height - 100)
 
 
 def test_opening_and_closing_leaves_the_size_as_it_was(desk):
@@ -81,18 +82,15 @@ def test_opening_and_closing_leaves_the_size_as_it_was(desk):
     for title in ("Layers", "Schedule"):
         desk.tab(node, title)
     desk.tab(node, "Schedule", opened=False)
-    desk.settle()
-    assert desk.on(node, "[...node.size]") == pytest.approx(before, abs=1)
+    desk.until(lambda: desk.on(node, "[...node.size]") == pytest.approx(before, abs=1))
 
 
 def test_collapsed_and_zoomed_out_nodes_hide_it(desk, sampler):
     panel = desk.panel(sampler)
     desk.on(sampler, "node.collapse()")
-    desk.settle()
-    assert not panel.is_visible()
+    desk.until(lambda: not panel.is_visible())
     desk.on(sampler, "node.collapse()")
-    desk.settle()
-    assert panel.is_visible()
+    desk.until(panel.is_visible)
     desk.centre(sampler, scale=0.75)
     wide = panel.bounding_box()["width"]
     desk.centre(sampler, scale=1.5)
@@ -106,8 +104,7 @@ def test_the_wheel_zooms_over_it(desk, sampler):
     before = desk.page.evaluate("app.canvas.ds.scale")
     desk.page.mouse.move(box["x"] + 5, box["y"] + 5)
     desk.page.mouse.wheel(0, 200)
-    desk.settle()
-    assert desk.page.evaluate("app.canvas.ds.scale") < before
+    desk.until(lambda: desk.page.evaluate("app.canvas.ds.scale") < before)
 
 
 def test_a_wider_node_has_a_wider_plot(desk, sampler):
@@ -143,8 +140,7 @@ def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sample
     })()""")
     desk.wait_for_lit(sampler, {"d0"})
     desk.cell(sampler, "d1").click()
-    desk.settle()
-    assert desk.value(text, "value") == "d0-1"
+    desk.until(lambda: desk.value(text, "value") == "d0-1")
     # ... and the same through the edge of a subgraph, where the value stands on the subgraph's node
     host = desk.on(sampler, "app.graph.convertToSubgraph(new Set([node])).node.id")
     desk.on(text, "app.graph.remove(node)")
@@ -155,9 +151,9 @@ def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sample
     desk.centre(inner)
     desk.wait_for_lit(inner, {"u0"})
     desk.cell(inner, "u1").click()
-    desk.settle()
+    desk.wait_for_lit(inner, {"u0", "u1"})
     desk.page.evaluate("app.canvas.setGraph(app.rootGraph)")
-    assert desk.value(host, "layers") == "u0-1"
+    desk.until(lambda: desk.value(host, "layers") == "u0-1")
 
 
 def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
@@ -173,20 +169,18 @@ def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
         return nodes.map(n => n.id);
     })()""")
     desk.settle()
-    assert "adm-fashion" in model_name(desk, sampler).lower() or "ADM" in model_name(desk, sampler)
+    desk.until(lambda: "ADM" in model_name(desk, sampler))
     desk.on(between[0], "node.mode = 4")
     desk.settle()
     desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
     desk.on(between[0], "node.mode = 2")
-    desk.settle()
-    assert "No model loader" in model_name(desk, sampler)
+    desk.until(lambda: "No model loader" in model_name(desk, sampler))
 
 
 def test_it_follows_the_loader(desk, sampler):
     loader = desk.find("PAGADMLoader")
     desk.put(loader, "ckpt_name", "gone.safetensors")
-    desk.settle()
-    assert "gone.safetensors" in model_name(desk, sampler)
+    desk.until(lambda: "gone.safetensors" in model_name(desk, sampler))
     desk.panel(sampler).locator("select").select_option("SDXL")
     desk.panel(sampler).locator(".pag-drawing [data-cell='u0.9']").wait_for()
     desk.keep("sdxl", sampler)
@@ -204,11 +198,12 @@ def test_a_new_node_shows_what_it_has(desk):
         });
         app.graph.nodes[0].properties.pag_family = "Flux"; app.graph.nodes[2].properties.pag_family = "SD 1.5"; }""")
     desk.show(-60, -80, 1)
-    desk.settle(1500)
     node = desk.find("PAGModelPatch")
-    assert desk.panel(node).locator("[data-title='double'] .pag-cell").count() == 19
+    desk.until(lambda: desk.panel(node).locator("[data-title='double'] .pag-cell").count() == 19)
     assert desk.panel(node).locator("[data-title='single'] .pag-cell").count() == 38
-    assert desk.panel(desk.find("PAGLayers")).locator("select").is_visible()
+    desk.panel(desk.find("PAGLayers")).locator("select").wait_for()
+    desk.panel(desk.find("PAGGuider")).locator("[data-cell='u8']").wait_for()
+    desk.settle(800)
     desk.keep("families")
 
 

@@ -17,7 +17,13 @@ def sampler(desk):
 
 
 def cost(desk, node) -> float:
-    return float(desk.panel(node).locator(".pag-legend .pag-share").inner_text().split("×")[0])
+    shown = desk.panel(node).locator(".pag-legend .pag-share")
+    desk.until(lambda: shown.count() and "×" in shown.inner_text())
+    return float(shown.inner_text().split("×")[0])
+
+
+def legend(desk, node) -> str:
+    return desk.panel(node).locator(".pag-legend").inner_text()
 
 
 def handle(desk, node, name: str):
@@ -25,9 +31,10 @@ def handle(desk, node, name: str):
 
 
 def test_it_shows_both_weights_and_the_servers_cost(desk, sampler):
+    desk.until(lambda: "×" in legend(desk, sampler))
     desk.keep("schedule", sampler)
-    assert "CFG 3" in desk.panel(sampler).locator(".pag-legend").inner_text()
-    assert "PAG 1" in desk.panel(sampler).locator(".pag-legend").inner_text()
+    assert "CFG 3" in legend(desk, sampler)
+    assert "PAG 1" in legend(desk, sampler)
     question = {"model": {"loader": {"node": "PAGADMLoader", "input": "ckpt_name",
                                      "file": "adm-fashion-32.safetensors"}},
                 "layers": "u2-5", "steps": 20, "cfg": 3, "scale": 1}
@@ -49,7 +56,7 @@ def test_dragging_a_handle_moves_the_range(desk, sampler):
     desk.settle()
     end = desk.value(sampler, "cfg_end_percent")
     assert 0.5 < end < 0.75
-    assert cost(desk, sampler) < before
+    desk.until(lambda: cost(desk, sampler) < before)
     desk.keep("range", sampler)
     assert desk.run()[str(sampler)]["inputs"]["cfg_end_percent"] == end
 
@@ -70,8 +77,7 @@ def test_the_ends_stay_in_order(desk, sampler):
     start = handle(desk, sampler, "cfg_start_percent")
     start.focus()
     desk.page.keyboard.press("End")
-    desk.settle()
-    assert desk.value(sampler, "cfg_start_percent") <= 0.4
+    desk.until(lambda: desk.value(sampler, "cfg_start_percent") == 0.4)
 
 
 def test_handles_by_keyboard(desk, sampler):
@@ -87,15 +93,14 @@ def test_handles_by_keyboard(desk, sampler):
 def test_it_follows_the_values(desk, sampler):
     def path():
         return desk.panel(sampler).locator(".pag-pag .pag-line").get_attribute("d")
+    desk.until(lambda: "PAG 1" in legend(desk, sampler))
     before = path()
     desk.put(sampler, "pag_scale", 2.5)
-    desk.settle()
-    assert "PAG 2.5" in desk.panel(sampler).locator(".pag-legend").inner_text()
+    desk.until(lambda: "PAG 2.5" in legend(desk, sampler))
     assert path() != before
     desk.put(sampler, "cfg_start_percent", 0.8)
     desk.put(sampler, "cfg_end_percent", 0.2)
-    desk.settle()
-    assert "0.8" in desk.panel(sampler).locator(".pag-message").inner_text()
+    desk.until(lambda: "0.8" in desk.panel(sampler).locator(".pag-message").inner_text())
 
 
 def test_options_and_the_node_that_takes_them(desk):
@@ -107,11 +112,10 @@ def test_options_and_the_node_that_takes_them(desk):
     handle(desk, options, "start_percent").focus()
     for _ in range(5):
         desk.page.keyboard.press("Shift+ArrowRight")
-    desk.settle()
-    assert desk.value(options, "start_percent") == pytest.approx(0.5)
-    assert cost(desk, options) < before
+    desk.until(lambda: desk.value(options, "start_percent") == 0.5)
+    desk.until(lambda: cost(desk, options) < before)
     desk.keep("options", options)
     desk.centre(guider)
     desk.tab(guider, "Schedule")
-    assert cost(desk, guider) == cost(desk, options)
+    desk.until(lambda: cost(desk, guider) == cost(desk, options))
     desk.keep("guider", guider)
