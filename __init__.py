@@ -1,7 +1,13 @@
 """Perturbed-Attention Guidance (PAG) for ComfyUI."""
 
-from .nodes import comfy_entrypoint
+import logging
 
-WEB_DIRECTORY = "./web"
+from .host_version import why_unsupported
 
-__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+if reason := why_unsupported():
+    logging.error("%s", reason)
+    NODE_CLASS_MAPPINGS: dict[str, type] = {}  # no nodes, said in a way that every ComfyUI understands
+else:
+    from .nodes import comfy_entrypoint as comfy_entrypoint
+
+    WEB_DIRECTORY = "./web"

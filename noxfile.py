@@ -19,15 +19,22 @@ nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
 
-def run(session: nox.Session, *arguments: str, without_host: bool = False, **variables: str) -> None:
-    """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C."""
+def run(session: nox.Session, *arguments: str, without_host: bool = False, comfyui: str | None = None,
+        group: str | None = None, **variables: str) -> None:
+    """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C.
+
+    With `comfyui`, a version, the host is that one. With `group`, that dependency group is installed too.
+    """
     try:
-        host = hosts.prepare()
+        host = hosts.prepare(comfyui)
     except Exception as error:
         message = readable(error)
         if message is None:
             raise
         session.error(message.rstrip("."))  # nox adds a full stop
+    if group:
+        session.run(*hosts.uv(), "pip", "install", "--quiet", "--python", str(host.python), "--group", group,
+                    external=True)
     environment = {**host.environment(), **variables}
     if without_host:
         environment["COMFYUI_PATH"] = ""
@@ -49,8 +56,9 @@ def serve(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Checks style and likely mistakes with ruff."""
+    """Checks style and likely mistakes with ruff, and types with basedpyright."""
     run(session, "-m", "ruff", "check", ".")
+    run(session, "-m", "basedpyright", without_host=True)
 
 
 @nox.session
@@ -66,6 +74,38 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "tests/server", "tests/training")
     run(session, "-m", "pytest", "tests/browser")  # skips itself, and says so, where there is no chromium
     run(session, "-m", "pytest", "tests/evaluation")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Runs the tests of the code that users run, and lists the lines of it that none of them reaches."""
+    report = ("--cov", "--cov-append", "--cov-report=")
+    run(session, "-m", "coverage", "erase", group="coverage")
+    run(session, "-m", "pytest", "tests/unit", *report, without_host=True)
+    run(session, "-m", "pytest", "tests/host", *report)
+    run(session, "-m", "coverage", "report")
+
+
+@nox.session(name="hosts")
+def other_hosts(session: nox.Session) -> None:
+    """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own."""
+    for version in session.posargs or hosts.ARCHIVES:
+        session.log(f"ComfyUI {version}")
+        run(session, "-m", "harness.internals", comfyui=version)
+        run(session, "-m", "pytest", "tests/host", comfyui=version)
+        run(session, "-m", "pytest", "tests/server", comfyui=version)
+
+
+@nox.session
+def internals(session: nox.Session) -> None:
+    """Lists what the nodes rely on inside ComfyUI, and whether it is there."""
+    run(session, "-m", "harness.internals", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Validates and packs for the Comfy Registry, and installs the result and a clone as users do."""
+    run(session, "-m", "pytest", "tests/distribution", *session.posargs, group="package")
 
 
 @nox.session

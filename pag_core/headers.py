@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 MAX_BYTES = 100_000_000  # of a header, as the safetensors library allows
 MAX_TENSORS = 20_000  # about five times as many as the largest models have
@@ -90,10 +91,10 @@ def _check_layout(entries: dict[str, object], data_bytes: int) -> None:
 
 def _span(name: str, entry: object) -> tuple[int, int, str]:
     """(first byte, byte behind the last, name) of a tensor."""
-    fields = [entry.get(field) for field in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else ()
-    if len(fields) != 3 or not isinstance(fields[0], str) or not _are_whole(fields[1]) or not _are_whole(fields[2]):
+    dtype, shape, offsets = [entry.get(field) for field in ("dtype", "shape", "data_offsets")] if isinstance(
+        entry, dict) else (None, None, None)
+    if not isinstance(dtype, str) or not _are_whole(shape) or not _are_whole(offsets):
         raise HeaderError(f"its tensor {_quote(name)} has no dtype, shape and data_offsets of the right types")
-    dtype, shape, offsets = fields
     if dtype not in _BITS:
         raise HeaderError(f"its tensor {_quote(name)} has the unknown type {_quote(dtype)}")
     fits = len(offsets) == 2 and 8 * (offsets[1] - offsets[0]) == _BITS[dtype] * math.prod(shape)
@@ -102,7 +103,7 @@ def _span(name: str, entry: object) -> tuple[int, int, str]:
     return offsets[0], offsets[1], name
 
 
-def _are_whole(numbers: object) -> bool:
+def _are_whole(numbers: object) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and all(
         isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**48 for number in numbers)
 

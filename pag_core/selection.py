@@ -167,8 +167,9 @@ def text_of(selection: Mapping[Layer, frozenset[int] | None], layers: tuple[Laye
     """
     if not selection:
         raise SelectionError(f"layers: nothing is selected; choose at least one. {_available(layers)}")
-    others = {layer: None if layer not in selection else frozenset(range(layer.heads)) - selection[layer]
-              for layer in layers if layer not in selection or selection[layer] is not None}
+    partly = {layer: heads for layer, heads in selection.items() if heads is not None}
+    others = {layer: frozenset(range(layer.heads)) - partly[layer] if layer in partly else None
+              for layer in layers if layer in partly or layer not in selection}
     without = ["all", *(f"!{term}" for term in _terms(others, layers))]
     return min(",".join(_terms(selection, layers)), ",".join(without), key=len)
 

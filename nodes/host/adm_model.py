@@ -194,7 +194,8 @@ class ADMNetwork(ADMUNet):
         self.dtype = dtype
         self.pag_layers: str | None = None  # the selection that the file recommends, in its metadata
 
-    def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: as the host calls its networks
+            self, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)

@@ -19,6 +19,7 @@ from torch import nn
 from ...pag_core import adm
 from .adm_model import ADMNetwork
 from .families import Family, group_modules
+from .u_nets import can_share
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -93,7 +94,8 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
     done += _flops(network.out, positions)
     # A video U-Net takes inputs that the prefix does not know how to divide into rows.
     is_video = any(isinstance(module, SpatialVideoTransformer) for module in network.modules())
-    return PassCost({key: 1.0 if is_video else 1 - joins[key[:2]] / done for key in keys},
+    whole = is_video or not can_share(network)
+    return PassCost({key: 1.0 if whole else 1 - joins[key[:2]] / done for key in keys},
                     {key: maps[key] / done for key in keys})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from uuid import UUID
 
 import torch
@@ -21,6 +22,24 @@ BlockKey = tuple[str, int]
 SPLIT_BATCH = "the host runs the conditional and the perturbed rows in separate calls (low memory or MultiGPU)"
 _ORDER = {"input": 0, "middle": 1, "output": 2}
 _LAYER_PATCH, _SKIP_PATCH = "forward_timestep_embed_patch", "output_block_patch"
+
+
+class _Probe(SpatialTransformer):
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def forward(self, *args, **kwargs):
+        return False
+
+
+@cache
+def host_asks_before_layers() -> bool:
+    """Whether the host's U-Net offers every layer to a forward_timestep_embed_patch, as 0.24.1 does.
+
+    0.18.2 and older only ask about layers of kinds that they do not know.
+    """
+    patches = {_LAYER_PATCH: [(_Probe, lambda *args: True)]}
+    return forward_timestep_embed((_Probe(),), None, None, transformer_options={"patches": patches})
 
 
 def block_order(key: Sequence) -> tuple[int, int]:

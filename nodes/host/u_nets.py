@@ -8,10 +8,11 @@ from uuid import UUID
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 
 from .attention import HeadLayout, LayerPerturbation, attend_rows
-from .prefix import SharedPrefix, block_order
+from .prefix import SharedPrefix, block_order, host_asks_before_layers
 
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 
@@ -39,11 +40,19 @@ class UNetWatch:
                 sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
         """Let the perturbed rows join at the first of `layers` (None: at the start); see `prefix.SharedPrefix`."""
         first = None if layers is None else min((key[:2] for key in layers), key=block_order)
+        if first is not None and not can_share(networks[0]):
+            decline("this ComfyUI's U-Net has no hook in front of its layers")
+            first = None
         wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
         # Last, that is innermost: caches and other wrappers see every row.
         ours = {"perturbed_attention_guidance": [SharedPrefix(sources, first, decline)]}
         wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), **ours}
         return nullcontext()
+
+
+def can_share(network: torch.nn.Module) -> bool:
+    """Whether the host has the hook that the shared prefix of this U-Net or ADM needs."""
+    return host_asks_before_layers() or not isinstance(network, UNetModel)
 
 
 class _Replacement:

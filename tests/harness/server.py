@@ -36,19 +36,20 @@ class Server:
     base      the server's base directory; made if missing
     port      a port, or None for a free one; HarnessError if it is taken
     log       a file for the server's output, or None for the terminal
+    pack      the pack's folder: this checkout, or a copy of it that was installed
     """
 
     def __init__(self, comfyui: Path, base: Path, port: int | None = None, log: Path | None = None,
-                 ready_timeout: float = 300.0, arguments: tuple[str, ...] = ()):
+                 ready_timeout: float = 300.0, arguments: tuple[str, ...] = (), pack: Path = ROOT):
         self.comfyui, self.base, self.log = comfyui, base, log
-        self.ready_timeout, self.arguments = ready_timeout, arguments
+        self.ready_timeout, self.arguments, self.pack = ready_timeout, arguments, pack
         self.port = claim_port(port)
         self.url = f"http://{ADDRESS}:{self.port}"
         self.client = Client(self)
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Server:
-        lay_base(self.base, self.comfyui)
+        lay_base(self.base, self.comfyui, self.pack)
         database = (self.base / "user" / "comfyui.db").as_posix()
         command = [sys.executable, str(Path(__file__).with_name("keeper.py")), sys.executable, "main.py",
                    "--port", str(self.port), "--base-directory", str(self.base), "--disable-auto-launch",
@@ -129,11 +130,11 @@ def claim_port(port: int | None) -> int:
         return probe.getsockname()[1]
 
 
-def lay_base(base: Path, comfyui: Path) -> None:
-    """Makes the server's base directory: our pack as its only custom node, the host's models."""
+def lay_base(base: Path, comfyui: Path, pack: Path) -> None:
+    """Makes the server's base directory: the pack as its only custom node, the host's models."""
     for name in ("custom_nodes", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    link_folder(base / "custom_nodes" / PACK_NAME, ROOT)
+    link_folder(base / "custom_nodes" / PACK_NAME, pack)
     if (comfyui / "models").is_dir():
         link_folder(base / "models", comfyui / "models")
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import comfy.ops
 import torch
 
+from .older import what_older_hosts_lack
+
 torch.set_num_threads(1)  # layers this small lose more time in handing work to a second thread than they gain
 
 ROWS = 2  # of a batch: a plain one and a perturbed one
@@ -64,7 +66,7 @@ class Case:
     def build(self) -> torch.nn.Module:
         module, _, name = self.network.rpartition(".")
         cls = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), what_older_hosts_lack(TypeError):
             network = cls(**self.arguments, **OPTIONS).eval()
             fill(network)
         return network

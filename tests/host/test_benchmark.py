@@ -11,6 +11,8 @@ from benchmark.bench import count
 from pag_pack.nodes.host.layers import network_layers
 from pag_pack.pag_core.selection import select
 
+from .older import shared_u_net_prefix
+
 SD15, SDXL, SD3, FLUX, ADM = networks.FULL
 SD15_ALL = replace(SD15, name="SD 1.5, all layers", layers="all")
 names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "name", None))
@@ -24,8 +26,8 @@ def flops(name: str) -> dict[str, int]:
 
 @names(("shape", "guided", "alone"), [
     # The ratio to a CFG step, and without CFG to one forward. A transformer perturbed at layer d of N: 1 + (N - d)/2N.
-    (SD15, 1.35, 1.72),
-    (SDXL, 1.35, 1.72),
+    pytest.param(SD15, 1.35, 1.72, marks=shared_u_net_prefix),
+    pytest.param(SDXL, 1.35, 1.72, marks=shared_u_net_prefix),
     (SD3, 1.02 * (1 + (24 - 13) / 48), 1.02 * (1 + (24 - 13) / 24)),
     (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
 ])

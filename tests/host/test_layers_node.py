@@ -10,6 +10,7 @@ from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.selection import SelectionError
 
 from . import models
+from .older import shared_u_net_prefix
 from .test_family_sampling import pixart
 
 
@@ -21,6 +22,7 @@ def lines(model, layers: str) -> list[list[str]]:
     return [[column.strip() for column in line.split("  ") if column.strip()] for line in text.splitlines()]
 
 
+@shared_u_net_prefix
 def test_u_net():
     head, cost, auto, _, _, *table = lines(models.sd15(), "auto")
     assert head == ["U-Net: 7 self-attention layers, 1 selected."]

