@@ -8,6 +8,7 @@ from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
 from .host import routes
 from .inspection import PAGInspect
 from .layers import PAGLayers
+from .restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from .sampling import PAGKSampler
 
 routes.register()
@@ -16,7 +17,7 @@ routes.register()
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGGrid, PAGADMLoader,
-                PAGADMClassLabel]
+                PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler]
 
 
 async def comfy_entrypoint() -> PAGExtension:

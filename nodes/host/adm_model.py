@@ -27,6 +27,7 @@ from ...pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, Block,
 from ...pag_core.adm_config import read_config
 
 FOLDER = "pag_adm"  # the host's name for the folders below
+_CLIP_KEY = "pag_clip_denoised"
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +80,7 @@ def load_adm(
     if clip_denoised:
         # In model_options and before any other node adds its own, hence around all guidance, ours included.
         comfy.patcher_extension.add_wrapper_with_key(
-            WrappersMP.PREDICT_NOISE, "pag_clip_denoised", _clip_denoised, patcher.model_options, is_model_options=True
+            WrappersMP.PREDICT_NOISE, _CLIP_KEY, _clip_denoised, patcher.model_options, is_model_options=True
         )
     return patcher
 
@@ -100,6 +101,12 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _clip_denoised(executor, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
     """PREDICT_NOISE wrapper: x̂0 stays a picture, as in the authors' code, which clamps after guidance."""
     return executor(x, timestep, model_options or {}, seed).clamp(-1, 1)
+
+
+def clips_denoised(model_options: dict) -> bool:
+    """Whether a run with these options clamps x̂0."""
+    return bool(comfy.patcher_extension.get_wrappers_with_key(
+        WrappersMP.PREDICT_NOISE, _CLIP_KEY, model_options, is_model_options=True))
 
 
 class _PixelSpace(comfy.latent_formats.LatentFormat):
