@@ -20,6 +20,12 @@ PROMISED = {
                  "cfg_end_percent", "options", "vae", "cell_size"], ["IMAGE", "IMAGE"]),
     "PAGADMLoader": (["ckpt_name", "head_channels", "qkv_order", "noise_schedule", "clip_denoised"], ["MODEL", "VAE"]),
     "PAGADMClassLabel": (["model", "label"], ["CONDITIONING"]),
+    "PAGMeasurement": (["task", "box_left", "box_top", "box_width", "box_height", "mask", "factor", "downscale",
+                        "blur_sigma", "kernel", "kernel_size", "intensity", "kernel_seed"], ["PAG_OPERATOR"]),
+    "PAGMeasure": (["image", "operator", "noise_sigma", "seed"], ["IMAGE", "IMAGE"]),
+    "PAGDPSSampler": (["measurement", "operator", "step_size", "eta", "checkpointing"], ["SAMPLER"]),
+    "PAGPSLDSampler": (["measurement", "operator", "vae", "step_size", "gluing", "eta", "checkpointing"],
+                       ["SAMPLER"]),
 }
 
 
