@@ -56,3 +56,13 @@ def inference_mode():
     """As the host runs nodes."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def composed():
+    """Compares PAG beside another node with a reference, for the table of compositions."""
+    from .composed import Compositions
+
+    compositions = Compositions()
+    yield compositions
+    compositions.write()

@@ -38,10 +38,10 @@ def fill_with_noise(network: torch.nn.Module, seed: int = 0) -> None:
                 parameter.copy_(0.1 * noise + (0.0 if name.endswith("bias") else 1.0))
 
 
-def model_patcher(config: comfy.supported_models_base.BASE, build: Callable[[], BaseModel]
-                  ) -> comfy.model_patcher.ModelPatcher:
-    """The model in fp32 on the CPU, as the host's loaders hand it to nodes."""
-    config.set_inference_dtype(torch.float32, None)
+def model_patcher(config: comfy.supported_models_base.BASE, build: Callable[[], BaseModel],
+                  weights: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """The model on the CPU, computed in fp32, as the host's loaders hand it to nodes."""
+    config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
     with torch.inference_mode(False):
         model = build()
         fill_with_noise(model.diffusion_model)
@@ -51,12 +51,13 @@ def model_patcher(config: comfy.supported_models_base.BASE, build: Callable[[], 
 
 def u_net(family: type[comfy.supported_models_base.BASE], *, depth: list[int], middle_depth: int = 1,
           model_type: ModelType = ModelType.EPS, model_class: type[BaseModel] = BaseModel,
-          **options) -> comfy.model_patcher.ModelPatcher:
+          weights: torch.dtype = torch.float32, **options) -> comfy.model_patcher.ModelPatcher:
     """A U-Net of three levels with one residual block in each.
 
     Args:
         depth: transformer blocks in a level's attention, 0 for none; the decoder has one attention more per level.
         middle_depth: the same of the middle block; -1 for a middle block without attention, -2 for no middle block.
+        weights: how they are stored.
         options: other arguments of the host's UNetModel, in place of the family's.
     """
     config = family({
@@ -72,13 +73,19 @@ def u_net(family: type[comfy.supported_models_base.BASE], *, depth: list[int], m
             model.set_inpaint()
         return model
 
-    return model_patcher(config, build)
+    return model_patcher(config, build, weights)
 
 
 @functools.cache
 def sd15() -> comfy.model_patcher.ModelPatcher:
     """One transformer block each; 4 heads; noise prediction."""
     return u_net(comfy.supported_models.SD15, depth=[1, 1, 0], num_heads=4)
+
+
+@functools.cache
+def sd15_stored_as(weights: torch.dtype) -> comfy.model_patcher.ModelPatcher:
+    """Cast to fp32 by the host where they are used."""
+    return u_net(comfy.supported_models.SD15, depth=[1, 1, 0], num_heads=4, weights=weights)
 
 
 @functools.cache
