@@ -128,8 +128,8 @@ class PAGOptionsNode(io.ComfyNode):
                 io.Float.Input(
                     "adaptive_scale", default=0.0, min=0.0, max=1.0, step=0.001, round=0.0001, optional=True,
                     advanced=True,
-                    tooltip="For the adaptive schedules: how fast the scale falls over the run, until it is 0. 0 "
-                            "(neutral) keeps it constant. adaptive_diffusers: the scale falls by 1000 times this over "
+                    tooltip="For the adaptive schedules, which need more than 0 (neutral): how fast the scale falls "
+                            "over the run, until it is 0. adaptive_diffusers: the scale falls by 1000 times this over "
                             "the run; 0.003 takes a scale of 3 to 0 at the end. adaptive_pamparamm: it falls by 1000 "
                             "times the fourth power of this, as a share; 0.18 takes any scale to 0 near the end. No "
                             "effect on other schedules."),

@@ -26,6 +26,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise SettingError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
 
 
+def check_switch(name: str, value: bool) -> None:
+    """Raise SettingError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise SettingError(f"{name} must be true or false, got {value!r}.")
+
+
 def check_percent_range(start_name: str, start: float, end_name: str, end: float) -> None:
     """Raise SettingError unless 0 <= start < end <= 1; an empty range would silently turn the guidance off."""
     check_range(start_name, start, 0.0, 1.0)

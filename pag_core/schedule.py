@@ -91,7 +91,8 @@ _ADAPTIVE: dict[str, Callable[[float, float, float], float]] = {
     "adaptive_diffusers": lambda scale, a, done: scale - a * done,            # diffusers' pag_adaptive_scale
     "adaptive_pamparamm": lambda scale, a, done: scale - scale * a**4 * done,  # sd-perturbed-attention's adaptive_scale
 }
-SCHEDULES = (*_SHAPES, *_ADAPTIVE)
+ADAPTIVE_SCHEDULES = tuple(_ADAPTIVE)
+SCHEDULES = (*_SHAPES, *ADAPTIVE_SCHEDULES)
 
 
 def scale_at(scale: float, schedule: str, progress: float, *, start: float = 0.0, end: float = 1.0,

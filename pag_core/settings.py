@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .checks import SettingError, check_choice, check_percent_range, check_range, check_whole
+from .checks import SettingError, check_choice, check_percent_range, check_range, check_switch, check_whole
 from .guidance import RESCALE_MODES
 from .perturbation import Perturbation
-from .schedule import SCHEDULES, PercentToSigma, ScaleSchedule, Window, window_from_percent
+from .schedule import ADAPTIVE_SCHEDULES, SCHEDULES, PercentToSigma, ScaleSchedule, Window, window_from_percent
 
 MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
 PREVIEWS = ("denoised", "delta")
@@ -59,6 +59,9 @@ class PAGOptions:
         check_range("rescale", self.rescale, 0.0, 1.0)
         check_choice("rescale_mode", self.rescale_mode, tuple(RESCALE_MODES))
         check_range("adaptive_scale", self.adaptive_scale, 0.0, 1.0)
+        if self.schedule in ADAPTIVE_SCHEDULES and self.adaptive_scale == 0.0:
+            raise SettingError(f"schedule is {self.schedule}, but adaptive_scale is 0, at which it does not fall. "
+                               f"Raise adaptive_scale, or set schedule to constant.")
         check_range("start_sigma", self.start_sigma, 0.0, MAX_SIGMA)
         check_range("end_sigma", self.end_sigma, 0.0, MAX_SIGMA)
         if self.start_sigma <= self.end_sigma:
@@ -66,6 +69,7 @@ class PAGOptions:
                                f"({self.end_sigma:g}), for sampling goes from much noise to little; "
                                f"set the scale to 0 to turn the guidance off.")
         check_whole("reuse_every", self.reuse_every, 1, 1000)
+        check_switch("share_prefix", self.share_prefix)
         check_choice("preview", self.preview, PREVIEWS)
 
     @property
@@ -95,6 +99,8 @@ class PAGSettings:
 
     def __post_init__(self) -> None:
         check_range("PAG scale", self.scale, 0.0, MAX_SCALE)
+        if not isinstance(self.options, PAGOptions):
+            raise SettingError(f"options must come from a PAG Options node, got {self.options!r}.")
 
     @property
     def is_off(self) -> bool:

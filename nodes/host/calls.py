@@ -32,7 +32,7 @@ class JointCall:
 
     def __call__(self, args: dict) -> list[torch.Tensor]:
         conds, model_options = args["conds"], args["model_options"]
-        if conds[0] is None:
+        if conds[0] is None or any(step.must_run_apart(conds[0]) for step in self.passes):
             return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
         perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
         share = all(step.settings.options.share_prefix for step in self.passes)
@@ -95,10 +95,15 @@ class PerturbedPass:
         self.sources.update((mine, cond["uuid"]) for mine, cond in zip(ours, conds, strict=True))
         return [dict(cond, uuid=mine) for mine, cond in zip(ours, conds, strict=True)]
 
+    def must_run_apart(self, conds: list[dict]) -> bool:
+        """Whether the host's code for this model cannot take these conditionings and ours in one batch."""
+        return any(name in cond["model_conds"] for cond in conds for name in self.watch.one_row)
+
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
         if self.pair is None:
-            # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves; then ours is a second one.
+            # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves, and some models take one row
+            # only; then ours is a second call.
             # Dual CFG with both scales 1 hands over no conditioning at all.
             (perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
             self.pair = Pair(args["cond_denoised"], perturbed, self.sigma)

@@ -70,6 +70,7 @@ class Family:
         late_rows: whether the perturbed rows may join at the first perturbed block (see `late_blocks`); not where the
             network itself, outside its modules, combines the blocks' tokens with tensors from before the blocks.
         unbatched: arguments of the blocks whose first axis is neither the batch nor 1.
+        one_row: conditions of the model with which the host's code takes a batch of one only.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Family:
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
     late_rows: bool = True
     unbatched: tuple[str, ...] = ()
+    one_row: tuple[str, ...] = ()
 
 
 _LDM = "comfy.ldm"
@@ -106,7 +108,8 @@ FAMILIES = (
            auto=14 / 28, source="blocks.14 of 28, as in diffusers' PixArt-Sigma PAG example", late_rows=False),
     Family("Flux, Flux 2, LongCat", f"{_LDM}.flux.model.Flux", _FLUX),
     Family("Chroma, Chroma Radiance", f"{_LDM}.chroma.model.Chroma", _FLUX),
-    Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX),
+    Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX,
+           one_row=("attention_mask",)),
     Family("Hunyuan3D 2", f"{_LDM}.hunyuan3d.model.Hunyuan3Dv2", _FLUX),
     Family("Lumina 2, Z-Image", f"{_LDM}.lumina.model.NextDiT",
            (Group("", "layers.*.attention", "n_local_heads", Tokens.TEXT_FIRST),),

@@ -56,6 +56,7 @@ class TransformerWatch:
                                     f"attention of {family.name} does not tell; seg_mean works without them.")
         self.family = family
         self.layers = layers
+        self.one_row = family.one_row
         self.place = _Place()
 
     def install(self, transformer_options: dict, is_ours: Callable[[object], bool],

@@ -20,6 +20,8 @@ UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block i
 class UNetWatch:
     """Perturbs the selected layers of one call of the host; see `transformers.TransformerWatch`."""
 
+    one_row = ()
+
     def __init__(self, layers: dict[UNetKey, LayerPerturbation]) -> None:
         self.layers = layers
 
