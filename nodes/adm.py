@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..pag_core.adm import NOISE_SCHEDULES, QKV_ORDERS
 from . import inputs
 from .host.adm_model import FOLDER, ADMModel, load_adm, register_folder
+from .host.sockets import check_model
 
 SHIPPED = "adm-fashion-32.safetensors"
 register_folder()
@@ -86,6 +87,7 @@ class PAGADMClassLabel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, label: int) -> io.NodeOutput:
+        check_model(model)
         if not isinstance(model.model, ADMModel):
             raise ValueError(f"expected a model from the PAG ADM Loader, found {type(model.model).__name__}: for other "
                              "models use CLIP Text Encode")

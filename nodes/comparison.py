@@ -20,6 +20,7 @@ from .host.guider import CFGWindowGuider
 from .host.patching import attach
 from .host.preview import Progress
 from .host.sampling import check_samples_something, sample_latent
+from .host.sockets import check_model
 
 MAX_CELLS = 64
 
@@ -68,12 +69,13 @@ class PAGGrid(io.ComfyNode):
                 cell_size: int = 256) -> io.NodeOutput:
         check_whole("cell_size", cell_size, 64, 1024)
         check_samples_something(denoise)
-        check_is_picture(latent_image["samples"])
+        check_is_picture(latent_image)
         if vae is None:
             raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
+        check_model(model)
         decoder = Decoder(model, vae)
         columns = parse_scales(scales)
-        rows = parse_rows(layer_selections, perturbations, options or PAGOptions())
+        rows = parse_rows(layer_selections, perturbations, PAGOptions() if options is None else options)
         check_count(len(columns), len(rows))
         # All of them, so that a mistake in the last cell shows before the first is sampled.
         guiders = {cell_of(index, scale): CFGWindowGuider(

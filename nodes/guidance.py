@@ -29,7 +29,7 @@ class PAGModelPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, scale: float, layers: str, options: PAGOptions | None = None) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, PAGSettings(scale, layers, options or PAGOptions())))
+        return io.NodeOutput(attach(model, PAGSettings(scale, layers, PAGOptions() if options is None else options)))
 
 
 class PAGGuider(io.ComfyNode):
@@ -50,7 +50,7 @@ class PAGGuider(io.ComfyNode):
     def execute(cls, model, positive, negative, cfg: float, pag_scale: float, layers: str,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0,
                 options: PAGOptions | None = None) -> io.NodeOutput:
-        guided = attach(model, PAGSettings(pag_scale, layers, options or PAGOptions()))
+        guided = attach(model, PAGSettings(pag_scale, layers, PAGOptions() if options is None else options))
         return io.NodeOutput(CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent))
 
 

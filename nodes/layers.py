@@ -8,6 +8,7 @@ from ..pag_core.selection import Layer, heads_text, select
 from . import inputs
 from .host.families import Tokens
 from .host.layers import ModelLayers, model_layers
+from .host.sockets import check_model
 
 
 class PAGLayers(io.ComfyNode):
@@ -27,6 +28,7 @@ class PAGLayers(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, layers: str) -> io.NodeOutput:
+        check_model(model)
         found = model_layers(model)
         chosen = select(layers, tuple(found.layers), found.auto)
         text = _describe(found, chosen)

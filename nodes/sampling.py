@@ -29,6 +29,6 @@ class PAGKSampler(io.ComfyNode):
                 scheduler: str, positive, negative, latent_image, denoise: float = 1.0,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0,
                 options: PAGOptions | None = None) -> io.NodeOutput:
-        guided = attach(model, PAGSettings(pag_scale, layers, options or PAGOptions()))
+        guided = attach(model, PAGSettings(pag_scale, layers, PAGOptions() if options is None else options))
         guider = CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent)
         return io.NodeOutput(sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise))

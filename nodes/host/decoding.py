@@ -9,10 +9,13 @@ from comfy.sd import VAE
 from PIL import Image
 
 from ..drawing import from_image
+from .sockets import check_latent
 
 
-def check_is_picture(latent: torch.Tensor) -> None:
-    """Raise ValueError where a latent is no picture [B, C, H, W] and no video [B, C, T, H, W]."""
+def check_is_picture(latent: dict) -> None:
+    """Raise ValueError where a LATENT is no picture [B, C, H, W] and no video [B, C, T, H, W]."""
+    check_latent(latent)
+    latent = latent["samples"]
     if latent.is_nested or latent.ndim not in (4, 5):
         raise ValueError("This node shows pictures, or the first frame of videos, but the latent holds something else, "
                          "such as sound. Sample it with PAG KSampler.")

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...pag_core.checks import check_percent_range, check_range
 from ...pag_core.schedule import Window, window_from_percent
-from .patching import check_latent_channels
+from .sockets import check_conditioning, check_samples
 
 
 class CFGWindowGuider(comfy.samplers.CFGGuider):
@@ -22,15 +22,13 @@ class CFGWindowGuider(comfy.samplers.CFGGuider):
         self.cfg_window: Window = window_from_percent(
             start_percent, end_percent, model.get_model_object("model_sampling").percent_to_sigma)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            if not conditioning:  # the host would take an empty list for a prediction of zeros
-                raise ValueError(f"The {name} conditioning is missing. Connect a CLIP Text Encode node (its text may "
-                                 f"be empty) or, for an ADM model, a PAG ADM Class Label node.")
+            check_conditioning(name, conditioning)
         self.set_conds(positive, negative)
         self.set_cfg(cfg)
 
-    def sample(self, noise: torch.Tensor, *args, **kwargs):
-        check_latent_channels(self.model_patcher, noise)
-        return super().sample(noise, *args, **kwargs)
+    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, *args, **kwargs):
+        check_samples(self.model_patcher, noise, latent_image)
+        return super().sample(noise, latent_image, *args, **kwargs)
 
     def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None, seed=None):
         inside = self.cfg_window.is_full or float(timestep.max()) in self.cfg_window

@@ -25,6 +25,7 @@ from .layers import model_layers
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Run
+from .sockets import check_model, check_samples
 from .transformers import TransformerWatch
 from .u_nets import UNetWatch
 
@@ -43,10 +44,12 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     Raises:
         UnsupportedModelError, SelectionError, SettingError: before anything runs.
     """
+    check_model(model)
     found = model_layers(model)
     chosen = select(settings.layers, tuple(found.layers), found.auto)
     model = model.clone()
     if settings.is_off and observer is None:
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked_sample)
         return model
     perturbation = settings.options.attention_perturbation
     layers = {found.layers[layer]: LayerPerturbation(layer.name, perturbation, heads)
@@ -59,14 +62,10 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     return model
 
 
-def check_latent_channels(model: ModelPatcher, latent: torch.Tensor) -> None:
-    """Raise ValueError where a latent [B, C, ...] has not the channels that the model denoises."""
-    if latent.is_nested or latent.ndim < 3:  # several latents in one, for example video with sound
-        return
-    expected = model.get_model_object("latent_format").latent_channels
-    if latent.shape[1] != expected:
-        raise ValueError(f"The latent has {latent.shape[1]} channels, but this model works on {expected}. Encode the "
-                         f"image with the VAE that belongs to this model, or start from an empty latent.")
+def _checked_sample(executor, noise, latent_image, *args, **kwargs):
+    """OUTER_SAMPLE wrapper of a PAG that is off: the host's own run, but the same errors as where it is on."""
+    check_samples(executor.class_obj.model_patcher, noise, latent_image)
+    return executor(noise, latent_image, *args, **kwargs)
 
 
 class Guidance:
@@ -88,7 +87,7 @@ class Guidance:
                      **kwargs):
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
         guider = executor.class_obj
-        check_latent_channels(guider.model_patcher, noise)
+        check_samples(guider.model_patcher, noise, latent_image)
         run = Run(is_watched=self.observer is not None or self.has_delta_preview)
         guider.model_options.setdefault(KEY, {})[self.namespace] = run
         if self.has_delta_preview:

@@ -75,6 +75,10 @@ class Run:
         if self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")
+        elif not torch.isfinite(self.largest_delta):
+            _tell("PAG: the model's predictions held values that are no numbers (NaN or infinite), so the picture is "
+                  "of no use. Where the weights run in half precision, start ComfyUI with --force-fp32; else lower the "
+                  "scales.")
         elif self.largest_delta == 0:
             _tell(f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect.")
 

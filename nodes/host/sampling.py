@@ -9,6 +9,7 @@ import comfy.utils
 
 from .guider import CFGWindowGuider
 from .preview import Progress
+from .sockets import check_latent
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -28,6 +29,7 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
         latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
         progress: the bar to go on with, where this is one of several runs.
     """
+    check_latent(latent)
     model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})

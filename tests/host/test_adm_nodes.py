@@ -229,9 +229,10 @@ def test_a_latent_of_another_model_is_refused_before_sampling(model):
     assert calls == []
 
 
-def test_a_controlnet_is_refused_before_sampling(model):
-    with pytest.raises(ValueError, match="no ControlNet"):
+def test_a_controlnet_is_refused_before_sampling(model, composed):
+    with pytest.raises(ValueError, match="no ControlNet") as error:
         model.model.extra_conds(noise=picture(), device=torch.device("cpu"), control=object())
+    composed.refuse("ControlNet on ADM", error.value)
 
 
 def count_calls(model) -> list:

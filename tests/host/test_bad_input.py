@@ -6,6 +6,7 @@ import pytest
 import torch
 from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
 from pag_pack.nodes.host.layers import UnsupportedModelError
+from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.selection import SelectionError
 from pag_pack.pag_core.settings import SettingError
 
@@ -112,10 +113,56 @@ def test_latent_with_the_channels_of_another_model(sample, family, latent, refus
             "Encode the image with the VAE that belongs", sample, Run(latent=latent), family(), SCALE, "auto")
 
 
-@ours
+@ways
 def test_latent_is_checked_where_pag_is_off_too(sample, refused):
     refused(ValueError, "^The latent has 5 channels", sample, Run(latent=models.picture_latent(channels=5)),
             models.sd15(), 0.0)
+
+
+@ways
+@pytest.mark.parametrize("scale", [0.0, SCALE])
+@pytest.mark.parametrize(("samples", "message"), [
+    (torch.zeros(0, 4, 8, 8), r"^The latent is empty: its shape is 0 × 4 × 8 × 8\. Give it a size"),
+    (torch.zeros(1, 4, 0, 8), r"1 × 4 × 0 × 8"),
+    (torch.full((1, 4, 8, 8), float("nan")), "^The latent holds values that are no numbers"),
+    (torch.full((1, 4, 8, 8), float("-inf")), "^The latent holds values that are no numbers"),
+], ids=["no picture", "no height", "NaN", "infinite"])
+def test_latent_of_nothing_or_of_no_numbers(sample, samples, message, scale, refused):
+    refused(ValueError, message, sample, Run(latent={"samples": samples}), models.sd15(), scale)
+
+
+@ours
+@pytest.mark.parametrize("name", ["positive", "negative"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_conditioning_of_no_numbers(sample, name, value, refused):
+    conditioning = models.conditioning(1)
+    conditioning[0][0][0, 2, 3] = value
+    refused(ValueError, f"^The {name} conditioning holds values that are no numbers", sample,
+            Run(**{name: conditioning}), models.sd15(), SCALE)
+
+
+def test_predictions_of_no_numbers_are_reported(caplog):
+    model = models.sd15().clone()
+    model.set_model_patch(lambda h, skip, _: (h * float("nan"), skip), "output_block_patch")
+    Run(steps=1).model_patch(model, SCALE)
+    assert "predictions held values that are no numbers" in caplog.text
+
+
+@pytest.mark.parametrize("value", [None, {}, 7, "a model"], ids=repr)
+def test_values_in_the_place_of_links(value):
+    """As only a client of the API can send them."""
+    run, model = Run(), models.sd15()
+    with pytest.raises(ValueError, match=r"^model is .*, expected the MODEL output"):
+        run.model_patch(value, SCALE)
+    with pytest.raises(ValueError, match=r"^model is .*, expected the MODEL output"):
+        PAGLayers.execute(value, "auto")
+    with pytest.raises(ValueError, match=r"^latent_image is .*, expected the LATENT output"):
+        Run(latent=value).pag_ksampler(model, SCALE)
+    with pytest.raises(ValueError, match=r"^(The )?positive"):
+        Run(positive=value).pag_ksampler(model, SCALE)
+    if value is not None:
+        with pytest.raises(SettingError, match=r"^options must come from a PAG Options node"):
+            run.model_patch(model, SCALE, "m0", value)
 
 
 @ways

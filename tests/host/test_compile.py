@@ -11,6 +11,7 @@ from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
+from .composed import PLAIN
 from .runs import Run, patched, relative_error
 
 SCALE = 3.0
@@ -24,13 +25,13 @@ def compiled(model):
 
 
 @pytest.mark.parametrize(("build", "cfg_end"), [(models.sd15, 0.5), (models.flux, 1.0)])
-def test_compiled_equals_plain(build, cfg_end):
+def test_compiled_equals_plain(build, cfg_end, composed):
     """On SD 1.5 two rows are first cond and uncond, then cond and perturbed: the same shapes with another meaning."""
     channels = 16 if build is models.flux else 4
     run = Run(steps=4, cfg_window=(0.0, cfg_end), latent={"samples": torch.zeros(1, channels, 8, 12)})
     options = PAGOptions(start_percent=cfg_end % 1.0)
     plain = run.pag_ksampler(build(), SCALE, "auto", options)
-    assert relative_error(run.pag_ksampler(compiled(build()), SCALE, "auto", options), plain) < 1e-5
+    composed.check("torch.compile", PLAIN, run.pag_ksampler(compiled(build()), SCALE, "auto", options), plain)
     assert relative_error(plain, run.pag_ksampler(build(), 0.0, "auto")) > 1e-4
 
 

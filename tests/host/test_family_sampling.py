@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_base
 import comfy.model_patcher
 import comfy.samplers
@@ -9,8 +11,10 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 
 from . import models
+from .composed import SEPARATE
 from .family_models import Case
 from .full_map import FullMap
 from .runs import WAYS, Run, counted, patched, relative_error
@@ -49,6 +53,16 @@ def z_image() -> ModelPatcher:
         "axes_dims": [16, 24, 24], "axes_lens": [300, 512, 512], "z_image_modulation": True, "time_scale": 1000.0,
         "pad_tokens_multiple": 32})
     return models.model_patcher(config, lambda: comfy.model_base.Lumina2(config))
+
+
+def hunyuan_video() -> ModelPatcher:
+    config = comfy.supported_models.HunyuanVideo({
+        "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2],
+        "vec_in_dim": models.POOLED, "context_in_dim": models.CONTEXT, "hidden_size": 64, "mlp_ratio": 2.0,
+        "num_heads": 4, "depth": 1, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 256, "qkv_bias": True,
+        "guidance_embed": True, "byt5": False, "meanflow": False, "use_cond_type_embedding": False,
+        "vision_in_dim": None, "meanflow_sum": False})
+    return models.model_patcher(config, lambda: comfy.model_base.HunyuanVideo(config))
 
 
 def pixart() -> ModelPatcher:
@@ -112,6 +126,38 @@ def test_scale_zero_is_the_plain_model_bit_for_bit(family):
     run = latent_run(size, 4.0)
     for way in WAYS.values():
         assert torch.equal(way(run, model, 0.0, "auto"), run.ksampler(model))
+
+
+def test_a_text_mask_that_the_host_takes_for_one_row_only():
+    """HunyuanVideo's own code fails on two rows with a mask; so the perturbed one runs apart, the plain one as ever."""
+    case = Case("", "", {}, {}, "- - double.0 single.0 single.1", image=48)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0]])
+    run = replace(latent_run((2, 8, 12), 1.0), positive=models.conditioning(1, attention_mask=mask))
+    model = hunyuan_video()
+    for way in WAYS.values():
+        counting, rows = counted(model)
+        result = way(run, counting, SCALE, "single.0")
+        assert relative_error(result, run.ksampler(separate_pass(model, case, "single.0"))) <= 1e-4
+        assert rows == [1, 1] * STEPS
+    assert relative_error(result, run.ksampler(model)) > 1e-3
+
+
+GUIDANCE = {
+    "SLG": lambda model: SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "0", "0"),
+    "SLG, simple": lambda model: SkipLayerGuidanceDiTSimple.execute(model, 0.0, 1.0, "0", "0"),
+}
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+@pytest.mark.parametrize("layer", ["double.1", "single.2"])
+def test_beside_guidance_by_skipped_layers(name, layer, composed):
+    build, case, size = FAMILIES["Flux"]
+    run, model = latent_run(size, 4.0), build()
+    skipping = GUIDANCE[name](model).result[0]
+    result = run.model_patch(skipping, SCALE, layer)
+    composed.check(name, SEPARATE, result, run.ksampler(separate_pass(skipping, case, layer)))
+    assert relative_error(result, run.ksampler(skipping)) > 1e-3
+    assert relative_error(result, run.model_patch(model, SCALE, layer)) > 1e-3
 
 
 def test_a_family_that_hides_its_attention_maps_samples_too():

@@ -6,6 +6,7 @@ from pag_pack.nodes.host.layers import model_layers
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
+from .composed import SEPARATE
 from .runs import Run, identity, patched, relative_error, separate_passes
 
 SCALE = 3.0
@@ -101,13 +102,13 @@ def test_strength_and_heads_reach_the_layers(family, layers, strength, expected)
     assert relative_error(run.model_patch(family(), SCALE, "m0"), reference) > 1e-3
 
 
-def test_two_patches_add_their_deltas():
+def test_two_patches_add_their_deltas(composed):
     run = Run()
     model = models.sd15()
     reference = separate_passes(separate_passes(model, 1.5, {("middle", 0): identity}), 2.0,
                                 {("output", 2): identity})
     chained = patched(patched(model, 1.5, "m0"), 2.0, "u0")
-    assert relative_error(run.ksampler(chained), run.ksampler(reference)) < 1e-4
+    composed.check("two of our own nodes in a row", SEPARATE, run.ksampler(chained), run.ksampler(reference))
 
 
 @pytest.mark.parametrize("order", [("m0", "u0,m0"), ("u0,m0", "m0")], ids=" then ".join)

@@ -10,6 +10,7 @@ from comfy.multigpu import MultiGPUThreadPool
 from comfy.patcher_extension import WrappersMP
 
 from . import models
+from .composed import PLAIN
 from .runs import Run, patched, relative_error
 
 SCALE = 3.0
@@ -42,7 +43,7 @@ def spread(request):
 
 @pytest.mark.parametrize("build", [models.sd15, models.flux])
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
-def test_two_devices_equal_one(build, cfg, spread):
+def test_two_devices_equal_one(build, cfg, spread, composed):
     channels = 16 if build is models.flux else 4
     run = Run(cfg=cfg, latent={"samples": torch.zeros(2, channels, 8, 12)})
     model, second = spread(build)
@@ -53,5 +54,6 @@ def test_two_devices_equal_one(build, cfg, spread):
     finally:
         handle.remove()
     assert calls, "the second device must have taken part"
-    assert relative_error(result, run.ksampler(patched(build(), SCALE, "auto"))) < 1e-5
+    alone = run.ksampler(patched(build(), SCALE, "auto"))
+    composed.check("MultiGPU (two devices that are one CPU)", PLAIN, result, alone)
     assert relative_error(result, run.ksampler(build())) > 1e-4

@@ -9,6 +9,7 @@ from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 
 from . import models
+from .composed import HOST, SEPARATE
 from .runs import Run, counted, host_pag, identity, patched, relative_error, separate_passes
 
 SCALE = 3.0
@@ -49,11 +50,11 @@ def test_another_replacement_on_another_layer_goes_on_in_all_rows(key):
     assert relative_error(run.model_patch(models.sd15(), SCALE), reference) > 1e-3
 
 
-def test_self_attention_guidance_which_blinds_the_hosts_own_pag_stacks():
+def test_self_attention_guidance_which_blinds_the_hosts_own_pag_stacks(composed):
     run = Run()
     model = SelfAttentionGuidance.execute(models.sd15(), 0.5, 2.0).result[0]
     reference = run.ksampler(separate_passes(model, SCALE, {(*MIDDLE, 0): identity}))
-    assert relative_error(run.model_patch(model, SCALE), reference) < 1e-4
+    composed.check("SAG", SEPARATE, run.model_patch(model, SCALE), reference)
     assert relative_error(run.ksampler(model), reference) > 1e-3
 
 
@@ -147,11 +148,12 @@ def dual_cfg(model, run: Run, cfg1: float, cfg2: float, style: str) -> comfy.sam
     lambda model, run: dual_cfg(model, run, 5.0, 1.0, "regular"),
     lambda model, run: dual_cfg(model, run, 5.0, 2.0, "nested"),
 ], ids=["PerpNeg", "PerpNeg cfg 1", "DualCFG", "DualCFG cfg2 1", "DualCFG nested"])
-def test_other_guiders_give_what_they_give_with_the_hosts_own_pag(guider):
+def test_other_guiders_give_what_they_give_with_the_hosts_own_pag(guider, composed, request):
     run = Run(latent=models.empty_latent(2))
     model = models.sd15()
     reference = run.advanced(guider(host_pag(model, 0.5), run))
-    assert relative_error(run.advanced(guider(patched(model, 0.5), run)), reference) < 1e-4
+    composed.check(request.node.callspec.id.partition(" ")[0], HOST, run.advanced(guider(patched(model, 0.5), run)),
+                   reference)
     assert relative_error(run.advanced(guider(model, run)), reference) > 1e-3
 
 
@@ -164,8 +166,8 @@ def test_dual_cfg_with_both_scales_1_hands_pag_no_conditioning_and_stays_as_it_i
 
 
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
-def test_the_hosts_own_pag_stacks(order):
+def test_the_hosts_own_pag_stacks(order, composed):
     run = Run()
     model = models.sd15()
     stacked = host_pag(patched(model, 1.0), 2.0) if order == "ours first" else patched(host_pag(model, 2.0), 1.0)
-    assert relative_error(run.ksampler(stacked), run.ksampler(host_pag(model, 3.0))) < 1e-4
+    composed.check(f"the host's own PAG, {order}", HOST, run.ksampler(stacked), run.ksampler(host_pag(model, 3.0)))

@@ -18,6 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from . import models
+from .composed import HOST
 from .runs import WAYS, Run, counted, host_pag, patched, relative_error
 
 LIMIT = 1e-4  # max|a − b| / max|b|, in fp32
@@ -130,13 +131,16 @@ def parity_table(request):
 
 @pytest.mark.parametrize("node", WAYS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_node_equals_the_hosts_own_pag(case, node, parity_table, record_property):
+def test_node_equals_the_hosts_own_pag(case, node, parity_table, record_property, composed):
     reference = host_reference(case)
     model = case.model()
     with memory(model, case.low_memory):
-        error = relative_error(WAYS[node](case.run, model, SCALE), reference)
+        result = WAYS[node](case.run, model, SCALE)
+    error = relative_error(result, reference)
     record_property("relative_max_error", error)
     parity_table.append({"case": case.name, "node": node, "error": error})
+    if case.low_memory:
+        composed.check("low memory, one row in each call", HOST, result, reference)
     assert error <= LIMIT
 
 

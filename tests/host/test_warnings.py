@@ -62,13 +62,14 @@ SQUARE = Run(latent=models.empty_latent(2, 16, 16))
 
 @ways
 @other_nodes
-def test_layers_whose_tokens_another_node_changes_are_left_alone_and_named(sample, other, warned):
+def test_layers_whose_tokens_another_node_changes_are_left_alone_and_named(sample, other, warned, composed):
     sample(SQUARE, other(models.sd15()), SCALE, "d0,m0,u3")
     (message,) = [message for message in warned() if "left the self-attention" in message]
     assert "d0" in message
     assert "u3" in message
     assert "m0" not in message
     assert "Select other layers or remove that patch" in message
+    composed.refuse("HyperTile or token merging in a selected layer", message)
 
 
 @other_nodes

@@ -14,7 +14,7 @@ from harness.workflow import Prompt, inputs_of
 
 FLAWED = 0.25  # share of the prompts, and of the questions
 PACK = "custom_nodes.perturbed-attention-guidance"
-LAYERS = ("auto", "all", "u2-5", "m0", "d0", "u0", "all,!u1", "m0:h0", " U2-4 ,!u3", "mid", "output.3-5")
+LAYERS = ("auto", "all", "u2-5", "m0", "d0", "u0", "all,!u1", "m0:h0", " u2-4 ,!u3", "mid", "output.3-5")
 GARBAGE = ("", ",", "u99", "no such layer", "u3-1", "m0:h99", "!all", "-1", "u0.99", "å" * 50, "u" * 100_000,
            "\0", "d0-999999999999", "__import__('os')", "m0;d0", "{}", "%s%n")
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "lms", "uni_pc", "res_multistep")

@@ -8,7 +8,7 @@ import pytest
 from pag_core.checks import SettingError, check_percent_range, check_range
 from pag_core.guidance import RESCALE_MODES
 from pag_core.perturbation import KINDS, MAX_SEED, Perturbation
-from pag_core.schedule import SCHEDULES, Window
+from pag_core.schedule import ADAPTIVE_SCHEDULES, SCHEDULES, Window
 from pag_core.settings import MAX_SCALE, MAX_SIGMA, PAGOptions, PAGSettings
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, True, False, "0.5", None, [0.5], 0.5j]
@@ -79,6 +79,25 @@ def test_options_refuse_what_is_no_whole_number_by_name(name, value):
         PAGOptions(**{name: value})
 
 
+@pytest.mark.parametrize("value", [None, 1, 0, "false", "", [], 0.0], ids=repr)
+def test_a_switch_is_true_or_false(value):
+    with pytest.raises(SettingError, match=r"^share_prefix must be true or false, got"):
+        PAGOptions(share_prefix=value)
+
+
+@pytest.mark.parametrize("schedule", ADAPTIVE_SCHEDULES)
+def test_an_adaptive_schedule_that_does_not_fall_is_refused_with_the_remedy(schedule):
+    with pytest.raises(SettingError, match=f"^schedule is {schedule}, but adaptive_scale is 0.*Raise adaptive_scale"):
+        PAGOptions(schedule=schedule)
+    assert PAGOptions(schedule=schedule, adaptive_scale=0.001).schedule == schedule
+
+
+@pytest.mark.parametrize("options", [None, {}, "neutral", 3])
+def test_options_of_another_kind_are_refused(options):
+    with pytest.raises(SettingError, match=r"^options must come from a PAG Options node"):
+        PAGSettings(3.0, options=options)
+
+
 def test_no_step_can_be_reused_for_none():
     with pytest.raises(SettingError, match=r"^reuse_every must be a whole number from 1 to"):
         PAGOptions(reuse_every=0)
@@ -101,7 +120,7 @@ def test_unknown_choice_is_refused_with_the_known_ones(name, known, choice):
 @each_choice
 def test_every_choice_is_accepted(name, known):
     for choice in known:
-        assert getattr(PAGOptions(**{name: choice}), name) == choice
+        assert getattr(PAGOptions(**{name: choice, "adaptive_scale": 0.1}), name) == choice
 
 
 @pytest.mark.parametrize(("start", "end"), [(1.0, 1.0), (0.5, 2.0), (0.0, 0.0)])

@@ -1,0 +1,66 @@
+"""What comes in by a socket, looked at before anything runs.
+
+The editor sees to it that a link fits its socket; a client of the API may put anything there, and any node may hand on
+a tensor of nothing, or of what is no number. The host would sample that, and give a black picture without a word.
+"""
+
+from __future__ import annotations
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+
+def check_model(model: object) -> None:
+    """Raise ValueError unless this is a MODEL."""
+    if not isinstance(getattr(model, "model_options", None), dict):
+        raise ValueError(f"model is {_short(model)}, expected the MODEL output of a loader.")
+
+
+def check_conditioning(name: str, conditioning: object) -> None:
+    """Raise ValueError unless this is a CONDITIONING of numbers."""
+    if not conditioning:  # the host would take an empty list for a prediction of zeros
+        raise ValueError(f"The {name} conditioning is missing. Connect a CLIP Text Encode node (its text may be empty) "
+                         f"or, for an ADM model, a PAG ADM Class Label node.")
+    if not isinstance(conditioning, (list, tuple)):
+        raise ValueError(f"{name} is {_short(conditioning)}, expected the CONDITIONING output of a node.")
+    for embedding, *_ in conditioning:
+        if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
+            raise ValueError(f"The {name} conditioning holds values that are no numbers (NaN or infinite), of which no "
+                             f"picture can come. Look at the nodes that make it.")
+
+
+def check_latent(latent: object) -> None:
+    """Raise ValueError unless this is a LATENT with something in it."""
+    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), torch.Tensor):
+        raise ValueError(f"latent_image is {_short(latent)}, expected the LATENT output of a node.")
+
+
+def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None) -> None:
+    """Raise ValueError where a latent [B, C, ...] is empty, no numbers, or has not the channels that `model` denoises.
+
+    Args:
+        noise: as many values as there are to sample.
+        samples: what the sampling starts from; None for nothing.
+    """
+    if noise.is_nested or noise.ndim < 3:  # several latents in one, for example video with sound
+        return
+    if noise.numel() == 0:
+        raise ValueError(f"The latent is empty: its shape is {' × '.join(map(str, noise.shape))}. Give it a size, and "
+                         f"a batch, of at least 1.")
+    expected = model.get_model_object("latent_format").latent_channels
+    if noise.shape[1] != expected:
+        raise ValueError(f"The latent has {noise.shape[1]} channels, but this model works on {expected}. Encode the "
+                         f"image with the VAE that belongs to this model, or start from an empty latent.")
+    if samples is not None and not all_finite(samples):
+        raise ValueError("The latent holds values that are no numbers (NaN or infinite), of which no picture can come. "
+                         "Look at the nodes that make it: a VAE in half precision is a frequent cause.")
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(torch.isfinite(values).all())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
