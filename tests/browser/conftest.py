@@ -20,6 +20,9 @@ from harness.server import Server
 PICTURES = ROOT / "build" / "browser"
 OURS = "extensions/perturbed-attention-guidance"
 SIZE = {"width": 1500, "height": 950}
+RENDERERS = ["canvas", "nodes-2.0"]
+# For what no renderer has a hand in, one is enough.
+one_renderer = pytest.mark.parametrize("page", RENDERERS[-1:], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,7 @@ def browser() -> Iterator:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", params=["canvas", "nodes-2.0"])
+@pytest.fixture(scope="session", params=RENDERERS)
 def page(request, browser, server) -> Iterator:
     """The editor, once in each renderer."""
     page = browser.new_page(viewport=SIZE)

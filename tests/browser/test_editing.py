@@ -5,6 +5,8 @@ import json
 import pytest
 from harness.host import ROOT
 
+from .conftest import one_renderer
+
 FILE = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
 
 
@@ -51,6 +53,7 @@ def test_a_copy_has_a_picture_of_its_own(desk, sampler):
     assert desk.value(sampler, "layers") == "d0,u2-5"
 
 
+@one_renderer
 def test_a_saved_workflow_holds_nothing_of_ours_but_which_view_is_open(desk):
     desk.workflow("adm_class_conditional_cfg_pag")
     saved = desk.page.evaluate("app.graph.serialize()")
@@ -130,6 +133,7 @@ def test_inside_a_subgraph_it_finds_the_model_outside(desk, sampler):
     assert [node["inputs"]["layers"] for node in prompt.values() if node["class_type"] == "PAGKSampler"] == ["m0,u2-5"]
 
 
+@one_renderer
 def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sampler):
     text = desk.on(sampler, """(() => {
         const text = LiteGraph.createNode("PrimitiveString");
@@ -156,6 +160,7 @@ def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sample
     desk.until(lambda: desk.value(host, "layers") == "u0-1")
 
 
+@one_renderer
 def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
     between = desk.on(sampler, """(() => {
         const [loader] = app.graph.nodes.filter(n => n.type === "PAGADMLoader");
@@ -177,6 +182,7 @@ def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
     desk.until(lambda: "No model loader" in model_name(desk, sampler))
 
 
+@one_renderer
 def test_it_follows_the_loader(desk, sampler):
     loader = desk.find("PAGADMLoader")
     desk.put(loader, "ckpt_name", "gone.safetensors")

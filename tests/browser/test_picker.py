@@ -5,6 +5,8 @@ from harness import workflow
 from harness.client import WorkflowError
 from harness.host import ROOT
 
+from .conftest import one_renderer
+
 CLASS_CONDITIONAL = "adm_class_conditional_cfg_pag"
 
 
@@ -39,6 +41,7 @@ def test_what_is_picked_is_what_runs(desk, sampler):
     desk.keep("run")
 
 
+@one_renderer
 def test_shift_click_takes_a_range(desk, sampler):
     desk.cell(sampler, "d1").click()
     desk.cell(sampler, "m0").click(modifiers=["Shift"])
@@ -59,6 +62,7 @@ def test_double_click_opens_the_heads(desk, sampler):
     assert heads.count() == 0
 
 
+@one_renderer
 def test_presets(desk, sampler):
     desk.panel(sampler).locator(".pag-preset[data-layers='all']").click()
     desk.wait_for_text(sampler, "all")
@@ -90,6 +94,7 @@ def test_errors_appear_in_place_in_the_servers_words(desk, sampler):
     desk.until(lambda: message.inner_text() == "")
 
 
+@one_renderer
 def test_nothing_selected_is_an_error_too(desk, sampler):
     desk.type_layers(sampler, "m0")
     desk.wait_for_lit(sampler, {"m0"})

@@ -4,10 +4,10 @@ import pytest
 from harness.editor import BARE, VUE
 from harness.host import ROOT
 
-from .conftest import OURS, SIZE, Desk
+from .conftest import OURS, RENDERERS, SIZE, Desk
 
 
-@pytest.fixture(params=["canvas", "nodes-2.0"])
+@pytest.fixture(scope="module", params=RENDERERS)
 def plain(request, browser, server):
     page = browser.new_page(viewport=SIZE)
     page.renderer = request.param
