@@ -1,6 +1,7 @@
 /** Curves over the run, and handles at the ends of ranges: by mouse, or with the arrow keys. */
 
 import { element, refill, svg } from "./dom.js";
+import { t } from "./texts.js";
 
 const HEIGHT = 104; // pixels
 const EDGE = { left: 20, right: 8, top: 12, bottom: 26 };
@@ -16,7 +17,7 @@ export class Chart {
     this.handles = new Map();
     this.curves = svg("g");
     this.grips = svg("g");
-    this.image = svg("svg", { height: HEIGHT, class: "pag-chart", role: "group", "aria-label": "schedule" },
+    this.image = svg("svg", { height: HEIGHT, class: "pag-chart", role: "group", "aria-label": t("Schedule") },
       this.curves, this.grips);
     this.element = element("div", { class: "pag-chart-box" }, this.image);
     this.width = 260;
@@ -65,7 +66,7 @@ export class Chart {
       line(base), line(this.y(this.top)),
       label(EDGE.left - 4, base + 3, "0", "end"),
       label(EDGE.left - 4, this.y(this.top) + 3, `${Number(this.top.toFixed(1))}`, "end"),
-      label(this.x(0), HEIGHT - 3, "noise", "start"), label(this.x(1), HEIGHT - 3, "picture", "end"),
+      label(this.x(0), HEIGHT - 3, t("noise"), "start"), label(this.x(1), HEIGHT - 3, t("picture"), "end"),
       ...CURVES.map((key) => this.curve(key)),
       ...this.passes("runs_uncond", "cfg", base + 4), ...this.passes("runs_perturbed", "pag", base + 9),
     );
@@ -107,7 +108,8 @@ export class Chart {
   makeHandle(window, input, index) {
     const slider = svg("g", {
       class: `pag-handle pag-${window.key}`, tabindex: 0, role: "slider", "data-input": input,
-      "aria-label": `${window.title} ${index ? "ends" : "starts"}`, "aria-valuemin": 0, "aria-valuemax": 1,
+      "aria-label": index ? t("{curve} ends", { curve: window.title }) : t("{curve} starts", { curve: window.title }),
+      "aria-valuemin": 0, "aria-valuemax": 1,
     }, svg("title", {}, input), svg("line", { y1: EDGE.top - 2, y2: HEIGHT - EDGE.bottom }),
       svg("rect", { class: "pag-reach", x: -7, width: 14, y: 0, height: HEIGHT - EDGE.bottom }),
       svg("path", { class: "pag-grip", d: index ? "M1,1 H-8 V11 H1 Z" : "M-1,1 H8 V11 H-1 Z" }));
@@ -155,7 +157,7 @@ export class Chart {
         const handle = this.handles.get(input);
         handle.setAttribute("transform", `translate(${this.x(value)})`);
         handle.setAttribute("aria-valuenow", value);
-        handle.setAttribute("aria-valuetext", `${Math.round(value * 100)} % of the run`);
+        handle.setAttribute("aria-valuetext", t("{percent} % of the run", { percent: Math.round(value * 100) }));
       }
     }
   }

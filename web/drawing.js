@@ -1,19 +1,20 @@
 /** The drawing of a model: a U for U-Nets, columns of cells for transformers. */
 
 import { element } from "./dom.js";
+import { t } from "./texts.js";
 
 /** The drawing as an element; its buttons come from `cells` in the order in which the model runs the layers. */
 export function drawModel(model, cells) {
   const columns = model.columns.map(({ title, layers }) => column(title, layers, cells, model.kind === "u-net"));
   return element("div", {
     class: model.kind === "u-net" ? "pag-u" : "pag-columns", role: "group",
-    "aria-label": `self-attention layers of ${model.name}`,
+    "aria-label": t("self-attention layers of {model}", { model: model.name }),
   }, ...columns);
 }
 
 function column(title, layers, cells, inRows) {
   return element("div", { class: "pag-column", "data-title": title },
-    element("div", { class: "pag-label" }, title),
+    element("div", { class: "pag-label" }, t(title)),
     inRows
       ? element("div", { class: "pag-rows" }, ...rows(layers).map((row) => rowOf(row, cells)))
       : element("div", { class: "pag-cells" }, ...layers.map((layer) => cell(layer, cells, last(layer.name)))));
@@ -38,9 +39,11 @@ function rowOf([block, layers], cells) {
 const last = (name) => name.split(".").at(-1);
 
 function cell(layer, cells, text) {
-  const also = layer.aliases?.length ? `\nalso ${layer.aliases.join(", ")}` : "";
-  return cells.add(layer.name, text, {
-    title: `${layer.name}: ${layer.heads} heads${also}\nalone, the extra pass runs ` +
-      `${Math.round(100 * layer.share)} % of the network\ndouble click: single heads`,
-  });
+  const facts = [
+    t("{layer}: {heads} heads", { layer: layer.name, heads: layer.heads }),
+    layer.aliases?.length ? t("also {names}", { names: layer.aliases.join(", ") }) : null,
+    t("alone, the extra pass runs {percent} % of the network", { percent: Math.round(100 * layer.share) }),
+    t("double click: single heads"),
+  ];
+  return cells.add(layer.name, text, { title: facts.filter(Boolean).join("\n") });
 }

@@ -6,21 +6,24 @@ import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
 import { Plot } from "./plot.js";
 import { forgetModels } from "./server.js";
+import { loadTexts } from "./texts.js";
 
-const CATEGORY = "model_patches/pag";
+const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`; // the folder of this pack
 const LOOK_AGAIN = 150; // milliseconds
 const panels = new Set();
 
-/** Which views fit: our nodes are known by their category, what they have by their inputs. */
+/** Which views fit: our nodes are known by their pack (the editor translates categories), what they have by inputs. */
 function views(node) {
   const has = (name) => node.widgets?.some((widget) => widget.name === name);
-  if (node.constructor.nodeData?.category !== CATEGORY) return [];
+  if (node.constructor.nodeData?.python_module !== MODULE) return [];
   const scheduled = ["scale", "pag_scale", "start_percent"].some(has);
   return [has("layers") && Picker, scheduled && Plot].filter(Boolean);
 }
 
 app.registerExtension({
   name: "pag.editor",
+
+  init: loadTexts, // before the first node is made
 
   setup() {
     loadStyle("pag.css");

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { element, refill } from "./dom.js";
 import { consumer, loader } from "./graph.js";
 import { describeModel } from "./server.js";
+import { t } from "./texts.js";
 
 const OPEN = "pag_panel"; // node properties, saved with the workflow
 const FAMILY = "pag_family";
@@ -123,7 +124,7 @@ export class Panel {
     if (key === this.source) return;
     this.source = key;
     let answer = found ? await describeModel({ loader: found }) : {};
-    const problem = answer.error ?? (answer.id ? "" : "No model loader is connected.");
+    const problem = answer.error ?? (answer.id ? "" : t("No model loader is connected."));
     if (!answer.id && this.family) answer = await describeModel({ family: this.family });
     if (key !== this.source) return; // the graph has changed meanwhile
     this.model = answer.id ? answer : null;

@@ -5,12 +5,11 @@ import { drawModel } from "./drawing.js";
 import { element, refill } from "./dom.js";
 import { field, undoable, write } from "./graph.js";
 import { ask, newestOnly } from "./server.js";
-
-const percent = (share) => `${Math.round(100 * share)} %`;
+import { t } from "./texts.js";
 
 export class Picker {
   name = "layers";
-  title = "Layers";
+  title = t("Layers");
 
   constructor(panel) {
     this.panel = panel;
@@ -29,7 +28,7 @@ export class Picker {
     this.summary = element("span", { class: "pag-summary" });
     this.head = element("div", { class: "pag-row pag-head" });
     this.share = element("span", { class: "pag-share" });
-    this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": "Presets" });
+    this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": t("Presets") });
     this.drawing = element("div", { class: "pag-drawing" });
     this.strip = element("div", { class: "pag-heads" });
     this.message = element("div", { class: "pag-message", role: "status" });
@@ -66,7 +65,7 @@ export class Picker {
   // From the text to the picture.
 
   async read(layers) {
-    this.say(typeof layers === "string" ? "" : "layers comes from another node; the picture cannot follow it.");
+    this.say(typeof layers === "string" ? "" : t("layers comes from another node; the picture cannot follow it."));
     if (!this.model || typeof layers !== "string") return this.show({});
     const answer = await this.select("select", { model: this.model.id, layers });
     if (answer) this.take(answer);
@@ -125,7 +124,9 @@ export class Picker {
 
   drawHead() {
     const { panel, model, problem } = this;
-    const about = model && `${model.name}; auto is ${model.auto} (${model.source})`;
+    const about = model && t("{model}; auto is {layers} ({source})", {
+      model: model.name, layers: model.auto, source: model.source,
+    });
     refill(this.head, ...(model && !problem
       ? [element("span", { class: "pag-name", title: about }, model.name)]
       : [element("span", { class: "pag-problem" }, problem), familyChooser(panel)]), this.share);
@@ -135,7 +136,7 @@ export class Picker {
         this.enter(layers);
         this.read(layers);
       },
-    }, title)));
+    }, t(title))));
   }
 
   drawModel() {
@@ -152,7 +153,9 @@ export class Picker {
       const part = heads && heads < layer.heads;
       button.setAttribute("aria-pressed", part ? "mixed" : heads > 0);
       button.style.setProperty("--part", heads / layer.heads);
-      button.setAttribute("aria-label", `${layer.name}, ${part ? `${heads} of ` : ""}${layer.heads} heads`);
+      button.setAttribute("aria-label", t(part ? "{layer}: {part} of {heads} heads" : "{layer}: {heads} heads", {
+        layer: layer.name, heads: layer.heads, part: heads,
+      }));
     }
     for (const preset of this.presets.children) {
       preset.setAttribute("aria-pressed", preset.dataset.layers === this.text);
@@ -160,9 +163,11 @@ export class Picker {
     const count = Object.keys(selected).length;
     this.summary.textContent = this.model ? `${count}/${this.layers.length}` : "";
     if (!count) this.share.textContent = "";
-    else if (share !== undefined) this.share.textContent = `extra pass ${percent(share)}`;
-    this.share.title = "The share of the network that PAG's extra pass runs; what comes before the first selected " +
-      "layer is shared with the normal pass.";
+    else if (share !== undefined) {
+      this.share.textContent = t("extra pass {percent} %", { percent: Math.round(100 * share) });
+    }
+    this.share.title = t("The share of the network that PAG's extra pass runs; what comes before the first " +
+      "selected layer is shared with the normal pass.");
     if (!this.layers.some(({ name }) => name === this.opened)) this.opened = null;
     this.drawHeads();
   }
@@ -188,12 +193,13 @@ export class Picker {
       this.heads.buttons.clear();
       this.heads.anchor = null;
       const cells = layer ? Array.from({ length: layer.heads }, (_, head) => this.heads.add(head, `${head}`, {
-        "aria-label": `head ${head} of ${layer.name}`,
+        "aria-label": t("head {head} of {layer}", { head, layer: layer.name }),
       })) : [];
+      const title = layer && t("{layer} heads", { layer: layer.name });
       refill(this.strip, ...(layer ? [
-        element("span", { class: "pag-label" }, `${layer.name} heads`),
-        element("div", { class: "pag-cells", role: "group", "aria-label": `heads of ${layer.name}` }, ...cells),
-        element("button", { type: "button", class: "pag-close", "aria-label": "close the heads", title: "Escape",
+        element("span", { class: "pag-label" }, title),
+        element("div", { class: "pag-cells", role: "group", "aria-label": title }, ...cells),
+        element("button", { type: "button", class: "pag-close", "aria-label": t("close the heads"), title: "Escape",
           onclick: () => this.closeHeads() }, "×"),
       ] : []));
     }
@@ -208,8 +214,8 @@ export class Picker {
 
 /** For a model that nobody knows: a list of families to choose from. */
 function familyChooser(panel) {
-  const list = element("select", { "aria-label": "model family", onchange: () => { panel.family = list.value; } },
-    element("option", { value: "" }, "choose a family"));
+  const list = element("select", { "aria-label": t("model family"), onchange: () => { panel.family = list.value; } },
+    element("option", { value: "" }, t("choose a family")));
   ask("families").then(({ families = [] }) => {
     list.append(...families.map((name) => element("option", { value: name }, name)));
     list.value = panel.family;

@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { element, refill } from "./dom.js";
 import { consumer, feeding, field, undoable, values, write } from "./graph.js";
 import { newestOnly } from "./server.js";
+import { t } from "./texts.js";
 
 const FIELDS = ["layers", "steps", "scheduler", "denoise", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
@@ -15,7 +16,7 @@ const WINDOWS = [ // curve, title, the inputs at its ends
 
 export class Plot {
   name = "schedule";
-  title = "Schedule";
+  title = t("Schedule");
 
   constructor(panel) {
     this.panel = panel;
@@ -54,11 +55,11 @@ export class Plot {
     if (!answer) return;
     this.message.textContent = answer.error ?? "";
     this.summary.textContent = answer.cost ? `${answer.cost.toFixed(2)}×` : "";
-    this.summary.title = answer.note ?? "";
+    this.summary.title = answer.note ? t(answer.note) : "";
     refill(
       this.legend,
       ...WINDOWS.map(([key, title]) => this.entry(key, title, answer.points ?? [])),
-      element("span", { class: "pag-share", title: answer.note },
+      element("span", { class: "pag-share", title: this.summary.title },
         answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
     this.chart.setPoints(answer.points ?? []);
   }

@@ -1,6 +1,7 @@
 /** Questions to this pack's routes. The layer grammar and every formula live on the server alone. */
 
 import { api } from "../../scripts/api.js";
+import { t } from "./texts.js";
 
 /** The JSON answer of POST /pag/<path> (GET without a body); {error} when there is none. */
 export async function ask(path, body) {
@@ -9,9 +10,10 @@ export async function ask(path, body) {
   try {
     const response = await api.fetchApi(`/pag/${path}`, options);
     const answer = await response.json().catch(() => ({}));
-    return response.ok || answer.error ? answer : { error: `The server could not answer (HTTP ${response.status}).` };
+    if (response.ok || answer.error) return answer;
+    return { error: t("The server could not answer (HTTP {status}).", { status: response.status }) };
   } catch {
-    return { error: "The server cannot be reached." };
+    return { error: t("The server cannot be reached.") };
   }
 }
 

@@ -97,3 +97,24 @@ def test_help_pages_name_every_node_as_the_editor_does(client, language, transla
     for node in translations:
         page = client.get(f"/extensions/{PACK_NAME}/docs/{node}/{language}.md").decode("utf-8")
         assert {name.strip() for name in re.findall(quoted, page)} <= names, node
+
+
+def test_texts_of_the_picker_and_the_plot(client, language):
+    translated = json.loads(client.get("/i18n"))[language]["pag"]
+    written = {text for path in (ROOT / "web").glob("*.js") for text in texts_in(path.read_text(encoding="utf-8"))}
+    models = [json.loads(client.post("/pag/model", source)) for source in (
+        {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}},
+        *({"family": family} for family in json.loads(client.get("/pag/families"))["families"]))]
+    answered = {part["title"] for model in models for part in [*model["columns"], *model["presets"]]}
+    answered |= {json.loads(client.post("/pag/plot", question))["note"] for question in ({}, {"cfg": 5})}
+    sentences = {text for text in answered if " " in text}  # the others may be words of the layer grammar
+    assert written | sentences <= set(translated) <= written | answered
+    for english, text in translated.items():
+        assert re.search(SCRIPT[language], text), text
+        assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", english)), text
+
+
+def texts_in(script: str) -> list[str]:
+    """The texts of t("...") calls, of which one may join two lines or choose between two."""
+    calls = re.findall(r'\bt\(([^()"]*(?:"[^"]*"[^()"]*)+)', script)
+    return [text for call in calls for text in re.findall('"([^"]*)"', re.sub(r'"\s*\+\s*"', "", call))]
