@@ -41,7 +41,7 @@ export class Picker {
   update() {
     const { model, problem } = this.panel;
     if (model !== this.model || problem !== this.problem) {
-      [this.model, this.problem, this.text] = [model, problem, undefined];
+      [this.model, this.problem, this.text] = [model, problem, null]; // read the text anew
       this.opened = null;
       this.drawHead();
       this.drawModel();
@@ -97,6 +97,7 @@ export class Picker {
   }
 
   async choose(selected) {
+    if (!field(this.panel.node, "layers")) return; // computed elsewhere
     const before = this.selected;
     this.beforeClick = before;
     this.show(selected);
@@ -111,13 +112,14 @@ export class Picker {
     this.take(answer);
   }
 
-  /** Puts a text into the input, as one step of undo. */
+  /** Puts a text into the input, as one step of undo; false where another node computes it. */
   enter(text) {
     const { node } = this.panel;
     const widget = field(node, "layers");
-    if (!widget) return;
+    if (!widget) return false;
     this.text = text;
     undoable(() => write(widget, node, text));
+    return true;
   }
 
   // What is shown.
@@ -132,10 +134,7 @@ export class Picker {
       : [element("span", { class: "pag-problem" }, problem), familyChooser(panel)]), this.share);
     refill(this.presets, ...(model?.presets ?? []).map(({ title, layers }) => element("button", {
       type: "button", class: "pag-preset", title: layers === title ? null : layers, "data-layers": layers,
-      onclick: () => {
-        this.enter(layers);
-        this.read(layers);
-      },
+      onclick: () => this.enter(layers) && this.read(layers),
     }, t(title))));
   }
 

@@ -161,6 +161,20 @@ def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sample
 
 
 @one_renderer
+def test_a_computed_value_cannot_be_followed_and_it_says_so(desk, sampler):
+    desk.on(sampler, """{
+        const computed = LiteGraph.createNode("StringConcatenate");
+        app.graph.add(computed);
+        computed.connect(0, node, node.inputs.findIndex(slot => slot.name === "layers"));
+    }""")
+    desk.wait_for_lit(sampler, set())
+    assert "another node" in desk.panel(sampler).locator(".pag-view .pag-message").inner_text()
+    desk.cell(sampler, "d0").click()
+    desk.settle()
+    assert desk.lit(sampler) == {}
+
+
+@one_renderer
 def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
     between = desk.on(sampler, """(() => {
         const [loader] = app.graph.nodes.filter(n => n.type === "PAGADMLoader");
