@@ -118,11 +118,15 @@ class SharedPrefix:
             self.decline(reason)
             return executor(x, timesteps, context, y, control, options, **kwargs)
 
-        late = _LateRows(self.first, options, context, plan)
+        late, rows = _LateRows(self.first, options, context, plan), len(x)
         options["uuids"] = [uuids[i] for i in plan.plain]
         options["cond_or_uncond"] = [conds[i] for i in plan.plain]
         options["patches"] = late.install(options.get("patches", {}))
         x, timesteps, context, y = (None if t is None else plan.leave_out(t) for t in (x, timesteps, context, y))
+        if control is not None:
+            # The host adds these to the encoder's skips before our patch sees them, hence to the plain rows alone.
+            control = {**control, "output": [plan.leave_out(hint) if hint is not None and len(hint) == rows else hint
+                                             for hint in control.get("output", ())]}
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
     def _obstacle(self, plan: RowPlan | None, control: dict | None, options: dict, kwargs: dict) -> str | None:
@@ -142,7 +146,8 @@ class SharedPrefix:
         if control is not None:
             if any(hint is not None for hint in control.get("input", ())):
                 return "a T2I adapter acts on the encoder"
-            if self.first[0] == "output":
+            # In the middle block itself its residual comes after the layer, and all others go to the skips.
+            if self.first[0] != "middle":
                 return "a ControlNet acts on the blocks before the perturbed layer"
         if any(torch.is_tensor(value) for value in kwargs.values()):
             return "the model takes inputs that only it knows"
