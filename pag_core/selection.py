@@ -53,8 +53,9 @@ _ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, repla
     (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
     (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),
 ))
-_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d+)(?:-(\d+))?", re.ASCII)
-_HEADS = re.compile(r"h?(\d+)(?:-(\d+))?", re.ASCII)
+# A number is of 100 digits at most, for of a few thousand Python makes no integer.
+_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d{1,100})(?:-(\d{1,100}))?", re.ASCII)
+_HEADS = re.compile(r"h?(\d{1,100})(?:-(\d{1,100}))?", re.ASCII)
 _MAX_LENGTH = 8000  # characters; the longest that `text_of` writes stay below, and an error message has to quote it
 
 

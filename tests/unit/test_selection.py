@@ -209,6 +209,12 @@ def test_anything_but_text_is_refused(value):
         select(value, SD, "m0")
 
 
+@pytest.mark.parametrize("text", ["0" * 4301, "d" + "1" * 5000, "d0-" + "9" * 4400, "m0:h" + "0" * 4301])
+def test_a_number_too_long_for_an_integer_is_refused(text):
+    with pytest.raises(SelectionError, match="cannot read"):
+        select(text, SD, "m0")
+
+
 def test_selection_error_is_a_value_error():
     assert issubclass(SelectionError, ValueError)
 
