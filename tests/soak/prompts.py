@@ -74,6 +74,8 @@ class PromptMaker:
             prompt["list"] = {"class_type": "PAGLayers", "inputs": {"model": [loader, 0], "layers": "auto"}}
         for node in prompt.values():
             self.draw_settings(node)
+            if node["inputs"].get("schedule", "").startswith("adaptive"):  # which need more than the neutral 0
+                node["inputs"]["adaptive_scale"] = OURS["adaptive_scale"](self.rng)
         return Attempt(prompt, self.spoil(prompt) if self.rng.random() < FLAWED else None)
 
     def put_between(self, prompt: Prompt, name: str) -> None:
@@ -89,6 +91,7 @@ class PromptMaker:
 
     def add_options(self, prompt: Prompt) -> None:
         takers = [node for node in prompt.values() if node["class_type"] in self.ours
+                  and "options" not in node["inputs"]
                   and any(name == "options" for name, *_ in inputs_of(self.info[node["class_type"]]))]
         if takers:
             prompt["options"] = {"class_type": "PAGOptions", "inputs": self.defaults("PAGOptions")}
