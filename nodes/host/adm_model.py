@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -87,6 +88,7 @@ def load_adm(
 
 def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        _check_unpacked_size(path)
         weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:
         raise ValueError(
@@ -95,7 +97,20 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(weights).__name__} of others")
+    claimed, size = sum(w.numel() * w.element_size() for w in weights.values()), Path(path).stat().st_size
+    if claimed > size:  # a .pt file can stretch one number into a tensor of any size, and the network would be as large
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}: it is no model")
     return weights, metadata or {}
+
+
+def _check_unpacked_size(path: str) -> None:
+    """Raise ValueError for a .pt file, which is a zip archive, that would unpack to more than it is."""
+    if path.lower().endswith((".safetensors", ".sft")) or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > Path(path).stat().st_size:
+        raise ValueError(f"it would unpack to {unpacked} bytes, and torch writes weights uncompressed")
 
 
 def _clip_denoised(executor, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:

@@ -1,12 +1,15 @@
 """ADM models in the host: loading, sampling, labels, other nodes' patches, and what is refused."""
 
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import comfy.model_management
 import comfy.samplers
 import folder_paths
 import numpy as np
+import psutil
 import pytest
 import torch
 from comfy_extras.nodes_freelunch import FreeU_V2
@@ -147,6 +150,61 @@ def test_a_pt_file_cannot_run_code(tmp_path):
     with pytest.raises(ValueError, match="nothing but weights"):
         load_adm(str(tmp_path / "payload.pt"))
     assert not Payload.ran
+
+
+def renamed_pt(path: Path, weights: dict) -> Path:
+    torch.save(weights, path / "was.pt")
+    return (path / "was.pt").rename(path / "a_pt.safetensors")
+
+
+def renamed_safetensors(path: Path, weights: dict) -> Path:
+    save_file(weights, path / "was.safetensors")
+    return (path / "was.safetensors").rename(path / "a_safetensors.pt")
+
+
+def lying_header(path: Path, _) -> Path:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    (path / "lying.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return path / "lying.safetensors"
+
+
+def endless_header(path: Path, _) -> Path:
+    (path / "endless.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    return path / "endless.safetensors"
+
+
+def stretched(path: Path, weights: dict) -> Path:
+    """One number for a network of terabytes."""
+    torch.save({name: torch.zeros(()).expand(*(2**20 if side > 3 else side for side in w.shape))
+                for name, w in weights.items()}, path / "stretched.pt")
+    return path / "stretched.pt"
+
+
+def bomb(path: Path, weights: dict) -> Path:
+    torch.save({"a": torch.zeros(20_000_000)}, path / "plain.pt")
+    with zipfile.ZipFile(path / "plain.pt") as plain, \
+            zipfile.ZipFile(path / "bomb.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    return path / "bomb.pt"
+
+
+def old_format_claiming_terabytes(path: Path, _) -> Path:
+    torch.save({"a": torch.zeros(200)}, path / "old.pt", _use_new_zipfile_serialization=False)
+    content = (path / "old.pt").read_bytes()
+    assert content.count(b"K\xc8") == 2  # the storage's size, and the tensor's
+    (path / "old.pt").write_bytes(content.replace(b"K\xc8", b"\x8a\x06" + (2**44).to_bytes(6, "little")))
+    return path / "old.pt"
+
+
+@pytest.mark.parametrize("make", [renamed_pt, renamed_safetensors, lying_header, endless_header, stretched, bomb,
+                                  old_format_claiming_terabytes], ids=lambda make: make.__name__)
+def test_a_file_that_is_not_what_it_claims_is_refused_without_much_memory(make, weights, tmp_path):
+    path = make(tmp_path, weights)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_adm(str(path))
+    assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
 def test_what_is_no_adm_is_refused_by_path(tmp_path):
