@@ -1,7 +1,9 @@
 """Bad input, interruption, progress and previews, as a client of the API meets them."""
 
 import io
+import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -108,3 +110,25 @@ def test_a_grid_with_too_many_cells_is_refused_before_sampling(client):
     with pytest.raises(WorkflowError, match="at most 64"):
         client.run(grid(scales=",".join(map(str, range(60)))), progress=lambda *step: steps.append(step))
     assert not steps
+
+
+def queued_pictures(client, prompts: list[dict]) -> list[list[bytes]]:
+    """The pictures of each, all of them queued before the first is waited for."""
+    keys = [client.submit(prompt) for prompt in prompts]
+    deadline = time.monotonic() + 120.0
+    while True:
+        histories = [json.loads(client.get(f"/history/{key}")).get(key) for key in keys]
+        if all(histories):
+            return [[client.image(entry) for entry in history["outputs"]["7"]["images"]] for history in histories]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_prompts_queued_at_once_do_not_mix(client):
+    """Each gives what it gives in another order, with the model forgotten in between; so does the same seed again."""
+    prompts = [adm(seed=11, pag_scale=scale, layers=layers, cfg=cfg, label=3)
+               for scale, layers, cfg in ((0.0, "auto", 1.0), (4.0, "m0", 1.0), (4.0, "u2-5", 3.0), (2.0, "all", 1.0))]
+    together = queued_pictures(client, prompts)
+    assert len({tuple(images) for images in together}) == len(prompts)
+    client.post("/free", {"unload_models": True, "free_memory": True})
+    assert [queued_pictures(client, [prompt])[0] for prompt in reversed(prompts)] == together[::-1]
