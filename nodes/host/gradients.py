@@ -70,10 +70,11 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor
 @contextmanager
 def loaded_for_gradients(patcher: ModelPatcher) -> Iterator[nn.Module]:
     """The patcher's model. Where the host pages weights in and out behind autograd's back, an ordinary copy of it."""
-    if not getattr(patcher, "is_dynamic", lambda: False)():
+    copy_of = getattr(patcher, "get_non_dynamic_delegate", None)  # patchers that leave the weights alone have none
+    if copy_of is None:
         yield patcher.model
         return
-    delegate = patcher.get_non_dynamic_delegate()
+    delegate = copy_of()
     comfy.model_management.load_models_gpu([patcher, delegate])
     delegate.pre_run()
     try:
