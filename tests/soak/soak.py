@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -201,6 +202,9 @@ def main(arguments: list[str]) -> None:
     if options.json and options.json.exists():
         raise HarnessError(f"{options.json} exists and is not overwritten. Name another file.")
 
+    # With these, which make a CPU quick, memory once fetched is never given back, and its high-water mark says nothing.
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
+        os.environ.pop(name, None)
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=CACHE) as base:
         print("Starting ComfyUI ...", flush=True)
