@@ -163,12 +163,12 @@ def write(args: argparse.Namespace, report: dict, store: Store) -> None:
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
     (folder / "evaluation.csv").write_text(as_csv(report), encoding="utf-8")
     (folder / "evaluation.md").write_text(markdown(report), encoding="utf-8")
-    for table in report["tables"]:
-        plot(table, folder / f"{table['key']}.png")
-        grid(table, store, folder / f"{table['key']}-samples.jpg")
     if args.json:
         with args.json.open("x", encoding="utf-8") as file:
             file.write(text)
+    for table in report["tables"]:
+        plot(table, folder / f"{table['key']}.png")
+        grid(table, store, folder / f"{table['key']}-samples.jpg")
     print(f"\n{markdown(report)}\nWritten to {folder}")
 
 

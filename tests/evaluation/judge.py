@@ -52,7 +52,7 @@ class Judge:
         labels = self.train[1][order] if any(row.config.conditional for row in table.rows) else None
         real = measure(look(self.classifier, self.train[0][order], with_maps=True), self.real, labels)
         return {
-            "key": table.key, "title": table.title, "source": table.source, "samples": len(ids),
+            "key": table.key, "title": table.title, "source": table.source, "samples": len(ids), "first": ids.start,
             "as_line": table.as_line, "real": _plain(real), "rows": rows,
             "checks": [self._check(check, by_name, values, ids) for check in table.checks],
         }

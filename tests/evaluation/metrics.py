@@ -21,7 +21,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from .classifier import Seen
 from .config import CLASSES
 
-RESAMPLES = 200  # of the bootstrap
+RESAMPLES = 100  # of the bootstrap
 Z = 1.96  # standard deviations to either side: 95 %
 NEIGHBOURS = 3  # Kynkäänniemi et al. 2019
 PAIRS = 2000  # for the diversity

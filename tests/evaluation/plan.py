@@ -12,7 +12,7 @@ SINGLE_LAYERS = (*(f"d{i}" for i in range(4)), "m0", *(f"u{i}" for i in range(6)
 COMBINATIONS = ("m0,u0", "d2-3,m0,u0-2", "u0-2", "u2-3", "u2-5", "all")
 LAYER_SCALE = 2.0  # at which layers are compared, as the paper compares them at one scale
 SCALES = (0.5, 1.0, 2.0, 3.0)
-CFG_SCALES = (1.5, 2.0, 3.0)
+CFG_SCALES = (1.5, 2.0, 3.0, 4.0)
 SAG_SCALES = (0.25, 0.5, 1.0)
 SAG_SIGMA = 2.0  # the host node's default; its kernel spans 9 pixels
 
@@ -29,12 +29,12 @@ class Found:
         sag: SAG's.
     """
 
-    layers: str = "u2-5"
-    scale: float = 1.0
-    conditional_scale: float = 1.0
-    cfg: float = 2.0
-    both: tuple[float, float] = (1.5, 0.5)
-    sag: float = 0.5
+    layers: str = "u5"
+    scale: float = 2.0
+    conditional_scale: float = 3.0
+    cfg: float = 3.0
+    both: tuple[float, float] = (2.0, 2.0)
+    sag: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def other_scale_search(layers: str) -> Choices:
     return {
         "sag": [(s, Config(sag=s, sag_sigma=SAG_SIGMA)) for s in SAG_SCALES],
         "cfg": [(cfg, Config(True, cfg=cfg)) for cfg in CFG_SCALES],
-        "conditional_scale": [(s, pag(s, layers, True)) for s in SCALES[:3]],
-        "both": [((cfg, s), pag(s, layers, True).but(cfg=cfg)) for cfg in CFG_SCALES[:2] for s in SCALES[:2]],
+        "conditional_scale": [(s, pag(s, layers, True)) for s in SCALES],
+        "both": [((cfg, s), pag(s, layers, True).but(cfg=cfg)) for cfg in CFG_SCALES[:2] for s in SCALES[:3]],
     }
 
 
-def tables(found: Found, share: float = 0.65) -> list[Table]:
+def tables(found: Found, share: float = 0.5) -> list[Table]:
     """All but the search's own; `share` is what a perturbed pass of `found.layers` costs, of a whole one."""
     plain, plain_label = Config(), Config(True)
     guided = pag(found.scale, found.layers)

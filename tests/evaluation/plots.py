@@ -55,7 +55,8 @@ def grid(table: dict, store: Store, path: Path) -> None:
     rows = []
     for row in table["rows"]:
         config = Config(**{**row["config"], "options": tuple(map(tuple, row["config"]["options"]))})
-        pictures = store.load(config, range(min(SHOWN, table["samples"])))
+        ids = range(table["first"], table["first"] + min(SHOWN, table["samples"]))
+        pictures = store.load(config, ids)
         images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
         rows.append(Row(row["name"], f"FD {row['metrics']['fd']['value']:.1f}", images))
     subtitle = f"The first {len(images)} samples, not chosen. Each column starts from the same noise."
