@@ -238,7 +238,7 @@ def eta_input(default: float, recommendation: str) -> io.Float.Input:
 def checkpointing_input() -> io.Boolean.Input:
     return io.Boolean.Input("checkpointing", default=False, optional=True, advanced=True,
                             tooltip="Saves memory: keeps only what enters each block of the model and computes the "
-                                    "rest again for the gradient, which then takes about a third longer. Same result. "
+                                    "rest again for the gradient, which then takes longer. Same result. "
                                     "Off is neutral; turn it on where memory runs out.")
 
 
