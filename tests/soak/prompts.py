@@ -42,6 +42,8 @@ OURS = {
     "start_sigma": lambda rng: rng.choice([10000.0, rng.uniform(20.0, 50.0)]),
     "end_sigma": lambda rng: rng.choice([0.0, rng.uniform(0.0, 0.1)]),
     "adaptive_scale": lambda rng: rng.uniform(0.001, 0.5),
+    "factor": lambda rng: rng.choice([2, 4]),  # which divides every size that is drawn
+    "kernel_size": lambda rng: rng.choice([3, 5, 9]),
     "shown_steps": lambda rng: rng.randint(1, 8),
     "cell_size": lambda rng: rng.randint(64, 160),
 }
@@ -64,8 +66,10 @@ class PromptMaker:
 
     def make(self) -> Attempt:
         prompt = copy.deepcopy(self.rng.choice(self.examples))
+        restores = any("DPS" in node["class_type"] for node in prompt.values())
         for name in BETWEEN:
-            if self.rng.random() < 0.15:
+            # FreeU writes into tensors that a gradient needs, which the DPS sampler refuses with that reason.
+            if self.rng.random() < 0.15 and not (restores and name == "FreeU_V2"):
                 self.put_between(prompt, name)
         if self.rng.random() < 0.5:
             self.add_options(prompt)
