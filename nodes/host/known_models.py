@@ -42,7 +42,7 @@ class KnownModel:
     @functools.cached_property
     def percent_to_sigma(self) -> PercentToSigma:
         """Its map from the progress of a run to noise levels; one plot after another asks for the same points."""
-        return functools.lru_cache(maxsize=1 << 16)(
+        return functools.lru_cache(maxsize=1 << 12)(
             lambda percent: float(self.model_sampling.percent_to_sigma(percent)))
 
     def sigmas(self, steps: int, scheduler: str, denoise: float = 1.0) -> list[float]:
