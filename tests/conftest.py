@@ -1,5 +1,6 @@
 """For every test: the repository's root on hand, and never imported as a test package."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,3 +21,12 @@ class RootIsNoTestPackage:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsNoTestPackage())
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The ComfyUI whose server a test starts; without one the test is skipped, and says how to get it."""
+    named = os.environ.get("COMFYUI_PATH")
+    if not named:
+        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox (-s tests, -s package)")
+    return Path(named)

@@ -26,12 +26,9 @@ one_renderer = pytest.mark.parametrize("page", RENDERERS[-1:], indirect=True)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    named = os.environ.get("COMFYUI_PATH")
-    if not named:
-        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox -s tests")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
-    with Server(Path(named), base, log=base / "server.log") as server:
+    with Server(comfyui, base, log=base / "server.log") as server:
         yield server
 
 

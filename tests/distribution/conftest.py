@@ -16,14 +16,6 @@ TOOLS = Path(sys.executable).parent  # comfy-cli and ComfyUI-Manager are in the 
 
 
 @pytest.fixture(scope="session")
-def comfyui() -> Path:
-    named = os.environ.get("COMFYUI_PATH")
-    if not named:
-        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox -s package")
-    return Path(named)
-
-
-@pytest.fixture(scope="session")
 def tool() -> Callable[..., str]:
     """(name, arguments, cwd, variables) -> what the tool printed; AssertionError when it fails."""
     def call(name: str, *arguments: str, cwd: Path, **variables: str) -> str:

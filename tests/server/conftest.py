@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness.client import Client
 from harness.server import PACK_NAME, Server
-
-
-@pytest.fixture(scope="session")
-def comfyui() -> Path:
-    named = os.environ.get("COMFYUI_PATH")
-    if not named:
-        pytest.skip("needs a ComfyUI: set COMFYUI_PATH, or use nox -s tests")
-    return Path(named)
 
 
 @pytest.fixture(scope="session")
