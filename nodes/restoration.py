@@ -22,6 +22,7 @@ from ..pag_core.inverse import (
 from ..pag_core.perturbation import MAX_SEED
 from . import inputs
 from .host.posterior import DPS, PSLD, posterior_sampler
+from .host.sockets import check_operator, check_pixels
 
 TASKS = ("box_inpainting", "mask_inpainting", "super_resolution", "gaussian_blur", "motion_blur")
 OperatorSocket = io.Custom("PAG_OPERATOR")
@@ -87,8 +88,12 @@ class PAGMeasurement(io.ComfyNode):
                 box_height: float = 0.5, mask=None, factor: int = 4, downscale: str = "bicubic",
                 blur_sigma: float = 3.0, kernel=None, kernel_size: int = 61, intensity: float = 0.5,
                 kernel_seed: int = 0) -> io.NodeOutput:
-        for name, given, owner in (("mask", mask, "mask_inpainting"), ("kernel", kernel, "motion_blur")):
-            if given is not None and task != owner:
+        for kind, name, given, owner in (("MASK", "mask", mask, "mask_inpainting"),
+                                         ("IMAGE", "kernel", kernel, "motion_blur")):
+            if given is None:
+                continue
+            check_pixels(kind, name, given)
+            if task != owner:
                 raise ValueError(f"A {name} is connected, but it has no part in {task}. Set the task to {owner}, or "
                                  f"disconnect it.")
         if task == "mask_inpainting" and mask is None:
@@ -135,7 +140,8 @@ class PAGMeasure(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, operator: Operator, noise_sigma: float, seed: int) -> io.NodeOutput:
-        x = to_signed(image)
+        x = to_signed("image", image)
+        check_operator(operator)
         operator.measured_size(tuple(x.shape[-2:]))
         y = measure(operator, x, noise_sigma, seed)
         shown = to_image(torch.nn.functional.interpolate(y, size=x.shape[-2:], mode="nearest")).clamp(0, 1)
@@ -247,10 +253,11 @@ def sampler_output() -> io.Sampler.Output:
                                      "conditioning alone, the step from all guidance.")
 
 
-def to_signed(image: Tensor) -> Tensor:
+def to_signed(name: str, image: Tensor) -> Tensor:
     """The host's IMAGE [B, H, W, 3] in [0, 1] -> [B, 3, H, W] in [-1, 1]."""
+    check_pixels("IMAGE", name, image)
     if image.shape[-1] != 3:
-        raise ValueError(f"The image has {image.shape[-1]} channels, expected 3 (red, green, blue). Split off its "
+        raise ValueError(f"The {name} has {image.shape[-1]} channels, expected 3 (red, green, blue). Split off its "
                          f"alpha channel.")
     return image.movedim(-1, 1) * 2 - 1
 
@@ -261,7 +268,8 @@ def to_image(x: Tensor) -> Tensor:
 
 def measured(measurement: Tensor, operator: Operator) -> Tensor:
     """A measurement [B, 3, H, W] in [-1, 1] that belongs to the operator; what a mask hides is 0, whatever it holds."""
-    y = to_signed(measurement)
+    y = to_signed("measurement", measurement)
+    check_operator(operator)
     operator.picture_size(tuple(y.shape[-2:]))
     return operator.forward(y) if is_masking(operator) else y
 

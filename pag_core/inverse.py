@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ Size = tuple[int, int]
 """Height and width."""
 
 
+@runtime_checkable
 class Operator(Protocol):
     """A linear measurement A.
 

@@ -9,7 +9,7 @@ from comfy.sd import VAE
 from PIL import Image
 
 from ..drawing import from_image
-from .sockets import check_latent
+from .sockets import check_latent, check_vae
 
 
 def check_is_picture(latent: dict) -> None:
@@ -34,7 +34,7 @@ class Decoder:
         vae: the VAE that belongs to it; None for the host's preview, which is coarse but takes no time.
 
     Raises:
-        ValueError: where the VAE is another model's, or there is none and the host has no preview for this model.
+        ValueError: where the VAE is none or another model's, or there is neither a VAE nor a preview of the host's.
     """
 
     def __init__(self, model: ModelPatcher, vae: VAE | None) -> None:
@@ -42,6 +42,7 @@ class Decoder:
         self.vae = vae
         form = model.get_model_object("latent_format")
         if vae is not None:
+            check_vae(vae)
             if vae.latent_channels != form.latent_channels:
                 raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
                                  f"{form.latent_channels}. Connect the VAE that belongs to the model.")

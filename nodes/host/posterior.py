@@ -18,6 +18,7 @@ from ...pag_core.inverse import Operator, squared_norm
 from ...pag_core.posterior import denoising_step, gluing_error, measurement_error
 from .adm_model import clips_denoised
 from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
+from .sockets import check_vae
 
 Energy = Callable[[Tensor], Tensor]
 """x̂0 [B, C, H, W] in the model's own scaling -> [B], whose gradient is the step that a restoration takes."""
@@ -59,6 +60,7 @@ class PSLD:
     def __init__(self, operator: Operator, y: Tensor, vae: VAE, step_size: float, gluing: float) -> None:
         self.operator, self.y, self.vae, self.step_size, self.gluing = operator, y, vae, step_size, gluing
         self.is_off = step_size == gluing == 0.0
+        check_vae(vae)
         low, high = vae.process_input(torch.tensor([0.0, 1.0])).tolist()
         if vae.latent_dim != 2 or vae.output_channels != 3 or (low, high) != (-1.0, 1.0):
             raise ValueError("PSLD restores with VAEs of pictures, such as those of SD 1.5 and SDXL; this one decodes "

@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...pag_core.inverse import Operator
+
+DIMENSIONS = {"IMAGE": (4,), "MASK": (2, 3, 4)}  # [B, H, W, C]; [H, W], [B, H, W] or [B, 1, H, W]
+
 
 def check_model(model: object) -> None:
     """Raise ValueError unless this is a MODEL."""
@@ -33,6 +37,29 @@ def check_latent(latent: object) -> None:
     """Raise ValueError unless this is a LATENT with something in it."""
     if not isinstance(latent, dict) or not isinstance(latent.get("samples"), torch.Tensor):
         raise ValueError(f"latent_image is {_short(latent)}, expected the LATENT output of a node.")
+
+
+def check_pixels(kind: str, name: str, pixels: object) -> None:
+    """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, of numbers and with something in it."""
+    if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
+        raise ValueError(f"{name} is {_short(pixels)}, expected the {kind} output of a node.")
+    if pixels.numel() == 0:
+        raise ValueError(f"The {name} is empty: its shape is {' × '.join(map(str, pixels.shape))}.")
+    if not all_finite(pixels):
+        raise ValueError(f"The {name} holds values that are no numbers (NaN or infinite). Look at the nodes that make "
+                         f"it.")
+
+
+def check_operator(operator: object) -> None:
+    """Raise ValueError unless this is a PAG_OPERATOR."""
+    if not isinstance(operator, Operator):
+        raise ValueError(f"operator is {_short(operator)}, expected the output of a PAG Measurement node.")
+
+
+def check_vae(vae: object) -> None:
+    """Raise ValueError unless this is a VAE."""
+    if not hasattr(vae, "latent_channels"):
+        raise ValueError(f"vae is {_short(vae)}, expected the VAE output of a node.")
 
 
 def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None) -> None:

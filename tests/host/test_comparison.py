@@ -72,6 +72,7 @@ def test_progress_counts_through_all_cells(monkeypatch):
     ({"perturbations": "identity\nnonsense"}, "nonsense"),
     ({"scales": ",".join(map(str, range(MAX_CELLS + 1))), "selections": "m0"}, f"at most {MAX_CELLS}"),
     ({"decode": vae(channels=16)}, "VAE decodes latents of 16 channels"),
+    ({"decode": 7}, "^vae is 7, expected the VAE output"),
     ({"cell_size": 1}, "cell_size must be"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
 def test_a_mistake_anywhere_is_told_before_the_first_cell(values, message):

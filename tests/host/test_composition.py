@@ -6,6 +6,7 @@ node shares the plain rows' cache.
 """
 
 import functools
+from dataclasses import replace
 
 import comfy.context_windows
 import comfy.controlnet
@@ -30,6 +31,7 @@ from . import models
 from .composed import HOST
 from .composed import WHOLE as OUR_WHOLE_PASS
 from .runs import Run, host_pag, patched, relative_error
+from .test_without_prompt import controlled as with_control_net
 
 SCALE = 3.0
 WHOLE = PAGOptions(share_prefix=False)
@@ -145,7 +147,7 @@ MODELS = {
 }
 RUNS = {
     "GLIGEN": grounded,
-    "ControlNet, decoder": lambda _: controlled("output", 32, 1, both=True),
+    "ControlNet": lambda _: replace(with_control_net(), latent=LATENT),
     "ControlNet, middle": lambda _: controlled("middle", 64, 4, both=True),
     "T2I adapter, encoder": lambda _: controlled("input", 32, 1, both=True),
     "ControlNet on the positive prompt only": lambda _: controlled("middle", 64, 4, both=False),

@@ -11,13 +11,14 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, Sa
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.adm_model import load_adm
-from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
+from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from pag_pack.pag_core.adm import ADMConfig, ADMHooks, ADMUNet
 from pag_pack.pag_core.inverse import SuperResolution
 from safetensors.torch import save_file
 
 from . import models
 from .runs import patched, relative_error, snapshot
+from .test_psld import vae
 
 SIZE, STEPS, SEED = 16, 5, 7
 CONFIG = ADMConfig(32, (1, 2), num_res_blocks=1, attention_levels=(1,), head_channels=32)
@@ -264,6 +265,33 @@ def test_every_task_builds_its_operator():
 def test_bad_input_is_named(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("value", [None, {}, 7, "a picture"], ids=repr)
+def test_values_in_the_place_of_links(value):
+    """As only a client of the API can send them."""
+    op, image = operator(), picture()
+    for node, settings in ((PAGMeasure, (0.0, 0)), (PAGDPSSampler, (1.0,)), (PAGPSLDSampler, (vae(), 0.1, 0.01))):
+        with pytest.raises(ValueError, match=r"^operator is .*, expected the output of a PAG Measurement node"):
+            node.execute(image, value, *settings)
+        with pytest.raises(ValueError, match=r"^(image|measurement) is .*, expected the IMAGE output"):
+            node.execute(value, op, *settings)
+    with pytest.raises(ValueError, match=r"^vae is .*, expected the VAE output"):
+        PAGPSLDSampler.execute(image, op, value, 0.1, 0.01)
+    if value is not None:
+        with pytest.raises(ValueError, match=r"^mask is .*, expected the MASK output"):
+            operator("mask_inpainting", mask=value)
+        with pytest.raises(ValueError, match=r"^kernel is .*, expected the IMAGE output"):
+            operator("motion_blur", kernel=value)
+
+
+@pytest.mark.parametrize(("image", "words"), [
+    (torch.zeros(1, 0, 8, 3), "^The measurement is empty: its shape is 1 × 0 × 8 × 3"),
+    (torch.full((1, 8, 8, 3), float("nan")), "^The measurement holds values that are no numbers"),
+    (torch.zeros(8, 8, 3), "^measurement is tensor")])
+def test_measurements_of_nothing_or_of_no_numbers(image, words):
+    with pytest.raises(ValueError, match=words):
+        PAGDPSSampler.execute(image, operator(), 1.0)
 
 
 def test_what_does_not_fit_the_run_is_refused_before_it_starts(path):

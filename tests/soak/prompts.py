@@ -42,6 +42,9 @@ OURS = {
     "start_sigma": lambda rng: rng.choice([10000.0, rng.uniform(20.0, 50.0)]),
     "end_sigma": lambda rng: rng.choice([0.0, rng.uniform(0.0, 0.1)]),
     "adaptive_scale": lambda rng: rng.uniform(0.001, 0.5),
+    "task": lambda rng: rng.choice(("box_inpainting", "super_resolution", "gaussian_blur", "motion_blur")),  # no mask
+    **dict.fromkeys(("box_left", "box_top"), lambda rng: rng.uniform(0.0, 0.4)),  # which leaves room for the box
+    **dict.fromkeys(("box_width", "box_height"), lambda rng: rng.uniform(0.3, 0.6)),
     "factor": lambda rng: rng.choice([2, 4]),  # which divides every size that is drawn
     "kernel_size": lambda rng: rng.choice([3, 5, 9]),
     "shown_steps": lambda rng: rng.randint(1, 8),

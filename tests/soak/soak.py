@@ -30,7 +30,11 @@ from .vitals import LIMITS, Sample, trend
 
 PATIENCE = 180.0  # seconds for a prompt; longer counts as unanswered
 CANCELLED = 0.2  # share of the prompts
-CLEAR = ("ValueError", "SettingError", "SelectionError", "FileNotFoundError")  # raised to say what was wrong
+# Raised to say what was wrong.
+CLEAR = ("ValueError", "SettingError", "SelectionError", "GradientError", "FileNotFoundError")
+# With these, what is resident is what is in use: glibc asks the system for every tensor and gives it back when it is
+# freed. By itself it raises both limits as it goes, and then keeps whole heaps for single blocks in them.
+EXACT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
 ANSWERS = {"picture": "pictures", "refused": "refused when queued", "error": "clear errors",
            "interrupted": "interrupted", "deleted": "deleted from the queue"}
 
@@ -85,8 +89,8 @@ class Soak:
                 self.burst([self.maker.make() for _ in range(self.rng.choice([1, 1, 1, 2, 3]))])
                 for _ in range(self.rng.randint(0, 3)):
                     self.ask()
-                if gone - sampled >= seconds / 120:
-                    sampled = gone
+                if (now := time.monotonic() - since) - sampled >= seconds / 120:
+                    sampled = now
                     self.sample(since)
                 time.sleep(self.rng.uniform(0.0, 2.0 * pause))
         finally:
@@ -202,9 +206,8 @@ def main(arguments: list[str]) -> None:
     if options.json and options.json.exists():
         raise HarnessError(f"{options.json} exists and is not overwritten. Name another file.")
 
-    # With these, which make a CPU quick, memory once fetched is never given back, and its high-water mark says nothing.
-    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
-        os.environ.pop(name, None)
+    os.environ.pop("MALLOC_MMAP_MAX_", None)
+    os.environ.update(EXACT_MEMORY)
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=CACHE) as base:
         print("Starting ComfyUI ...", flush=True)
