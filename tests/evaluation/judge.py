@@ -27,12 +27,17 @@ class Judge:
         self.store, self.classifier = store, classifier
         self.train = train
         self.real = Real.of(look(classifier, test[0]).features)
-        self._seen: dict[tuple[Config, range], Seen] = {}
+        self.tones = tones(test[0])
+        self._seen: dict[tuple[Config, range, bool], Seen] = {}
 
-    def see(self, config: Config, ids: range) -> Seen:
-        if (config, ids) not in self._seen:
-            self._seen[config, ids] = look(self.classifier, self.store.load(config, ids))
-        return self._seen[config, ids]
+    def see(self, config: Config, ids: range, matched: bool = False) -> Seen:
+        if (config, ids, matched) not in self._seen:
+            self._seen[config, ids, matched] = look(self.classifier, self._pictures(config, ids, matched))
+        return self._seen[config, ids, matched]
+
+    def _pictures(self, config: Config, ids: range, matched: bool) -> Tensor:
+        pictures = self.store.load(config, ids)
+        return with_tones(pictures, self.tones) if matched else pictures
 
     def distance(self, config: Config, ids: range) -> float:
         return frechet(self.see(config, ids).features, self.real)
@@ -44,7 +49,7 @@ class Judge:
     def table(self, table: Table, ids: range) -> dict:
         """A table's figures as JSON knows them. The first row is of as many real pictures, of the training split: what
         perfect samples would reach at this count."""
-        values = {row.name: self._row(row, ids) for row in table.rows}
+        values = {row.name: self._row(row, ids, table.matched) for row in table.rows}
         by_name = {row.name: row for row in table.rows}
         rows = [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
                  "metrics": _plain(values[row.name])} for row in table.rows]
@@ -54,22 +59,35 @@ class Judge:
         return {
             "key": table.key, "title": table.title, "source": table.source, "samples": len(ids), "first": ids.start,
             "as_line": table.as_line, "real": _plain(real), "rows": rows,
-            "checks": [self._check(check, by_name, values, ids) for check in table.checks],
+            "checks": [self._check(check, by_name, values, ids, table.matched) for check in table.checks],
         }
 
-    def _row(self, row: Row, ids: range) -> dict[str, Value]:
+    def _row(self, row: Row, ids: range, matched: bool) -> dict[str, Value]:
         labels = torch.tensor([row.config.label(i) for i in ids]) if row.config.conditional else None
-        seen = look(self.classifier, self.store.load(row.config, ids), with_maps=True)
+        seen = look(self.classifier, self._pictures(row.config, ids, matched), with_maps=True)
         values = measure(seen, self.real, labels)
         flops = self.store.flops(row.config)
         return values if flops is None else {**values, "flops": Value(flops, 0.0)}
 
-    def _check(self, check: Check, rows: dict[str, Row], values: dict[str, dict[str, Value]], ids: range) -> dict:
+    def _check(self, check: Check, rows: dict[str, Row], values: dict[str, dict[str, Value]], ids: range,
+               matched: bool) -> dict:
         better, worse = rows[check.better].config, rows[check.worse].config
-        found = difference(check.metric, self.see(better, ids), self.see(worse, ids), self.real)
+        found = difference(check.metric, self.see(better, ids, matched), self.see(worse, ids, matched), self.real)
         if found is None:
             found = unpaired(values[check.better][check.metric], values[check.worse][check.metric])
         return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+
+
+def tones(pictures: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of uint8 pictures."""
+    pixels = pictures.float()
+    return float(pixels.mean()), float(pixels.std())
+
+
+def with_tones(pictures: Tensor, wanted: tuple[float, float]) -> Tensor:
+    """uint8 pictures with these tones, as one brightness and one contrast setting for the whole set makes them."""
+    mean, spread = tones(pictures)
+    return ((pictures.float() - mean) * (wanted[1] / max(spread, 1e-6)) + wanted[0]).round().clamp(0, 255).byte()
 
 
 def _plain(values: dict[str, Value]) -> dict[str, dict]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation.classifier import Classifier, Seen, look
-from evaluation.judge import verdict
+from evaluation.judge import tones, verdict, with_tones
 from evaluation.metrics import Real, Value, difference, frechet, measure, pair_distances, score
 from evaluation.plan import Check
 
@@ -73,6 +73,15 @@ def test_diversity_is_within_labels_and_zero_for_copies():
     kinds = [torch.arange(0, 20, 2), torch.arange(1, 20, 2)]
     assert pair_distances(look(classifier, two_kinds, with_maps=True), kinds).abs().max() < 1e-5
     assert pair_distances(look(classifier, two_kinds, with_maps=True), [torch.arange(20)]).max() > 1e-3
+
+
+def test_matched_tones_are_those_asked_for_and_one_setting_for_the_whole_set():
+    pictures = torch.randint(60, 200, (4, 3, 8, 8), dtype=torch.uint8)
+    pictures[0] += 40
+    matched = with_tones(pictures, (100.0, 20.0))
+    assert tones(matched) == pytest.approx((100.0, 20.0), abs=0.2)
+    assert matched[0].float().mean() > matched[1:].float().mean() + 5
+    assert torch.equal(with_tones(pictures, tones(pictures)), pictures)
 
 
 @pytest.mark.parametrize(("higher", "no_worse", "value", "expected"), [
