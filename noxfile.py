@@ -1,4 +1,5 @@
-"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate, soak or train.
+"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate, soak, train
+or switch.
 
 They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
 """
@@ -130,3 +131,9 @@ def soak(session: nox.Session) -> None:
 def train(session: nox.Session) -> None:
     """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
     run(session, "tests/training/train.py", *session.posargs)
+
+
+@nox.session
+def switch(session: nox.Session) -> None:
+    """Fine-tunes the shipped model on its perturbed attention and compares; -- --steps 600 and the like."""
+    run(session, "tests/training/switch.py", *session.posargs)

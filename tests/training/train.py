@@ -89,13 +89,16 @@ def read_data(folder: Path, split: str = "train") -> tuple[Tensor, Tensor]:
     return nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
 
 
-def initialise(model: ADMUNet) -> None:
+def new_model(seed: int) -> ADMUNet:
     """guided-diffusion's start: each residual branch and the output add nothing."""
+    torch.manual_seed(seed)
+    model = ADMUNet(CONFIG)
     ends = [m.out_layers[3] for m in model.modules() if isinstance(m, ResBlock)]
     ends += [m.proj_out for m in model.modules() if isinstance(m, AttentionBlock)]
     for layer in (*ends, model.out[2]):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+    return model
 
 
 def alphas_cumprod() -> Tensor:
@@ -106,13 +109,10 @@ def alphas_cumprod() -> Tensor:
 class Run:
     """Everything that a checkpoint holds."""
 
-    def __init__(self, args: argparse.Namespace):
-        torch.manual_seed(args.seed)
+    def __init__(self, args: argparse.Namespace, model: ADMUNet):
         self.args = args
         self.device = torch.device(args.device)
-        self.model = ADMUNet(CONFIG)
-        initialise(self.model)
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.params = list(self.model.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -182,13 +182,12 @@ class Run:
         return min(1.0, self.seconds / (60 * self.args.minutes))
 
 
-def train(run: Run, images: Tensor, labels: Tensor) -> None:
+def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
     args, device, batch = run.args, run.device, run.args.batch_size
     images, labels = images.to(device), labels.to(device)
     signal = alphas_cumprod().to(device)
     # An error in ε is σ times as large in x̂0. Equal weights neglect the noisy first steps, which set the brightness.
     weight = ((1 - signal) / signal).sqrt().clamp(1, 50)
-    hooks = MathAttention() if device.type == "cpu" else ADMHooks()
     network = torch.compile(run.model) if args.compile else run.model
     saved = exported = time.monotonic()
     losses: list[Tensor] = []
@@ -277,13 +276,13 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = read_data(args.data)
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = Run(args)
+    run = Run(args, new_model(args.seed))
     if args.checkpoint.is_file() and not args.fresh:
         run.resume()
         print(f"resuming {args.checkpoint} at step {run.step}")
     print(f"{sum(p.numel() for p in run.params):,} parameters on {run.device}", flush=True)
     try:
-        train(run, images, labels)
+        train(run, images, labels, MathAttention() if run.device.type == "cpu" else ADMHooks())
     except KeyboardInterrupt:
         run.save()
         raise SystemExit(f"\nstopped at step {run.step}; the same command goes on from there") from None
