@@ -8,8 +8,8 @@ among those tokens count as image, every other token (text, registers, prepended
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 
@@ -67,9 +67,10 @@ class Family:
             [B, tokens, C] has as many.
         auto: fraction of the depth at which "auto" lies.
         source: where that choice comes from.
-        late_rows: whether the perturbed rows may join at the first perturbed block (see `late_blocks`); not where the
-            network itself, outside its modules, combines the blocks' tokens with tensors from before the blocks.
-        unbatched: arguments of the blocks whose first axis is neither the batch nor 1.
+        late_rows: whether the perturbed rows may be left out of the blocks before the first perturbed one (see
+            `late_blocks`); not where the network runs them in another order than they stand in its groups.
+        axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch}, where that is not
+            the first; None for no axis. Only other axes than the first may hold a multiple of the batch.
         one_row: conditions of the model with which the host's code takes a batch of one only.
     """
 
@@ -80,10 +81,11 @@ class Family:
     auto: float = 0.5
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
     late_rows: bool = True
-    unbatched: tuple[str, ...] = ()
+    axes: Mapping[str | int, int | None] = field(default_factory=dict)
     one_row: tuple[str, ...] = ()
 
 
+RESULT = "return"  # in `Family.axes`: what a block returns
 _LDM = "comfy.ldm"
 _FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0)),
          Group("single", "single_blocks.*", "num_heads", Tokens.TEXT_FIRST))
@@ -105,7 +107,8 @@ FAMILIES = (
            auto=14 / 40, source="layer 14 of 40, as in diffusers' HunyuanDiT PAG example"),
     Family("PixArt", f"{_LDM}.pixart.pixartms.PixArtMS",
            (Group("", "blocks.*.attn", "num_heads", values=("qkv", "proj")),),
-           auto=14 / 28, source="blocks.14 of 28, as in diffusers' PixArt-Sigma PAG example", late_rows=False),
+           auto=14 / 28, source="blocks.14 of 28, as in diffusers' PixArt-Sigma PAG example",
+           axes={1: 1}),  # the prompts of all rows stand one after the other in one sequence
     Family("Flux, Flux 2, LongCat", f"{_LDM}.flux.model.Flux", _FLUX),
     Family("Chroma, Chroma Radiance", f"{_LDM}.chroma.model.Chroma", _FLUX),
     Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX,
@@ -123,14 +126,14 @@ FAMILIES = (
     Family("HiDream-I1", f"{_LDM}.hidream.model.HiDreamImageTransformer2DModel",
            (Group("double", "double_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST,
                   Argument("image_tokens", 0)),
-            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST)), late_rows=False),
+            Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST))),
     Family("HiDream-O1", f"{_LDM}.hidream_o1.model.HiDreamO1Transformer",
            (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
-           counter=("image", "x_embedder"), late_rows=False),
+           counter=("image", "x_embedder")),
     Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN),
     Family("Mage-Flow", f"{_LDM}.mage_flow.model.MageFlowTransformer2DModel", _QWEN),
     Family("Krea 2", f"{_LDM}.krea2.model.SingleStreamDiT",
-           (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first"), late_rows=False),
+           (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first")),
     Family("Ideogram 4", f"{_LDM}.ideogram4.model.Ideogram4Transformer2DModel",
            (Group("", "layers.*.attention", "num_heads", Tokens.TEXT_FIRST),), counter=("text", "llm_cond_proj")),
     Family("JoyImage", f"{_LDM}.joyimage.model.JoyImageTransformer3DModel",
@@ -139,22 +142,22 @@ FAMILIES = (
            (Group("", "transformer_blocks.*.attn", "heads", Tokens.IMAGE_FIRST, Argument("hidden_states", 0)),)),
     Family("PixelDiT", f"{_LDM}.pixeldit.model.PixDiT_T2I",
            (Group("patch", "patch_blocks.*.attn", "num_heads", Tokens.TEXT_FIRST, Argument("x", 0)),
-            Group("pixel", "pixel_blocks.*.attn", "num_heads")), late_rows=False),
+            Group("pixel", "pixel_blocks.*.attn", "num_heads"))),
     Family("CogVideoX", f"{_LDM}.cogvideo.model.CogVideoXTransformer3DModel",
            (Group("", "blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),),
-           unbatched=("image_rotary_emb",)),
+           axes={"image_rotary_emb": None}),
     Family("Mochi", f"{_LDM}.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
            (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0)),),
-           unbatched=("rope_cos", "rope_sin")),
+           axes={"rope_cos": None, "rope_sin": None}),
     Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", _WAN),
-    Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN, late_rows=False),
-    Family("Wan S2V", f"{_LDM}.wan.model.WanModel_S2V", _WAN, late_rows=False),
-    Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN, late_rows=False),
-    Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN, late_rows=False),
+    Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN),
+    Family("Wan S2V", f"{_LDM}.wan.model.WanModel_S2V", _WAN),
+    Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN),
+    Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN),
     Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX),
-    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX, late_rows=False),
+    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX),
     Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
-           late_rows=False),
+           axes={0: 3, 2: 1, "rope_emb_L_1_1_D": None, RESULT: 3}),  # tokens T, H, W, B, C; text M, B, C
     Family("Cosmos Predict 2, Anima", f"{_LDM}.cosmos.predict2.MiniTrainDIT",
            (Group("", "blocks.*.self_attn", "n_heads"),)),
     Family("Kandinsky 5", f"{_LDM}.kandinsky5.model.Kandinsky5",
@@ -163,10 +166,9 @@ FAMILIES = (
     Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, late_rows=False),
     Family("Stable Audio", f"{_LDM}.audio.dit.AudioDiffusionTransformer",
            (Group("", "transformer.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
-           counter=("image", "transformer.project_in"), unbatched=("rotary_pos_emb",)),
+           counter=("image", "transformer.project_in"), axes={"rotary_pos_emb": None}),
     Family("TripoSplat", f"{_LDM}.triposplat.model.LatentSeqMMFlowModel",
-           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST),), counter=("image", "input_layer"),
-           late_rows=False),
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST),), counter=("image", "input_layer")),
 )
 
 # Denoisers of the host that cannot be perturbed, and why.

@@ -1,8 +1,9 @@
 """The shared prefix of transformers: `prefix` for networks that are a list of blocks.
 
-Hooks on the blocks before the first perturbed layer leave the perturbed rows out of what enters them, and a hook on the
-block that holds it puts them back. All that the network keeps beside its blocks (modulation, positions, masks) has
-every row all the time. The hooks are there during one call of the host.
+Hooks on the blocks before the first perturbed layer leave the perturbed rows out of what enters a block, and put copies
+of their conditional rows into what leaves it. So the network itself, with all that it keeps and does between its
+blocks (modulation, positions, a ControlNet's residuals), has every row all the time. The hooks are there during one
+call of the host.
 """
 
 from __future__ import annotations
@@ -10,38 +11,49 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from uuid import UUID
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .families import Family, group_blocks
+from .families import RESULT, Family, group_blocks
 from .prefix import SPLIT_BATCH, RowPlan
 
 
+@dataclass(frozen=True)
 class _Forward:
-    """One forward with rows left out."""
+    """One forward with rows left out of its first blocks.
 
-    def __init__(self, plan: RowPlan, options: dict, batch: int) -> None:
-        self.plan = plan
-        self.full = {key: options[key] for key in ("uuids", "cond_or_uncond")}
-        self.plain = {key: [rows[i] for i in plan.plain] for key, rows in self.full.items()}
-        self.full_batch = batch
-        self.plain_batch = batch // len(plan.places) * len(plan.plain)
-        self.grown = False
+    Attributes:
+        full: the batch of all rows, the first axis of what the network is given.
+        options: what "uuids" and "cond_or_uncond" say of the plain rows.
+    """
 
-    def fit(self, value):
-        """`value` with the rows that belong to this place of the network: the plain ones, or all."""
+    plan: RowPlan
+    full: int
+    options: dict
+
+    @classmethod
+    def of(cls, plan: RowPlan, options: dict, batch: int) -> _Forward:
+        return cls(plan, batch, {key: [options[key][i] for i in plan.plain] for key in ("uuids", "cond_or_uncond")})
+
+    def leave_out(self, value, axis: int | None = 0):
+        """`value` with the plain rows only; `axis` as in `Family.axes`."""
         if isinstance(value, dict) and "uuids" in value:
-            return {**value, **(self.full if self.grown else self.plain)}
-        return _map(value, self._put_back if self.grown else self._leave_out)
+            return {**value, **self.options}
+        return _map(value, lambda t: self.plan.leave_out(t, axis) if self._has_rows(t, axis, self.full) else t)
 
-    def _leave_out(self, t: torch.Tensor) -> torch.Tensor:
-        return self.plan.leave_out(t) if t.shape[0] == self.full_batch else t
+    def put_back(self, value, axis: int | None = 0):
+        """`value` with all rows, where it has the plain ones."""
+        plain = self.full // len(self.plan.places) * len(self.plan.plain)
+        return _map(value, lambda t: self.plan.put_back(t, axis) if self._has_rows(t, axis, plain) else t)
 
-    def _put_back(self, t: torch.Tensor) -> torch.Tensor:
-        return self.plan.put_back(t) if t.shape[0] == self.plain_batch else t
+    @staticmethod
+    def _has_rows(t: torch.Tensor, axis: int | None, batch: int) -> bool:
+        # Further axes are only named where they hold rows; the first one may be anything, such as a 1.
+        return axis is not None and t.ndim > axis and (t.shape[axis] % batch == 0 if axis else t.shape[0] == batch)
 
 
 class LateBlocks:
@@ -77,22 +89,19 @@ class LateBlocks:
             yield
 
     def _hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        *before, first = self._blocks_to_the_first(network)
-        if not before:
-            return
         yield network.register_forward_pre_hook(self._start, with_kwargs=True)
         yield network.register_forward_hook(self._finish, always_call=True)
-        for block in before:
+        for block in self._blocks_before(network):
             yield block.register_forward_pre_hook(self._enter, with_kwargs=True)
-        yield first.register_forward_pre_hook(self._enter_first, with_kwargs=True)
+            yield block.register_forward_hook(self._leave)
 
-    def _blocks_to_the_first(self, network: torch.nn.Module) -> list[torch.nn.Module]:
-        """The blocks in the order in which they run, up to the one that holds the first perturbed layer."""
+    def _blocks_before(self, network: torch.nn.Module) -> list[torch.nn.Module]:
+        """The blocks that run before the one that holds the first perturbed layer."""
         blocks: list[torch.nn.Module] = []
         for group in self.family.groups:
             members = group_blocks(network, group)
             if group.name == self.first[0]:
-                return blocks + members[:self.first[1] + 1]
+                return blocks + members[:self.first[1]]
             blocks += members
         raise KeyError(self.first)
 
@@ -102,29 +111,26 @@ class LateBlocks:
         if options is None or not any(row in self.sources for row in options["uuids"]):
             return
         plan = RowPlan.of(options["uuids"], options["cond_or_uncond"], self.sources)
-        if plan is None or kwargs.get("control") is not None:
-            self.decline(SPLIT_BATCH if plan is None else "a ControlNet acts on the blocks before the perturbed layer")
+        if plan is None:
+            self.decline(SPLIT_BATCH)
             return
-        self.thread.forward = _Forward(plan, options, args[0].shape[0])
-
-    def _enter_first(self, block, args, kwargs):
-        if self.thread.forward is not None:
-            self.thread.forward.grown = True
-        return self._enter(block, args, kwargs)
+        latent = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]  # several latents: video and sound
+        self.thread.forward = _Forward.of(plan, options, latent.shape[0])
 
     def _enter(self, module, args, kwargs):
         forward = self.thread.forward
         if forward is None:
             return None
-        return forward.fit(args), {name: value if name in self.family.unbatched else forward.fit(value)
-                                   for name, value in kwargs.items()}
+        axes = self.family.axes
+        return (tuple(forward.leave_out(value, axes.get(place, 0)) for place, value in enumerate(args)),
+                {name: forward.leave_out(value, axes.get(name, 0)) for name, value in kwargs.items()})
+
+    def _leave(self, module, args, output):
+        forward = self.thread.forward
+        return None if forward is None else forward.put_back(output, self.family.axes.get(RESULT, 0))
 
     def _finish(self, network, args, output) -> None:
-        forward, self.thread.forward = self.thread.forward, None
-        if forward is not None and output is not None and not (
-                forward.grown and _batches(output) <= {forward.full_batch}):
-            raise RuntimeError("PAG: this version of the model's code does not fit the shared prefix; set share_prefix "
-                               "to false in PAG Options, and please report it.")
+        self.thread.forward = None
 
 
 def _obstacle(options: dict) -> str | None:
@@ -140,13 +146,6 @@ def _obstacle(options: dict) -> str | None:
     return None
 
 
-def _batches(value) -> set[int]:
-    """The sizes of the first axis of every tensor in `value`."""
-    found: set[int] = set()
-    _map(value, lambda t: found.add(t.shape[0]))
-    return found
-
-
 def _map(value, change: Callable[[torch.Tensor], torch.Tensor]):
     """`value` with every batched tensor in it changed, however deep in tuples, lists, dicts and dataclasses."""
     if isinstance(value, torch.Tensor):
@@ -155,6 +154,11 @@ def _map(value, change: Callable[[torch.Tensor], torch.Tensor]):
         return type(value)(_map(item, change) for item in value)
     if isinstance(value, dict):
         return {key: _map(item, change) for key, item in value.items()}
+    if isinstance(getattr(value, "data", None), torch.Tensor) and hasattr(value, "batch_size"):  # LTX-Video's timesteps
+        value = copy(value)
+        value.data = change(value.data)
+        value.batch_size = value.data.shape[0]
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _map(getattr(value, field.name), change) for field in fields(value)})
     return value

@@ -72,19 +72,19 @@ class RowPlan:
         places = [of_cond.get(sources[row]) if row in sources else plain.index(i) for i, row in enumerate(uuids)]
         return None if None in places else cls(tuple(plain), tuple(places))
 
-    def leave_out(self, batch: torch.Tensor) -> torch.Tensor:
-        """The plain rows of [rows·B, ...]."""
-        return _take(batch, len(self.places), self.plain)
+    def leave_out(self, batch: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """The plain rows of a tensor with rows·B (or a multiple) along this axis."""
+        return _take(batch, len(self.places), self.plain, axis)
 
-    def put_back(self, plain: torch.Tensor) -> torch.Tensor:
+    def put_back(self, plain: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """All rows, in the host's order, from the plain ones."""
-        return _take(plain, len(self.plain), self.places)
+        return _take(plain, len(self.plain), self.places, axis)
 
 
-def _take(batch: torch.Tensor, num_rows: int, rows: Sequence[int]) -> torch.Tensor:
+def _take(batch: torch.Tensor, num_rows: int, rows: Sequence[int], axis: int) -> torch.Tensor:
     """Whole rows, by slices, for an index tensor would have to travel to the GPU first."""
-    pieces = batch.chunk(num_rows)
-    return torch.cat([pieces[row] for row in rows])
+    pieces = batch.chunk(num_rows, axis)
+    return torch.cat([pieces[row] for row in rows], axis)
 
 
 class SharedPrefix:

@@ -26,6 +26,7 @@ from pag_pack.nodes.host.transformers import TransformerWatch
 from pag_pack.nodes.host.u_nets import UNetWatch, can_share
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
+from torch.utils.flop_counter import FlopCounterMode
 
 from .family_models import CASES, OPTIONS, Case, forward
 from .full_map import FullMap
@@ -52,7 +53,7 @@ def case(request) -> Case:
 
 @pytest.fixture(scope="module")
 def network(case) -> torch.nn.Module:
-    return case.build()
+    return case.build().requires_grad_(False)  # the counter of FLOPs takes no other
 
 
 @pytest.fixture(scope="module")
@@ -184,15 +185,20 @@ def test_rows_that_join_late_are_the_same(case, network):
 
     inputs = {name: conditional_row_last(value) for name, value in case.batch(3).items()}
     watcher = watch(network, case.layers[-1], Perturbation())
-    outs, declined = [], set()
+    outs, flops, declined = [], [], set()
     for layers in (None, set(watcher.layers)):
         options = {"uuids": [PERTURBED, "unconditional", PLAIN], "cond_or_uncond": [2, 1, 0]}
         with watcher.sharing([network], options, layers, {PERTURBED: PLAIN}, declined.add):
             watcher.install(options, PERTURBED.__eq__, declined.add, ())
-            with watcher.watching([network], PERTURBED.__eq__):
+            with watcher.watching([network], PERTURBED.__eq__), FlopCounterMode(display=False) as counter:
                 outs.append(forward(network, inputs, options))
-    # SVD's inputs are not shared, and neither is its prefix; nor any U-Net's where the host has no hook for it.
-    assert not declined or case.frames > 1 or not can_share(network)
+        flops.append(counter.get_total_flops())
+    # Stable Cascade's rows all run from the start. SVD's inputs are not shared, and neither is its prefix; nor any
+    # U-Net's where the host has no hook for it.
+    family = family_of(network)
+    shares = len(case.layers) > 1 and (family.late_rows if family else case.frames == 1 and can_share(network))
+    assert not (declined and shares)
+    assert (flops[1] < flops[0]) is shares
     assert relative(outs[1], outs[0]) <= 1e-5
 
 

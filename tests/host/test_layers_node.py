@@ -1,6 +1,7 @@
 """PAG Layers: the list of a model's layers, what a selection takes of it, and what the extra pass costs."""
 
 import asyncio
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.selection import SelectionError
 
 from . import models
+from .family_models import CASES
 from .older import shared_u_net_prefix
 from .test_family_sampling import pixart
 
@@ -46,8 +48,17 @@ def test_transformer_with_heads():
                      ["single.2", "4", "4", "text, then image", "all heads"]]
 
 
+def test_family_whose_maps_no_one_sees():
+    """What the identity saves of each layer is not counted there."""
+    assert lines(pixart(), "1")[1][0].startswith("The extra pass costs 50% of a whole one")
+
+
 def test_family_that_cannot_share_the_prefix():
-    assert lines(pixart(), "1")[1] == ["The extra pass costs 100% of a whole one."]
+    cascade = next(case for case in CASES if case.name == "Stable Cascade C")
+    model = models.strange().clone()
+    model.add_object_patch("diffusion_model", cascade.build())
+    (cost,) = lines(model, "up.0")[1]
+    assert re.fullmatch(r"The extra pass costs \d+% of a whole one\.", cost)
 
 
 def test_unknown_layer_lists_what_there_is():
