@@ -112,8 +112,6 @@ class _Holder:
 
 def measure(shape, device: str, repeats: int) -> dict:
     """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes": {row: number}}."""
-    import torch
-
     rows = build_rows(shape, device)
     for run in rows.values():
         run()  # allocations and lazy initialisation are not what is measured
@@ -122,14 +120,27 @@ def measure(shape, device: str, repeats: int) -> dict:
     for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
         for name, run in rows.items():
             reset_peak(device)
-            start = time.perf_counter()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - start) / STEPS)
+            seconds[name].append(duration(run, device) / STEPS)
             peaks[name] = peak(device)
     return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "spread": {name: [min(values), max(values)] for name, values in seconds.items()}, "bytes": peaks}
+
+
+def duration(run: Callable[[], object], device: str) -> float:
+    """Seconds that a run takes; on a GPU by its own clock."""
+    import torch
+
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
