@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adm import PAGADMClassLabel, PAGADMLoader
 from .comparison import PAGGrid
+from .distillation import PAGSDSGradient, PAGSDSOptimizer
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
 from .host import routes
 from .inspection import PAGInspect
@@ -17,7 +18,8 @@ routes.register()
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGGrid, PAGADMLoader,
-                PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler]
+                PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler,
+                PAGSDSGradient, PAGSDSOptimizer]
 
 
 async def comfy_entrypoint() -> PAGExtension:

@@ -88,6 +88,9 @@ class Guidance:
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
         guider = executor.class_obj
         check_samples(guider.model_patcher, noise, latent_image)
+        if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
+            raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
+                             f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
         run = Run(is_watched=self.observer is not None or self.has_delta_preview)
         guider.model_options.setdefault(KEY, {})[self.namespace] = run
         if self.has_delta_preview:

@@ -18,6 +18,7 @@ from ...pag_core.inverse import Operator, squared_norm
 from ...pag_core.posterior import denoising_step, gluing_error, measurement_error
 from .adm_model import clips_denoised
 from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
+from .levels import mixing
 from .sockets import check_vae
 
 Energy = Callable[[Tensor], Tensor]
@@ -140,9 +141,7 @@ def _sample(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, ca
 
 def _level(model: BaseModel, sigma: Tensor) -> tuple[float, float]:
     """√(a² + b²) and ᾱ at this noise level."""
-    zero, one = sigma.new_zeros([1, 1]), sigma.new_ones([1, 1])
-    scaled = model.model_sampling.noise_scaling
-    a, b = float(scaled(sigma.reshape(1), zero.clone(), one)), float(scaled(sigma.reshape(1), one.clone(), zero))
+    a, b = mixing(model, sigma)
     return (a * a + b * b) ** 0.5, a * a / (a * a + b * b)
 
 

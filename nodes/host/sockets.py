@@ -62,6 +62,12 @@ def check_vae(vae: object) -> None:
         raise ValueError(f"vae is {_short(vae)}, expected the VAE output of a node.")
 
 
+def check_guider(guider: object) -> None:
+    """Raise ValueError unless this is a GUIDER."""
+    if not callable(getattr(guider, "sample", None)) or not hasattr(guider, "model_patcher"):
+        raise ValueError(f"guider is {_short(guider)}, expected the GUIDER output of a node such as PAG Guider.")
+
+
 def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None) -> None:
     """Raise ValueError where a latent [B, C, ...] is empty, no numbers, or has not the channels that `model` denoises.
 

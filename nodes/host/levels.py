@@ -1,0 +1,14 @@
+"""What the host's noise levels mean, for models of every kind."""
+
+from __future__ import annotations
+
+from comfy.model_base import BaseModel
+from torch import Tensor
+
+
+def mixing(model: BaseModel, sigma: Tensor) -> tuple[float, float]:
+    """a and b of the host's latents x_t = a·x0 + b·ε at this level (noise and v-prediction: 1 and σ; flow: 1 - σ and
+    σ)."""
+    zero, one = sigma.new_zeros([1, 1]), sigma.new_ones([1, 1])
+    scaled = model.model_sampling.noise_scaling
+    return float(scaled(sigma.reshape(1), zero.clone(), one)), float(scaled(sigma.reshape(1), one.clone(), zero))
