@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adm import PAGADMClassLabel, PAGADMLoader
 from .comparison import PAGGrid
-from .distillation import PAGSDSGradient, PAGSDSOptimizer
+from .distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
 from .host import routes
 from .inspection import PAGInspect
@@ -19,7 +19,7 @@ class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGGrid, PAGADMLoader,
                 PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler,
-                PAGSDSGradient, PAGSDSOptimizer]
+                PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer]
 
 
 async def comfy_entrypoint() -> PAGExtension:

@@ -8,7 +8,8 @@ from ..pag_core.checks import check_choice, check_range, check_whole
 from ..pag_core.distillation import LEAST, MOST, ORDERS, WEIGHTINGS, noise_levels
 from ..pag_core.perturbation import MAX_SEED
 from . import inputs
-from .host.distillation import optimized, sds_gradient
+from .host.distillation import image_gradient, optimized, sds_gradient
+from .host.sockets import check_latent
 
 MAX_STEPS = 100000
 LEAST_RATE, MOST_RATE = 0.00001, 10.0
@@ -48,6 +49,32 @@ class PAGSDSGradient(io.ComfyNode):
         (level,) = noise_levels(1, min_step_percent, max_step_percent, "random", seed)
         gradient = sds_gradient(guider, latent_image, seed, level, weighting)
         return io.NodeOutput({"samples": gradient}, float(gradient.flatten(1).norm(dim=1).mean()))
+
+
+class PAGSDSImageGradient(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGSDSImageGradient",
+            display_name="PAG SDS Image Gradient",
+            category=inputs.CATEGORY,
+            description="Carries the gradient of PAG SDS Gradient back through the VAE, to the picture that was "
+                        "encoded: what a renderer needs.",
+            search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "vae gradient"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture, as it went into VAE Encode."),
+                inputs.vae(False, "The VAE that encoded it."),
+                io.Latent.Input("gradient", tooltip="From PAG SDS Gradient, of the encoded picture."),
+            ],
+            outputs=[io.Image.Output(display_name="image_gradient",
+                                     tooltip="The gradient by the picture's values. Not a picture to look at: its "
+                                             "values lie around 0.")],
+        )
+
+    @classmethod
+    def execute(cls, image, vae, gradient: dict) -> io.NodeOutput:
+        check_latent(gradient, "gradient")
+        return io.NodeOutput(image_gradient(vae, image, gradient["samples"]))
 
 
 class PAGSDSOptimizer(io.ComfyNode):

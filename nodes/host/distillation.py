@@ -10,13 +10,15 @@ import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from comfy.model_base import BaseModel
+from comfy.sd import VAE
 from comfy.utils import model_trange as trange
 from torch import Tensor
 
 from ...pag_core.distillation import distillation_gradient
+from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
 from .levels import mixing
 from .sampling import intermediate, run_sampler
-from .sockets import check_guider
+from .sockets import check_guider, check_vae
 
 
 def sds_gradient(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, level: float, weighting: str) -> Tensor:
@@ -43,6 +45,30 @@ def sigmas(guider: comfy.samplers.CFGGuider, levels: list[float]) -> Tensor:
     return torch.tensor([float(sigma(1.0 - level)) for level in levels])
 
 
+def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tensor:
+    """∇ by an IMAGE [B, H, W, 3] from ∇ by the LATENT that the VAE encodes it to: the chain rule.
+
+    Raises:
+        ValueError: where the gradient is not of that latent's shape.
+        GradientError: where the VAE gives no gradient.
+    """
+    check_vae(vae)
+    memory = vae.memory_used_encode(image.movedim(-1, 1).shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
+    with loaded_for_gradients(vae.patcher) as stage, differentiable([stage], vae.device):
+        known = ordinary(gradient_of_latent.to(vae.device))
+
+        def of_image(image: Tensor) -> Tensor:
+            pixels = vae.process_input(vae.vae_encode_crop_pixels(image).movedim(-1, 1))
+            latent = stage.encode(pixels.to(vae.vae_dtype)).to(known)
+            if latent.shape != known.shape:
+                raise ValueError(f"The gradient is of shape {_shape(known)}, but this image encodes to "
+                                 f"{_shape(latent)}. Connect the image and the VAE of PAG SDS Gradient's latent.")
+            return (latent * known).flatten(1).sum(1)
+
+        return intermediate(gradient(of_image, ordinary(image.to(vae.device)), type(stage).__name__))
+
+
 class ScoreDistillation(comfy.samplers.Sampler):
     """Leaves the latent alone and keeps the gradient at the first noise level."""
 
@@ -55,10 +81,11 @@ class ScoreDistillation(comfy.samplers.Sampler):
     def sample(self, guider: comfy.samplers.CFGGuider, sigmas: Tensor, extra_args: dict, callback: Callable | None,
                noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None = None,
                disable_pbar: bool = False) -> Tensor:
-        gradient = self.gradient_at(guider, latent_image, sigmas[0], noise, extra_args, denoise_mask)
-        self.gradient = _through_scaling(guider.inner_model, latent_image, gradient)
+        found = self.gradient_at(guider, latent_image, sigmas[0], noise, extra_args, denoise_mask)
+        self.gradient = _through_scaling(guider.inner_model, latent_image, found)
         return latent_image
 
+    @torch.inference_mode()  # as the host runs nodes; a renderer's loop runs outside of it
     def gradient_at(self, guider: comfy.samplers.CFGGuider, x: Tensor, sigma: Tensor, noise: Tensor, extra_args: dict,
                     mask: Tensor | None) -> Tensor:
         """By x [B, C, ...], in the model's own scaling; 0 where the mask [B, 1, ...] keeps the latent.
@@ -68,12 +95,12 @@ class ScoreDistillation(comfy.samplers.Sampler):
         """
         a, b = mixing(guider.inner_model, sigma)
         x0 = guider(a * x + b * noise, sigma.expand(len(x)), **extra_args)
-        gradient = distillation_gradient(x, x0, a, b, self.weighting)
-        if not bool(torch.isfinite(gradient).all()):
+        found = distillation_gradient(x, x0, a, b, self.weighting)
+        if not bool(torch.isfinite(found).all()):
             raise ValueError("The model's predictions held values that are no numbers (NaN or infinite). Lower the "
                              "learning rate or the scales; where the weights run in half precision, start ComfyUI "
                              "with --force-fp32.")
-        return gradient if mask is None else gradient * mask
+        return found if mask is None else found * mask
 
 
 class Optimization(ScoreDistillation):
@@ -105,9 +132,13 @@ class Optimization(ScoreDistillation):
         return x
 
 
-def _through_scaling(model: BaseModel, x: Tensor, gradient: Tensor) -> Tensor:
-    """∇ by a LATENT from ∇ by x, which the host makes of it: the chain rule."""
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape))
+
+
+def _through_scaling(model: BaseModel, x: Tensor, known: Tensor) -> Tensor:
+    """∇ by a LATENT from ∇ by x, which the host makes of it when it samples: the chain rule."""
     with torch.inference_mode(False), torch.enable_grad():
         latent = model.process_latent_out(x).clone().requires_grad_()
-        (result,) = torch.autograd.grad(model.process_latent_in(latent), latent, gradient.clone())
+        (result,) = torch.autograd.grad(model.process_latent_in(latent), latent, known.clone())
     return result

@@ -56,9 +56,9 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor
         (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
     except comfy.model_management.OOM_EXCEPTION as error:
         raise GradientError(f"Not enough memory for the gradient through {name}: {error}. Turn checkpointing on, or "
-                            f"restore a smaller picture.") from error
+                            f"take a smaller picture.") from error
     except (RuntimeError, NotImplementedError) as error:
-        raise GradientError(f"{name} gives no gradient: {error}. Restoration needs a model that can be differentiated; "
+        raise GradientError(f"{name} gives no gradient: {error}. What you do needs a model that can be differentiated; "
                             f"remove patches of other nodes (compiled or quantised layers, other attention), or use "
                             f"another model.") from error
     if not bool(torch.isfinite(result).all()):

@@ -33,10 +33,17 @@ def check_conditioning(name: str, conditioning: object) -> None:
                              f"picture can come. Look at the nodes that make it.")
 
 
-def check_latent(latent: object) -> None:
+def check_latent(latent: object, name: str = "latent_image") -> None:
     """Raise ValueError unless this is a LATENT with something in it."""
     if not isinstance(latent, dict) or not isinstance(latent.get("samples"), torch.Tensor):
-        raise ValueError(f"latent_image is {_short(latent)}, expected the LATENT output of a node.")
+        raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
+
+
+def check_vae(vae: object) -> None:
+    """Raise ValueError unless this is a VAE of pictures."""
+    if getattr(vae, "latent_dim", None) != 2 or vae.output_channels != 3:
+        raise ValueError("vae is not one of pictures, such as those of SD 1.5, SDXL and the PAG ADM Loader. Connect "
+                         "the VAE that belongs to the model.")
 
 
 def check_pixels(kind: str, name: str, pixels: object) -> None:

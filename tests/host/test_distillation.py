@@ -9,13 +9,14 @@ import torch
 from comfy.samplers import calc_cond_batch
 from comfy_extras.nodes_custom_sampler import BasicGuider
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
-from pag_pack.nodes.distillation import PAGSDSGradient, PAGSDSOptimizer
+from pag_pack.nodes.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
 from pag_pack.pag_core.distillation import noise_levels
 
 from . import models
 from .runs import counted, identity, patched, relative_error, snapshot
 from .test_preview import shown  # noqa: F401 (a fixture)
+from .test_psld import vae
 
 SEED, CFG, SCALE = 5, 7.0, 3.0
 FAMILIES = {"noise prediction": (models.sd15, 4), "velocity": (models.sd2, 4), "flow": (models.flux, 16)}
@@ -55,7 +56,7 @@ class Reference(comfy.samplers.Sampler):
             noisy = a * x + b * noise
 
             def guess(cond, options=options, noisy=noisy, sigma=sigma, a=a, b=b):
-                (x0,) = calc_cond_batch(model, [cond], noisy, sigma.expand(len(x)), options)
+                (x0,) = calc_cond_batch(model, [cond], noisy, sigma.expand(len(noisy)), options)
                 return (noisy - a * x0) / b
 
             plain, empty = guess(guider.conds["positive"]), guess(guider.conds["negative"])
@@ -197,6 +198,62 @@ def test_only_what_a_mask_marks_changes():
 def test_the_norm_is_the_gradients_length():
     result, norm = PAGSDSGradient.execute(guider(models.sd15()), models.picture_latent(3), SEED).result
     assert norm == pytest.approx(sum(float(one.norm()) for one in result["samples"]) / 3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (67, 72)], ids=["whole", "cropped by the VAE"])
+def test_image_gradient_is_the_chain_rule(size):
+    """Along any direction, it is what the latent's gradient says of the latent's change."""
+    made = vae()
+    image, direction = (torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    known = {"samples": torch.randn(made.encode(image).shape, generator=torch.Generator().manual_seed(2))}
+    weights = [weight.data_ptr() for weight in made.first_stage_model.parameters()]
+    result = PAGSDSImageGradient.execute(image, made, known).result[0]
+    assert result.shape == image.shape
+    step = 1e-3
+    change = made.encode(image + step * direction) - made.encode(image - step * direction)
+    for one in range(2):
+        expected = float((known["samples"][one] * change[one]).sum()) / (2 * step)
+        assert float((result[one] * direction[one]).sum()) == pytest.approx(expected, rel=0.02)
+    assert [weight.data_ptr() for weight in made.first_stage_model.parameters()] == weights
+
+
+def test_image_gradient_of_a_pixel_model_is_the_latents():
+    """Its latent is 2·image − 1."""
+    known = {"samples": torch.randn(1, 3, 32, 32)}
+    made = PAGADMLoader.execute(SHIPPED).result[1]
+    result = PAGSDSImageGradient.execute(torch.rand(1, 32, 32, 3), made, known).result[0]
+    torch.testing.assert_close(result, 2 * known["samples"].movedim(1, -1))
+
+
+def test_a_renderers_loop():
+    """As the help page has it: a scene of few parameters, rendered with gradients, learns by itself."""
+    model, made = PAGADMLoader.execute(SHIPPED).result
+    label, none = (PAGADMClassLabel.execute(model, label).result[0] for label in (8, -1))
+    given = PAGGuider.execute(model, label, none, 2.0, 2.0, "auto").result[0]
+    with torch.inference_mode(False), torch.enable_grad():
+        scene = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+        for step in range(2):
+            image = torch.nn.functional.interpolate(scene, scale_factor=4, mode="bilinear").movedim(1, -1)
+            latent = {"samples": made.encode(image.detach())}
+            of_latent, norm = PAGSDSGradient.execute(given, latent, step).result
+            (of_image,) = PAGSDSImageGradient.execute(image.detach(), made, of_latent).result
+            image.backward(of_image)
+            assert norm > 0
+    assert scene.grad.isfinite().all()
+    assert (scene.grad != 0).all()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"gradient": None}, "gradient is None, expected the LATENT output"),
+    ({"vae": None}, "vae is not one of pictures"),
+    ({"gradient": {"samples": torch.zeros(1, 4, 4, 4)}},
+     "of shape 1 × 4 × 4 × 4, but this image encodes to 1 × 4 × 8 × 8. Connect the image"),
+], ids=str)
+def test_image_gradient_of_what_does_not_belong_together(values, message):
+    made = vae()
+    good = {"image": torch.rand(1, 64, 64, 3), "vae": made, "gradient": {"samples": torch.zeros(1, 4, 8, 8)}}
+    with pytest.raises(ValueError, match=message):
+        PAGSDSImageGradient.execute(**{**good, **values})
 
 
 def test_progress_and_previews_show_what_is_optimised(shown):  # noqa: F811
