@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,12 +132,15 @@ def claim_port(port: int | None) -> int:
 
 
 def lay_base(base: Path, comfyui: Path, pack: Path) -> None:
-    """Makes the server's base directory: the pack as its only custom node, the host's models."""
-    for name in ("custom_nodes", "user"):
+    """Makes the server's base directory: the pack as its only custom node, the host's models and example picture."""
+    for name in ("custom_nodes", "user", "input"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(base / "custom_nodes" / PACK_NAME, pack)
     if (comfyui / "models").is_dir():
         link_folder(base / "models", comfyui / "models")
+    picture = comfyui / "input" / "example.png"  # of the examples that begin with a picture
+    if picture.is_file() and not (base / "input" / picture.name).exists():
+        shutil.copyfile(picture, base / "input" / picture.name)
 
 
 def link_folder(link: Path, target: Path) -> None:

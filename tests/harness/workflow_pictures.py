@@ -75,7 +75,8 @@ def make_stand_ins(base: Path, names: set[str]) -> Path:
     for name in names:
         (folder / name).touch()
     config = base / "stand-ins.yaml"
-    config.write_text(json.dumps({"stand_ins": {"checkpoints": str(folder)}}), encoding="utf-8")
+    folders = {kind: str(folder) for kind in ("checkpoints", "controlnet")}
+    config.write_text(json.dumps({"stand_ins": folders}), encoding="utf-8")
     return config
 
 

@@ -26,6 +26,11 @@ PROMISED = {
     "PAGDPSSampler": (["measurement", "operator", "step_size", "eta", "checkpointing"], ["SAMPLER"]),
     "PAGPSLDSampler": (["measurement", "operator", "vae", "step_size", "gluing", "eta", "checkpointing"],
                        ["SAMPLER"]),
+    "PAGSDSGradient": (["guider", "latent_image", "seed", "min_step_percent", "max_step_percent", "weighting"],
+                       ["LATENT", "FLOAT"]),
+    "PAGSDSImageGradient": (["image", "vae", "gradient"], ["IMAGE"]),
+    "PAGSDSOptimizer": (["guider", "latent_image", "seed", "steps", "learning_rate", "order", "min_step_percent",
+                         "max_step_percent", "weighting"], ["LATENT"]),
 }
 
 
