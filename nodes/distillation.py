@@ -93,10 +93,12 @@ class PAGSDSOptimizer(io.ComfyNode):
                              "picture. With a noise mask, only what it marks is changed."),
                 seed("The random seed of the noise. The same seed gives the same result."),
                 io.Int.Input("steps", default=200, min=1, max=MAX_STEPS,
-                             tooltip="Number of steps, each of which calls the model once."),
+                             tooltip="Number of steps, each of which calls the model once. 100 to 200 suit "
+                                     "annealed; random takes more."),
                 io.Float.Input("learning_rate", default=0.05, min=LEAST_RATE, max=MOST_RATE, step=0.005, round=0.00001,
-                               tooltip="About how far each step moves the latent's values, whose standard deviation is "
-                                       "near 1 (Adam)."),
+                               tooltip="About how far a step of Adam moves each value of the latent (standard "
+                                       "deviations, which are near 1). Higher: coarser and noisier. Lower: it may not "
+                                       "get there in these steps."),
                 io.Combo.Input("order", options=list(ORDERS), default=ORDERS[0],
                                tooltip="annealed: from the most noise to the least, so that the composition comes "
                                        "first and details come last. random: any level at any step, as in DreamFusion; "
