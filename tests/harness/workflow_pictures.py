@@ -93,7 +93,7 @@ def results(client: Client, path: Path) -> Image.Image:
         sheet.thumbnail((SHEET_SHOWN, SHEET_SHOWN), Image.Resampling.LANCZOS)
         return sheet
     title = path.stem.replace("_", " ")
-    for word in ("adm", "cfg", "dps", "pag"):
+    for word in ("adm", "cfg", "dps", "pag", "sds"):
         title = title.replace(word, word.upper())
     return picture.comparison(title[0].upper() + title[1:], "What this workflow makes.", [picture.Block("", rows)])
 

@@ -59,6 +59,44 @@ def test_interruption_stops_the_run_and_leaves_the_server_usable(client):
     assert client.run(adm(seed=2), timeout=120).images
 
 
+def distilled(node: str, **inputs) -> dict:
+    """`adm` with one of the score distillation nodes, under PAG Guider, in the sampler's place."""
+    prompt = adm()
+    guider = {name: prompt["5"]["inputs"][name] for name in ("model", "positive", "negative", "cfg", "pag_scale",
+                                                             "layers")}
+    return {**prompt, "8": {"class_type": "PAGGuider", "inputs": guider},
+            "5": {"class_type": node, "inputs": {"guider": ["8", 0], "latent_image": ["4", 0], "seed": 0, **inputs}}}
+
+
+def test_score_distillation_shows_progress_and_can_be_interrupted(client):
+    optimizer = dict(learning_rate=0.1, order="annealed")
+    steps = []
+    assert client.run(distilled("PAGSDSOptimizer", steps=3, **optimizer), timeout=120,
+                      progress=lambda *step: steps.append(step[-2:])).images
+    assert (3, 3) in steps
+    interrupted = threading.Event()
+
+    def interrupt_once(*_):
+        if not interrupted.is_set():
+            interrupted.set()
+            client.interrupt()
+
+    with pytest.raises(WorkflowError, match="interrupted"):
+        client.run(distilled("PAGSDSOptimizer", steps=2000, **optimizer), progress=interrupt_once, timeout=120)
+
+
+def test_a_gradient_goes_back_to_the_picture(client):
+    """Through the graph, as a renderer of another pack gets it."""
+    prompt = distilled("PAGSDSGradient")
+    prompt["9"] = {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 8421504}}
+    prompt["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["9", 0], "vae": ["1", 1]}}
+    prompt["6"] = {"class_type": "PAGSDSImageGradient",
+                   "inputs": {"image": ["9", 0], "vae": ["1", 1], "gradient": ["5", 0]}}
+    (shown,) = client.run(prompt, timeout=120).images
+    darkest, brightest = Image.open(io.BytesIO(client.image(shown))).convert("L").getextrema()
+    assert darkest == 0 < brightest
+
+
 def previews(client, prompt) -> list[np.ndarray]:
     """The pictures that arrive while the prompt runs."""
     seen = []
