@@ -18,7 +18,7 @@ from ...pag_core.distillation import distillation_gradient
 from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
 from .levels import mixing
 from .sampling import intermediate, run_sampler
-from .sockets import check_guider, check_vae
+from .sockets import check_guider, check_pixels, check_vae
 
 
 def sds_gradient(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, level: float, weighting: str) -> Tensor:
@@ -49,10 +49,14 @@ def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tenso
     """∇ by an IMAGE [B, H, W, 3] from ∇ by the LATENT that the VAE encodes it to: the chain rule.
 
     Raises:
-        ValueError: where the gradient is not of that latent's shape.
+        ValueError: where the VAE is not one of pictures, or the gradient not of that latent's shape.
         GradientError: where the VAE gives no gradient.
     """
+    check_pixels("IMAGE", "image", image)
     check_vae(vae)
+    if vae.latent_dim != 2 or vae.output_channels != 3:
+        raise ValueError("This VAE does not encode pictures, as those of SD 1.5, SDXL and the PAG ADM Loader do. "
+                         "Connect the VAE that belongs to the model.")
     memory = vae.memory_used_encode(image.movedim(-1, 1).shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
     with loaded_for_gradients(vae.patcher) as stage, differentiable([stage], vae.device):

@@ -39,13 +39,6 @@ def check_latent(latent: object, name: str = "latent_image") -> None:
         raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
 
 
-def check_vae(vae: object) -> None:
-    """Raise ValueError unless this is a VAE of pictures."""
-    if getattr(vae, "latent_dim", None) != 2 or vae.output_channels != 3:
-        raise ValueError("vae is not one of pictures, such as those of SD 1.5, SDXL and the PAG ADM Loader. Connect "
-                         "the VAE that belongs to the model.")
-
-
 def check_pixels(kind: str, name: str, pixels: object) -> None:
     """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, of numbers and with something in it."""
     if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
