@@ -8,6 +8,7 @@ medians are compared, so that a machine whose speed drifts slows all rows alike.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -114,14 +115,12 @@ def measure(shape, device: str, repeats: int) -> dict:
     """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes": {row: number}}."""
     rows = build_rows(shape, device)
     for run in rows.values():
-        run()  # allocations and lazy initialisation are not what is measured
+        run()  # lazy initialisation is not what is measured
+    peaks = {name: peak(run, device) for name, run in rows.items()}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
-    peaks = {}
     for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
         for name, run in rows.items():
-            reset_peak(device)
             seconds[name].append(duration(run, device) / STEPS)
-            peaks[name] = peak(device)
     return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "spread": {name: [min(values), max(values)] for name, values in seconds.items()}, "bytes": peaks}
 
@@ -179,27 +178,25 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
         "CFG + PAG, scheduled": ours(CFG, CFG_END, start_percent=PAG_START), "PAG without CFG": ours(1.0)}
 
 
-def reset_peak(device: str) -> None:
+def peak(run: Callable[[], object], device: str) -> int | None:
+    """Bytes that a run holds at most, in all of the process; None where the system does not tell."""
     import torch
 
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory starts anew
-
-
-def peak(device: str) -> int | None:
-    """Bytes; None where the system does not tell."""
-    import torch
-
-    if device != "cpu":
+        run()
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)  # else what glibc keeps of earlier runs would count
+    clear.write_text("5")  # the peak of the resident memory starts anew
+    run()
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def print_tables(report: dict) -> None:

@@ -83,7 +83,8 @@ def fine_tuned(name: str, images: Tensor, labels: Tensor, args: argparse.Namespa
     if share is None:
         return model.eval().requires_grad_(False)
     options = train.parse(["--steps", str(args.steps), "--batch-size", str(args.batch_size), "--lr", str(args.lr),
-                           "--checkpoint", str(args.out / f"{args.steps}-{share:g}.pt"), "--device", "cpu"])
+                           "--checkpoint", str(args.out / f"{args.steps}-{share:g}.pt"), "--device", "cpu",
+                           "--out", str(args.out / f"{args.steps}-{share:g}.safetensors")])  # not the shipped file
     torch.manual_seed(options.seed)
     run = train.Run(options, model)
     if options.checkpoint.is_file():

@@ -1,6 +1,7 @@
 """The fine-tuning experiment: what its hooks do, and that both copies start from the shipped model."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_pictures_do_not_depend_on_their_batch(model, monkeypatch):
     whole = switch.sample(model, 2.0, range(3)).int()
     assert (whole[2:] - switch.sample(model, 2.0, range(2, 3)).int()).abs().max() <= 1
     assert whole[0].ne(whole[1]).any()
+
+
+def test_fine_tuning_leaves_the_shipped_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "EXPORT_SECONDS", 0)
+    monkeypatch.setattr(train.shutil, "which", lambda name: None)  # no compiler: compiling takes longer than this
+    shipped = switch.SHIPPED.read_bytes()
+    images, labels = torch.zeros(4, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+    switch.fine_tuned("trained on", images, labels, Namespace(steps=2, batch_size=2, lr=1e-4, out=tmp_path))
+    assert list(tmp_path.glob("*.safetensors"))
+    assert switch.SHIPPED.read_bytes() == shipped
