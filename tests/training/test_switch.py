@@ -71,6 +71,6 @@ def test_fine_tuning_leaves_the_shipped_file_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(train.shutil, "which", lambda name: None)  # no compiler: compiling takes longer than this
     shipped = switch.SHIPPED.read_bytes()
     images, labels = torch.zeros(4, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
-    switch.fine_tuned("trained on", images, labels, Namespace(steps=2, batch_size=2, lr=1e-4, out=tmp_path))
+    switch.fine_tuned("plain", images, labels, Namespace(steps=2, batch_size=2, lr=1e-4, out=tmp_path))
     assert list(tmp_path.glob("*.safetensors"))
     assert switch.SHIPPED.read_bytes() == shipped
