@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.utils.checkpoint import checkpoint
 
 
 class GradientError(RuntimeError):
     """No gradient can be had; the message says why and what to do."""
+
+
+class OverwritingError(GradientError):
+    """Something wrote into a tensor that autograd needs; `gradient` with `overwriting` keeps copies of these."""
 
 
 @contextmanager
@@ -40,27 +45,32 @@ def differentiable(networks: Iterable[nn.Module], device: torch.device, checkpoi
         yield
 
 
-def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
+def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriting: bool = False) -> Tensor:
     """∇ₓ of the sum of energy(x), [B], for x [B, ...]. To be called inside `differentiable`.
 
     Args:
         name: of the model, for errors.
+        overwriting: whether the model, or a patch of another node (FreeU), writes into its tensors. Then what autograd
+            needs of them is copied first, and every operation takes a little longer.
 
     Raises:
+        OverwritingError: where it does, and `overwriting` is False.
         GradientError: where the model gives none, or runs out of memory.
     """
     x = x.detach().clone().requires_grad_()
     # The norm of a picture of n values has a gradient of about 1 / √n in each, which half precision would lose.
     scale = x[0].numel() ** 0.5
     try:
-        (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
+        with allow_mutation_on_saved_tensors() if overwriting else nullcontext():
+            (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
     except comfy.model_management.OOM_EXCEPTION as error:
         raise GradientError(f"Not enough memory for the gradient through {name}: {error}. Turn checkpointing on, or "
                             f"take a smaller picture.") from error
     except (RuntimeError, NotImplementedError) as error:
-        raise GradientError(f"{name} gives no gradient: {error}. What you do needs a model that can be differentiated; "
-                            f"remove patches of other nodes (compiled or quantised layers, other attention), or use "
-                            f"another model.") from error
+        kind = OverwritingError if "inplace operation" in str(error) else GradientError
+        raise kind(f"{name} gives no gradient: {error}. What you do needs a model that can be differentiated; remove "
+                   f"patches of other nodes (compiled or quantised layers, other attention), or use another "
+                   f"model.") from error
     if not bool(torch.isfinite(result).all()):
         raise GradientError(f"The gradient through {name} is not finite. Use smaller steps, or load the model in a "
                             f"higher precision.")
@@ -186,7 +196,8 @@ def _recomputed(forward: Callable) -> Callable:
                 options.update(state)
             result = forward(*args, **kwargs)
             if [tensor._version for tensor in tensors] != versions:  # autograd itself would not notice, and be wrong
-                raise RuntimeError("a block of this model writes into its own input (an inplace operation)")
+                raise RuntimeError("a block of this model writes into its own input (an inplace operation), which "
+                                   "needs checkpointing off")
             return result
 
         return checkpoint(compute, *args, use_reentrant=False, **kwargs)

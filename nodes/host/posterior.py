@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...pag_core.inverse import Operator, squared_norm
 from ...pag_core.posterior import denoising_step, gluing_error, measurement_error
 from .adm_model import clips_denoised
-from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
+from .gradients import OverwritingError, differentiable, gradient, loaded_for_gradients, ordinary
 from .levels import mixing
 from .sockets import check_vae
 
@@ -126,11 +126,11 @@ def _sample(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, ca
     noise_sampler = default_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([len(x)])
     with guide.energy(guider, x) as energy, loaded_for_gradients(guider.model_patcher) as network:
+        slope = _Slope(network, guider, extra_args["model_options"], energy, guide, checkpointing)
         for i in trange(len(sigmas) - 1, disable=disable):
             comfy.model_management.throw_exception_if_processing_interrupted()
             (size, alpha), (next_size, next_alpha) = (_level(guider.inner_model, sigma) for sigma in sigmas[i:i + 2])
-            down = 0.0 if guide.is_off else size * _gradient(
-                network, guider, extra_args["model_options"], energy, guide, x, sigmas[i] * ones, checkpointing)
+            down = 0.0 if guide.is_off else size * slope(x, sigmas[i] * ones)
             x0 = model(x, sigmas[i] * ones, **extra_args)
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x0})
@@ -149,17 +149,30 @@ def _control_networks(conds: list[dict]) -> list[nn.Module]:
     return [patcher.model for cond in conds if cond.get("control") for patcher in cond["control"].get_models()]
 
 
-def _gradient(network: BaseModel, guider: comfy.samplers.CFGGuider, options: dict, energy: Energy, guide: DPS | PSLD,
-              x: Tensor, sigma: Tensor, checkpointing: bool) -> Tensor:
+class _Slope:
     """∇ₓ energy(x̂0(x)), with the plain prediction of the positive conditioning, by itself and on one device."""
-    options = {name: value for name, value in options.items() if name != "multigpu_clones"}
-    networks = [network.diffusion_model, *_control_networks(guider.conds["positive"]), *guide.networks]
-    with differentiable(networks, x.device, checkpointing):
-        positive, sigma = ordinary(guider.conds["positive"]), sigma.clone()
-        clips = clips_denoised(options)
 
-        def of_latent(x: Tensor) -> Tensor:
-            (x0,) = comfy.samplers.calc_cond_batch(network, [positive], x, sigma, options)
-            return energy(x0.clamp(-1, 1) if clips else x0)
+    def __init__(self, network: BaseModel, guider: comfy.samplers.CFGGuider, options: dict, energy: Energy,
+                 guide: DPS | PSLD, checkpointing: bool) -> None:
+        self.network, self.guider, self.energy, self.checkpointing = network, guider, energy, checkpointing
+        self.options = {name: value for name, value in options.items() if name != "multigpu_clones"}
+        self.networks = [network.diffusion_model, *_control_networks(guider.conds["positive"]), *guide.networks]
+        self.overwriting = False  # until it shows
 
-        return gradient(of_latent, x, type(network).__name__)
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        with differentiable(self.networks, x.device, self.checkpointing):
+            positive, sigma = ordinary(self.guider.conds["positive"]), sigma.clone()
+            clips = clips_denoised(self.options)
+
+            def of_latent(x: Tensor) -> Tensor:
+                (x0,) = comfy.samplers.calc_cond_batch(self.network, [positive], x, sigma, self.options)
+                return self.energy(x0.clamp(-1, 1) if clips else x0)
+
+            name = type(self.network).__name__
+            try:
+                return gradient(of_latent, x, name, self.overwriting)
+            except OverwritingError:
+                if self.overwriting:
+                    raise
+                self.overwriting = True
+                return gradient(of_latent, x, name, True)

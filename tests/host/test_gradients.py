@@ -9,7 +9,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
-from pag_pack.nodes.host.gradients import GradientError, blocks, differentiable, gradient, ordinary
+from pag_pack.nodes.host.gradients import GradientError, OverwritingError, blocks, differentiable, gradient, ordinary
 from torch.autograd.graph import saved_tensors_hooks
 
 from . import models
@@ -132,13 +132,39 @@ def test_blocks_are_those_that_the_network_calls():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_network_that_overwrites_what_autograd_needs_is_refused(checkpointing):
+def test_a_network_that_overwrites_what_autograd_needs_is_noticed(checkpointing):
     """Flux adds in place. No gradient is better than a wrong one."""
     model = as_loaded(models.flux)
     x, energy = problem(model, channels=16)
     with differentiable([model.diffusion_model], x.device, checkpointing), pytest.raises(
-            GradientError, match=r"Flux gives no gradient: .*inplace operation"):
+            OverwritingError, match=r"Flux gives no gradient: .*inplace operation"):
         gradient(energy, x, "Flux")
+
+
+def test_copies_of_what_is_overwritten_make_the_gradient_right():
+    model = as_loaded(models.flux)
+    x, energy = problem(model, channels=16)
+    with differentiable([model.diffusion_model], x.device):
+        found = gradient(energy, x, "Flux", overwriting=True)
+    pairs = slopes(energy, x, found)
+    scale = max(abs(expected) for expected, _ in pairs)
+    assert all(abs(expected - slope) < 1e-2 * scale for expected, slope in pairs), pairs
+
+
+def test_a_block_that_overwrites_its_input_cannot_be_computed_twice():
+    model = as_loaded(models.flux)
+    x, energy = problem(model, channels=16)
+    with differentiable([model.diffusion_model], x.device, True), pytest.raises(
+            OverwritingError, match="needs checkpointing off"):
+        gradient(energy, x, "Flux", overwriting=True)
+
+
+@pytest.mark.parametrize("family", [models.sd15, models.sdxl])
+def test_copies_change_nothing_where_nothing_is_overwritten(family):
+    model = as_loaded(family)
+    x, energy = problem(model)
+    with differentiable([model.diffusion_model], x.device):
+        torch.testing.assert_close(gradient(energy, x, "it", True), gradient(energy, x, "it"), rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_without_gradient_is_named():

@@ -8,6 +8,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_freelunch import Fourier_filter, FreeU_V2
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.adm_model import load_adm
@@ -196,6 +197,32 @@ def test_pictures_of_a_batch_are_restored_each_by_itself(path):
     torch.testing.assert_close(both, apart, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(run(y[:1], noise)[1], apart[0], atol=1e-4, rtol=1e-4)
     assert (both[0] - both[1]).abs().max() > 1e-2
+
+
+def freeu_v2(h, skip, options):
+    """FreeU_V2 with b 1.4 and s 0.2 for half of 64 channels, without writing into its input as the host's node does."""
+    if h.shape[1] != 64:
+        return h, skip
+    mean = h.mean(1, keepdim=True)
+    low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
+    scaled = h[:, :32] * (0.4 * (mean - low) / (high - low) + 1)
+    return torch.cat([scaled, h[:, 32:]], 1), Fourier_filter(skip, threshold=1, scale=0.2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_patch_that_overwrites_what_autograd_needs(path, checkpointing):
+    model = load_adm(path)
+    expected = model.clone()
+    expected.set_model_output_block_patch(freeu_v2)
+    y, sigmas = measured(SuperResolution(4)), last_sigmas(model, 3)
+
+    def run(model):
+        sampler = PAGDPSSampler.execute(y, SuperResolution(4), 2.0, 1.0, checkpointing).result[0]
+        return restore(guided(model, 1.0), sampler, sigmas)
+
+    result = run(FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).result[0])
+    assert relative_error(result, run(expected)) < 1e-4
+    assert relative_error(result, run(model)) > 1e-2
 
 
 def test_previews_show_x0_and_an_interruption_leaves_the_model_in_order(path):

@@ -69,10 +69,8 @@ class PromptMaker:
 
     def make(self) -> Attempt:
         prompt = copy.deepcopy(self.rng.choice(self.examples))
-        restores = any("DPS" in node["class_type"] for node in prompt.values())
         for name in BETWEEN:
-            # FreeU writes into tensors that a gradient needs, which the DPS sampler refuses with that reason.
-            if self.rng.random() < 0.15 and not (restores and name == "FreeU_V2"):
+            if self.rng.random() < 0.15:
                 self.put_between(prompt, name)
         if self.rng.random() < 0.5:
             self.add_options(prompt)
