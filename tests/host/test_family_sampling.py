@@ -23,12 +23,13 @@ SCALE = 2.0
 STEPS = 2
 
 
-def sd3() -> ModelPatcher:
+def sd3(depth: int = 2) -> ModelPatcher:
+    """Of so many blocks, and heads."""
     config = comfy.supported_models.SD3({
-        "in_channels": 16, "input_size": None, "patch_size": 2, "depth": 2, "num_blocks": 2,
+        "in_channels": 16, "input_size": None, "patch_size": 2, "depth": depth, "num_blocks": depth,
         "adm_in_channels": models.POOLED, "pos_embed_max_size": 16, "num_patches": 256, "qk_norm": "rms",
         "context_embedder_config": {"target": "torch.nn.Linear",
-                                    "params": {"in_features": models.CONTEXT, "out_features": 128}}})
+                                    "params": {"in_features": models.CONTEXT, "out_features": 64 * depth}}})
 
     def build() -> comfy.model_base.SD3:
         model = comfy.model_base.SD3(config)
