@@ -9,6 +9,7 @@ from harness.in_process import ROOT
 
 from .config import Config
 from .plan import COMBINATIONS, LAYER_SCALE, SINGLE_LAYERS, Check, Found, Row, Table, layer_search, quick, tables
+from .restoration.plan import KEY as RESTORATION
 
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
 LAYERS = "layers"
@@ -23,8 +24,9 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
                       help=f"Table 1 and Fig. 12 with {QUICK} samples a row, at the settings found before (default)")
     size.add_argument("--full", action="store_true", help=f"everything, the search too, with {FULL} samples a row")
     parser.add_argument("--only", default="", metavar="KEYS",
-                        help="tables by name, separated by commas: " + ", ".join(t.key for t in [*all_tables()]))
-    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many")
+                        help="tables by name, separated by commas: " + ", ".join(known_keys()))
+    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many, "
+                                                    "restoration a fifth")
     parser.add_argument("--search", type=int, metavar="SAMPLES",
                         help="held-out samples a setting in the search for layers and scales; 0: take those found "
                              "before")
@@ -50,7 +52,7 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     for name in ("batch", "ranks"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    known = [table.key for table in all_tables()]
+    known = known_keys()
     args.only = [key.strip() for key in args.only.split(",") if key.strip()]
     if unknown := [key for key in args.only if key not in known]:
         parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(known)}")
@@ -59,6 +61,15 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
         parser.error(f"--search {args.search}: take {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
     return args
+
+
+def known_keys() -> list[str]:
+    return [*(table.key for table in all_tables()), RESTORATION]
+
+
+def has_restoration(args: argparse.Namespace) -> bool:
+    """Whether restoration is asked for; it takes too long for a quick look."""
+    return RESTORATION in args.only or (args.full and not args.only)
 
 
 def all_tables() -> list[Table]:

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, command
 from harness.in_process import ROOT, import_pack, start_host
 
-from .arguments import LAYERS, SEARCH_FIRST, chosen_tables, ids_of, parse
+from .arguments import LAYERS, SEARCH_FIRST, chosen_tables, has_restoration, ids_of, parse
 from .config import STEPS, Config
 from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
+from .restoration.plan import KEY as RESTORATION
 
 if TYPE_CHECKING:  # these need torch or the host, which start later
+    from PIL import Image
+
     from .judge import Judge
-    from .store import Store
     from .work import Worker
 
 FINALISTS = 2  # layer selections that go on to the search for a scale
@@ -66,6 +68,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from .classifier import get_classifier
     from .judge import Judge
+    from .plots import grid
+    from .restoration.run import run as restore
     from .sampling import Sampler
     from .store import Store, file_key
     from .work import Ranks, Worker
@@ -80,7 +84,8 @@ def evaluate(args: argparse.Namespace) -> None:
     ranks = Ranks.join()
     key = file_key(Path(path))
     store = Store(args.out / "samples" / f"{key}-{args.device}")
-    worker = Worker(Sampler(name), store, ranks, args.batch)
+    sampler = Sampler(name)
+    worker = Worker(sampler, store, ranks, args.batch)
     judge = None
     if ranks.rank == 0:
         classifier, accuracy = get_classifier(args.out, train, test)
@@ -88,23 +93,28 @@ def evaluate(args: argparse.Namespace) -> None:
 
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
-    searches = args.search and args.only != [LAYERS]
+    searches = args.search and (not args.only or set(args.only) - {LAYERS, RESTORATION})
     guess = search_rows(found) if searches else []
-    plan = chosen_tables(args, found, worker.sampler.share(found.layers))
+    plan = chosen_tables(args, found, sampler.share(found.layers))
     worker.announce([(row.config, held_out) for row in guess] + wanted(args, plan))
     if searches:
         found = search(worker, judge, held_out)
-        plan = chosen_tables(args, found, worker.sampler.share(found.layers))
+        plan = chosen_tables(args, found, sampler.share(found.layers))
     worker.run(wanted(args, plan))
     worker.bar.close()
+    restored = restore(args, name, test[0], store, ranks, judge) if has_restoration(args) else None
     if judge:
         about = {
             "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
             "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
             "search": f"Layers and scales were chosen on {args.search} other samples a setting."
                       if searches else "Layers and scales are those that an earlier search found."}
-        report = {"about": about, "tables": [judge.table(table, ids_of(args, table)) for table in plan]}
-        write(args, report, store)
+        made = [judge.table(table, ids_of(args, table)) for table in plan]
+        pictures = {table["key"]: grid(table, store) for table in made}
+        if restored:
+            table, pictures[table["key"]] = restored
+            made.append(table)
+        write(args, {"about": about, "tables": made}, pictures)
     ranks.leave()
 
 
@@ -154,9 +164,9 @@ def search_rows(found: Found) -> list[Row]:
     return [*layer_search(), *(Row("", config) for values in options.values() for _, config in values)]
 
 
-def write(args: argparse.Namespace, report: dict, store: Store) -> None:
-    """Into a new folder, and to --json."""
-    from .plots import grid, plot
+def write(args: argparse.Namespace, report: dict, pictures: dict[str, Image.Image]) -> None:
+    """Into a new folder, and to --json. `pictures` are samples, by the table's key."""
+    from .plots import plot
 
     folder = new_folder(args.out / "results")
     text = json.dumps(report, indent=1) + "\n"
@@ -168,7 +178,7 @@ def write(args: argparse.Namespace, report: dict, store: Store) -> None:
             file.write(text)
     for table in report["tables"]:
         plot(table, folder / f"{table['key']}.png")
-        grid(table, store, folder / f"{table['key']}-samples.jpg")
+        pictures[table["key"]].save(folder / f"{table['key']}-samples.jpg", quality=80)
     print(f"\n{markdown(report)}\nWritten to {folder}")
 
 

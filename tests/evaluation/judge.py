@@ -52,13 +52,13 @@ class Judge:
         values = {row.name: self._row(row, ids, table.matched) for row in table.rows}
         by_name = {row.name: row for row in table.rows}
         rows = [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
-                 "metrics": _plain(values[row.name])} for row in table.rows]
+                 "metrics": plain(values[row.name])} for row in table.rows]
         order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(1))[:len(ids)]
         labels = self.train[1][order] if any(row.config.conditional for row in table.rows) else None
         real = measure(look(self.classifier, self.train[0][order], with_maps=True), self.real, labels)
         return {
             "key": table.key, "title": table.title, "source": table.source, "samples": len(ids), "first": ids.start,
-            "as_line": table.as_line, "real": _plain(real), "rows": rows,
+            "as_line": table.as_line, "real": plain(real), "rows": rows,
             "checks": [self._check(check, by_name, values, ids, table.matched) for check in table.checks],
         }
 
@@ -90,7 +90,7 @@ def with_tones(pictures: Tensor, wanted: tuple[float, float]) -> Tensor:
     return ((pictures.float() - mean) * (wanted[1] / max(spread, 1e-6)) + wanted[0]).round().clamp(0, 255).byte()
 
 
-def _plain(values: dict[str, Value]) -> dict[str, dict]:
+def plain(values: dict[str, Value]) -> dict[str, dict]:
     return {name: asdict(value) for name, value in values.items()}
 
 

@@ -59,6 +59,10 @@ def frechet(features: Tensor, real: Real) -> float:
     return fid_statistics_to_metric(statistics, real.statistics, False)[KEY_METRIC_FID]
 
 
+def frechet_value(features: Tensor, real: Real) -> Value:
+    return _with_margin(lambda rows: frechet(features[rows], real), len(features))
+
+
 def score(logits: Tensor) -> float:
     """As the Inception score, with the classifier's ten classes; 1 to 10."""
     return isc_features_to_metric(logits, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
@@ -74,26 +78,32 @@ def measure(seen: Seen, real: Real, labels: Tensor | None = None) -> dict[str, V
     count = len(seen.features)
     shares = seen.logits.softmax(1).mean(0)
     values = {
-        "fd": _with_margin(lambda rows: frechet(seen.features[rows], real), count),
+        "fd": frechet_value(seen.features, real),
         "kd": Value(_kernel_distance(seen.features, real)),
         "score": _with_margin(lambda rows: score(seen.logits[rows]), count),
         **_precision_recall(seen.features, real),
         "diversity": _diversity(seen, [torch.arange(count)]),
         "classes": Value(float(torch.special.entr(shares).sum().exp())),
-        "brightness": _mean(seen.brightness),
-        "contrast": _mean(seen.contrast),
+        "brightness": mean(seen.brightness),
+        "contrast": mean(seen.contrast),
     }
     if labels is not None:
         groups = [(labels == label).nonzero()[:, 0] for label in range(CLASSES)]
         scores = torch.tensor([score(seen.logits[rows]) for rows in groups if len(rows)])
-        values["accuracy"] = _mean((seen.logits.argmax(1) == labels).float())
+        values["accuracy"] = mean((seen.logits.argmax(1) == labels).float())
         values["label_diversity"] = _diversity(seen, groups)
-        values["label_score"] = _mean(scores)
+        values["label_score"] = mean(scores)
     return values
 
 
-def _mean(values: Tensor) -> Value:
+def mean(values: Tensor) -> Value:
+    """Of [N] independent figures."""
     return Value(float(values.mean()), Z * float(values.std()) / len(values) ** 0.5)
+
+
+def paired(better: Tensor, worse: Tensor) -> Value:
+    """The mean difference of figures [N] of the same pictures."""
+    return mean(better - worse)
 
 
 def _diversity(seen: Seen, groups: list[Tensor]) -> Value:
@@ -120,9 +130,7 @@ def unpaired(better: Value, worse: Value) -> Value:
 
 
 def pair_distances(seen: Seen, groups: list[Tensor]) -> Tensor:
-    """[P] LPIPS-like distances of random pairs, each within one of `groups` (rows): at every place the squared distance
-    of the unit-length channel vectors, averaged over the places and added over the stages (Zhang et al. 2018, without
-    their learned weights)."""
+    """[P] perceptual distances of random pairs, each within one of `groups` (rows)."""
     generator = torch.Generator().manual_seed(0)
     left, right = [], []
     groups = [rows for rows in groups if len(rows) > 1]
@@ -132,11 +140,18 @@ def pair_distances(seen: Seen, groups: list[Tensor]) -> Tensor:
         left.append(rows[first])
         right.append(rows[(first + other) % len(rows)])
     left, right = torch.cat(left), torch.cat(right)
-    total = torch.zeros(len(left))
-    for stage in seen.maps:
-        unit = torch.nn.functional.normalize(stage, dim=1)
-        total += torch.cat([(unit[a] - unit[b]).square().sum(1).mean((1, 2))
-                            for a, b in zip(left.split(200), right.split(200), strict=True)])
+    return torch.cat([perceptual_distance([stage[a] for stage in seen.maps], [stage[b] for stage in seen.maps])
+                      for a, b in zip(left.split(200), right.split(200), strict=True)])
+
+
+def perceptual_distance(maps: list[Tensor], others: list[Tensor]) -> Tensor:
+    """[N] LPIPS-like distances of pictures, of which `maps` and `others` hold each stage's maps [N, C, h, w]: at every
+    place the squared distance of the unit-length channel vectors, averaged over the places and added over the stages
+    (Zhang et al. 2018, without their learned weights)."""
+    total = torch.zeros(len(maps[0]))
+    for stage, other in zip(maps, others, strict=True):
+        a, b = (torch.nn.functional.normalize(each, dim=1) for each in (stage, other))
+        total += (a - b).square().sum(1).mean((1, 2))
     return total
 
 

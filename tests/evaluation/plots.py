@@ -50,7 +50,7 @@ def _column(table: dict, metric: str) -> tuple[list[float], list[float]]:
     return [cell["value"] for cell in cells], [cell["margin"] for cell in cells]
 
 
-def grid(table: dict, store: Store, path: Path) -> None:
+def grid(table: dict, store: Store) -> Image.Image:
     """The first samples of each row; columns start from the same noise."""
     rows = []
     for row in table["rows"]:
@@ -60,4 +60,4 @@ def grid(table: dict, store: Store, path: Path) -> None:
         images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
         rows.append(Row(row["name"], f"FD {row['metrics']['fd']['value']:.1f}", images))
     subtitle = f"The first {len(images)} samples, not chosen. Each column starts from the same noise."
-    comparison(table["title"], subtitle, [Block("", rows)]).save(path, quality=80)
+    return comparison(table["title"], subtitle, [Block("", rows)])

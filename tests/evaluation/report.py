@@ -10,7 +10,8 @@ COLUMNS = {  # metric: (heading, decimals, multiplier)
     "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "diversity": ("diversity ↑", 2, 1),
     "classes": ("classes", 1, 1), "brightness": ("brightness", 0, 1), "contrast": ("contrast", 0, 1),
     "accuracy": ("label seen ↑", 2, 1), "label_diversity": ("diversity within a label ↑", 2, 1),
-    "label_score": ("score within a label ↑", 2, 1), "flops": ("GFLOP a picture", 1, 1e-9),
+    "label_score": ("score within a label ↑", 2, 1), "lpips": ("perceptual distance ↓", 3, 1),
+    "psnr": ("PSNR in dB ↑", 2, 1), "flops": ("GFLOP a picture", 1, 1e-9),
 }
 
 
@@ -20,7 +21,7 @@ def markdown(report: dict) -> str:
     parts = [f"# Evaluation\n\n{describe(about)}"]
     for table in report["tables"]:
         parts.append(f"## {table['title']}{' (' + table['source'] + ')' if table['source'] else ''}")
-        parts.append(f"{table['samples']} pictures a row.")
+        parts.append(f"{table['samples']} pictures a row. {table.get('note', '')}".rstrip())
         parts.append(_rows(table))
         if table["checks"]:
             parts.append(_checks(table["checks"]))

@@ -64,6 +64,10 @@ class Sampler:
             cost += self.share(config.layers) * active / options.get("reuse_every", 1)
         return cost
 
+    def batches(self, config: Config, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
+        """See the function."""
+        return batches(config, wanted, present, size)
+
     @torch.inference_mode()
     def sample(self, config: Config, ids: list[int]) -> Tensor:
         """uint8 [N, 3, 32, 32] of samples that all have the same label."""

@@ -8,13 +8,24 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import Config
+
+class Configuration(Protocol):
+    """A way to make pictures: a frozen dataclass. Those with equal keys make the same."""
+
+    __dataclass_fields__: ClassVar[dict]
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def settings(self) -> str: ...
 
 
 def file_key(path: Path) -> str:
@@ -28,7 +39,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def ids(self, config: Config) -> set[int]:
+    def ids(self, config: Configuration) -> set[int]:
         """The samples that are there."""
         found: set[int] = set()
         for path in self._files(config):
@@ -36,7 +47,7 @@ class Store:
                 found.update(file.get_tensor("ids").tolist())
         return found
 
-    def load(self, config: Config, ids: Iterable[int]) -> Tensor:
+    def load(self, config: Configuration, ids: Iterable[int]) -> Tensor:
         """uint8 [N, 3, 32, 32] of these samples, in this order; KeyError where one is missing."""
         found: dict[int, Tensor] = {}
         for path in self._files(config):
@@ -44,7 +55,7 @@ class Store:
             found.update(zip(content["ids"].tolist(), content["samples"], strict=True))
         return torch.stack([found[i] for i in ids])
 
-    def flops(self, config: Config) -> float | None:
+    def flops(self, config: Configuration) -> float | None:
         """FLOPs of one sample, over its whole run; None where nobody counted."""
         for path in self._files(config):
             with safe_open(path, "pt") as file:
@@ -52,7 +63,7 @@ class Store:
                     return float(file.metadata()["flops"])
         return None
 
-    def add(self, config: Config, ids: list[int], samples: Tensor, flops: float | None = None) -> None:
+    def add(self, config: Configuration, ids: list[int], samples: Tensor, flops: float | None = None) -> None:
         """Keep samples uint8 [N, 3, 32, 32], and what one of them cost, if it was counted."""
         folder = self.folder / config.key
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,5 +76,5 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _files(self, config: Config) -> list[Path]:
+    def _files(self, config: Configuration) -> list[Path]:
         return sorted((self.folder / config.key).glob("*.safetensors"))

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from harness.in_process import ROOT
 
 import evaluation.sampling as sampling
-from evaluation import arguments, classifier, evaluate
+from evaluation import arguments, evaluate
 from evaluation.config import Config, pag
 from evaluation.plan import Found
 from evaluation.store import Store
@@ -51,22 +50,6 @@ def test_what_runs_by_default():
     everything = {table.key for table in arguments.all_tables()}
     assert {table.key for table in arguments.chosen_tables(full, Found(), 0.65)} == everything
     assert arguments.parse(["--only", "layers"]).search
-
-
-@pytest.fixture
-def tiny(monkeypatch, tmp_path):
-    """Arguments for a run of seconds: two steps, four samples a row, a classifier that has learnt nothing."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (200, 32, 32), generator=generator, dtype=torch.uint8), torch.arange(200) % 10
-    monkeypatch.setattr(evaluate, "read_data", lambda folder: (images, images))
-    monkeypatch.setattr(arguments, "LEAST", 2)
-    monkeypatch.setattr(sampling, "STEPS", 2)
-    monkeypatch.setattr("evaluation.metrics.NEIGHBOURS", 1)
-    monkeypatch.setattr("evaluation.metrics.RESAMPLES", 3)
-    torch.manual_seed(0)
-    blank = classifier.Classifier().eval().requires_grad_(False)
-    monkeypatch.setattr(classifier, "get_classifier", lambda *_: (blank, 0.1))
-    return ["--samples", "8", "--only", "fig12", "--batch", "2", "--out", str(tmp_path / "out")]
 
 
 def run(given: list[str], *more: str) -> None:

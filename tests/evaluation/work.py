@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from .config import Config
-from .sampling import BATCH, Sampler, batches
-from .store import Store
+from .store import Configuration, Store
 
-Wanted = list[tuple[Config, range]]
+Wanted = Sequence[tuple[Configuration, range]]
 
 
 @dataclass
@@ -47,10 +48,23 @@ class Ranks:
             dist.destroy_process_group()
 
 
-class Worker:
-    """Samples with one model into one store."""
+class Maker(Protocol):
+    """What makes pictures of configurations."""
 
-    def __init__(self, sampler: Sampler, store: Store, ranks: Ranks, batch: int = BATCH) -> None:
+    def cost(self, config: Any) -> float:
+        """Of one picture, as a multiple of sampling without guidance."""
+
+    def batches(self, config: Any, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
+        """The ids to make, in batches of about `size`."""
+
+    def sample(self, config: Any, ids: list[int]) -> Tensor:
+        """uint8 [N, 3, 32, 32]."""
+
+
+class Worker:
+    """Samples into one store."""
+
+    def __init__(self, sampler: Maker, store: Store, ranks: Ranks, batch: int) -> None:
         self.sampler, self.store, self.ranks, self.batch = sampler, store, ranks, batch
         # In units of a sample without guidance, for samples with guidance take longer.
         self.bar = tqdm(total=0, unit="sample", desc="sampling", smoothing=0.02, mininterval=1,
@@ -64,7 +78,8 @@ class Worker:
     def run(self, wanted: Wanted) -> None:
         """Sample all that is missing; returns when every rank is done."""
         missing = self.ranks.agree([(config, ids) for config, samples in wanted
-                                    for ids in batches(config, samples, self.store.ids(config), self.batch)])
+                                    for ids in self.sampler.batches(config, samples, self.store.ids(config),
+                                                                    self.batch)])
         for config, ids in missing[self.ranks.rank::self.ranks.count]:
             self.bar.set_postfix_str(config.settings or "no guidance")
             if self.store.flops(config) is None:
@@ -77,5 +92,5 @@ class Worker:
         if self.ranks.count > 1:
             dist.barrier()
 
-    def _share(self, config: Config, samples: int) -> int:
+    def _share(self, config: Configuration, samples: int) -> int:
         return round(self.sampler.cost(config) * samples / self.ranks.count)

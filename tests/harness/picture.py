@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class Block:
     rows: list[Row]
 
 
-def comparison(title: str, subtitle: str, blocks: list[Block]) -> Image.Image:
-    """All blocks under each other, every row as long as the first."""
+def comparison(title: str, subtitle: str, blocks: list[Block], columns: Sequence[str] = ()) -> Image.Image:
+    """All blocks under each other, every row as long as the first. `columns` stand above the first row."""
     first = blocks[0].rows[0].images
     factor = max(1, -(-CELL // first[0].width))
     width, height = first[0].width * factor, first[0].height * factor
@@ -42,6 +43,8 @@ def comparison(title: str, subtitle: str, blocks: list[Block]) -> Image.Image:
     draw.text((MARGIN, MARGIN), title, INK, font(26))
     draw.text((MARGIN, MARGIN + 38), subtitle, FAINT, font(15))
     y = MARGIN + heading
+    for column, name in enumerate(columns):
+        draw.text((left + column * (width + GAP) + width / 2, y + block_title - 8), name, FAINT, font(15), anchor="ms")
     for block in blocks:
         draw.text((MARGIN, y), block.title, INK, font(17))
         y += block_title

@@ -1,0 +1,1 @@
+"""Restoration without a prompt: DPS against DPS + PAG (PAG Table 8)."""

@@ -1,0 +1,126 @@
+"""Restorations: which pictures, the same noise for both methods, the figures, and the command."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import arguments, evaluate
+from evaluation.arguments import SEARCH_FIRST
+from evaluation.metrics import mean, paired, perceptual_distance
+from evaluation.restoration import plan, restorer
+from evaluation.restoration.plan import TASKS, Restoration, found_before, guidance_search, pair, step_size_search
+from evaluation.restoration.restorer import Restorer, Truths
+from evaluation.sampling import SHIPPED
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two steps, batches of two."""
+    monkeypatch.setattr(plan, "STEPS", 2)
+    monkeypatch.setattr(restorer, "BATCH", 2)
+
+
+@pytest.fixture
+def pictures():
+    return torch.randint(256, (40, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.int() - b.int()).abs().max() <= 1
+
+
+def test_no_picture_is_both_searched_with_and_judged_by(pictures):
+    pictures[:, 0, 0] = torch.arange(40)
+    truths = Truths(pictures)
+    table, held_out = (set(truths[ids][:, 0, 0, 0].tolist())
+                       for ids in (range(20), range(SEARCH_FIRST, SEARCH_FIRST + 20)))
+    assert len(table) == len(held_out) == 20
+    assert not table & held_out
+
+
+def test_configurations_that_differ_have_keys_that_differ():
+    sizes = {name: task.step_size for name, task in TASKS.items()}
+    every = {*step_size_search(), *guidance_search(sizes), *(config for both in found_before()
+                                                             for config in (both.plain, both.guided))}
+    assert len({config.key for config in every}) == len(every)
+
+
+def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(small, pictures):
+    made = Restorer(SHIPPED, Truths(pictures))
+    both = pair("sr4", 3.0, 1.0, "u5")
+    assert made.batches(both.plain, range(5), {0, 1}, 25) == [[2, 3], [4, 5]]
+    plain, guided = (made.sample(config, [2, 3]) for config in (both.plain, both.guided))
+    assert plain.shape == (2, 3, 32, 32)
+    assert torch.equal(plain, made.sample(both.plain, [2, 3]))
+    assert not close(plain, guided)
+    assert not close(plain, made.sample(both.plain, [4, 5]))
+    assert made.cost(both.guided) > made.cost(both.plain)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_measures_pictures_of_the_data(task, pictures):
+    with torch.inference_mode():
+        operator, y, shown = Restorer(SHIPPED, Truths(pictures)).measure(task, [0, 1])
+    assert operator.picture_size(tuple(y.shape[1:3])) == (32, 32)
+    assert shown.shape == (2, 32, 32, 3)
+
+
+def test_paired_differences_leave_out_what_the_pictures_have_in_common():
+    easy = torch.linspace(10, 30, 50)
+    gained = easy + 1 + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    found = paired(gained, easy)
+    assert found.value == pytest.approx(1, abs=0.1)
+    assert found.margin < 0.1 < mean(easy).margin
+
+
+def test_the_perceptual_distance_looks_at_directions_alone():
+    maps = [torch.rand(3, 5, 4, 4), torch.rand(3, 7, 2, 2)]
+    assert perceptual_distance(maps, [2 * stage for stage in maps]).abs().max() < 1e-6
+    assert perceptual_distance(maps, [-stage for stage in maps]) == pytest.approx([8.0] * 3)
+
+
+def test_it_is_part_of_full_runs_only():
+    assert not arguments.has_restoration(arguments.parse([]))
+    assert arguments.has_restoration(arguments.parse(["--full"]))
+    assert not arguments.has_restoration(arguments.parse(["--full", "--only", "table1"]))
+    assert arguments.has_restoration(arguments.parse(["--only", plan.KEY]))
+
+
+def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp_path):
+    """On one task, with few settings."""
+    for task in set(TASKS) - {"box"}:
+        monkeypatch.delitem(TASKS, task)
+    monkeypatch.setattr(plan, "STEP_SIZES", (1.0, 5.0))
+    monkeypatch.setattr(plan, "GUIDANCE", ((1.0, "u5"),))
+    monkeypatch.setattr("evaluation.restoration.run.BATCH", 2)
+    sample, made = Restorer.sample, []
+
+    def counted(self, config, ids):
+        made.append((config, ids[0]))
+        return sample(self, config, ids)
+
+    monkeypatch.setattr(Restorer, "sample", counted)
+    given = arguments.parse([*tiny, "--only", plan.KEY, "--samples", "10", "--search", "10",
+                             "--json", str(tmp_path / "figures.json")])
+    evaluate.evaluate(given)
+    searched = [config for config, first in made if first == SEARCH_FIRST]
+    assert searched[:2] == [Restoration("box", 1.0), Restoration("box", 5.0)]
+    assert len(made) == len(set(made)) == 5  # three settings in the search, two in the table
+    made.clear()
+    given.json = None
+    evaluate.evaluate(given)
+    assert made == []
+
+    (table,) = json.loads((tmp_path / "figures.json").read_text())["tables"]
+    assert [row["name"] for row in table["rows"]] == ["box inpainting: DPS", "box inpainting: DPS + PAG"]
+    assert table["samples"] == 2
+    for row in table["rows"]:
+        assert set(row["metrics"]) == {"fd", "lpips", "psnr", "flops"}
+    assert [check["metric"] for check in table["checks"]] == ["fd", "lpips", "psnr"]
+    results = tmp_path / "out" / "results" / "001"
+    assert {path.name for path in results.iterdir()} == {
+        "evaluation.json", "evaluation.csv", "evaluation.md", "table8.png", "table8-samples.jpg"}
+    assert "Table 8" in (results / "evaluation.md").read_text()
+    assert Image.open(results / "table8-samples.jpg").width > 900
