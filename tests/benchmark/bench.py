@@ -1,4 +1,5 @@
-"""What PAG costs: FLOPs, wall time and peak memory of a sampling step, as ratios to a CFG step.
+"""What PAG costs: FLOPs, wall time and peak memory of a sampling step, as ratios to a CFG step; and what the gradient
+for restoration costs.
 
 Everything goes through the host's own sampling and this pack's nodes. FLOPs at full size are counted on the meta
 device, without weights, with torch's FlopCounterMode. Times are taken in turn in one process, run after run, and the
@@ -46,7 +47,7 @@ def main() -> None:
     import_pack()
     report = {"device": "CPU" if on_cpu else torch.cuda.get_device_name(), "threads": torch.get_num_threads(),
               "torch": torch.__version__, "flops": [], "times": []}
-    from benchmark import networks
+    from benchmark import gradient, networks
 
     for shape in networks.FULL:
         if arguments.only.lower() in shape.name.lower():
@@ -60,7 +61,10 @@ def main() -> None:
         with torch.inference_mode():
             seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
         report["overhead"] = seconds["CFG + PAG, shared prefix"] - seconds["CFG"]
+    report["gradients"] = gradient.report(arguments.only, 0 if arguments.flops_only else arguments.repeats,
+                                          arguments.device)
     print_tables(report)
+    print(gradient.table(report["gradients"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmark import networks
+from benchmark import gradient, networks
 from benchmark.bench import count
 from pag_pack.nodes.host.layers import network_layers
 from pag_pack.pag_core.selection import select
@@ -50,3 +50,22 @@ def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
     assert found.share(chosen) == pytest.approx(extra / counted["no guidance"], abs=error)
     extra = counted["CFG + PAG, full batch"] - counted["CFG"]
     assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / counted["no guidance"], abs=error)
+
+
+def test_memory_is_that_of_the_tensors_that_live_at_once():
+    def chain(keep: bool) -> int:
+        with gradient.LiveBytes() as live:
+            x, kept = torch.zeros(1000, device="meta"), []
+            for _ in range(4):
+                x = x + 1
+                kept.append(x if keep else None)
+        return live.peak
+
+    assert chain(keep=True) == 5 * 4000
+    assert chain(keep=False) == 2 * 4000
+
+
+@pytest.mark.parametrize("problem", gradient.COUNTED[:2], ids=lambda problem: problem.name)
+def test_checkpointing_keeps_its_promise_at_full_size(problem):
+    plain, saving = gradient.peak_bytes(problem).values()
+    assert saving < 0.7 * plain

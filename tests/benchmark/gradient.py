@@ -1,0 +1,159 @@
+"""What the gradient for restoration costs, with and without checkpointing: memory and time.
+
+Memory is the most that tensors held at once, weights aside: exact, and counted on the meta device at full size, without
+weights. Time is measured in this process, in turn, at a size that it can take.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from pag_pack.nodes.host.gradients import differentiable
+from pag_pack.pag_core.inverse import SuperResolution, squared_norm
+from pag_pack.pag_core.posterior import gluing_error, measurement_error
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .networks import FULL, SCALED, Shape, TrainedADM
+
+WAYS = (("plain", False), ("checkpointing", True))
+_VAE = {"embed_dim": 4, "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3,
+                                     "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+                                     "attn_resolutions": [], "dropout": 0.0}}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the memory of every tensor that is made inside.
+
+    Attributes:
+        peak: the most bytes at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._storages:
+            return
+
+        def freed(_) -> None:
+            self.live -= size
+            del self._storages[place]
+
+        self._storages[place] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, and what its restoration differentiates besides: PSLD's VAE, or nothing for DPS."""
+
+    shape: Shape | TrainedADM
+    has_vae: bool
+
+    @property
+    def name(self) -> str:
+        return f"{'PSLD' if self.has_vae else 'DPS'}, {self.shape.name}"
+
+    def gradient(self, device: str, checkpointing: bool) -> Callable[[], Tensor]:
+        """A function that computes ∇ₓ once; the networks are built here."""
+        network = self.shape.build(device, torch.float32)
+        networks: list[torch.nn.Module] = [network]
+        inputs = self.shape.inputs(self.shape.batch, device, torch.float32)
+        x, t = inputs.pop("x"), inputs.pop("t")
+        operator = SuperResolution(4)
+        vae = None
+        if self.has_vae:
+            with torch.device(device):
+                vae = AutoencoderKL(**_VAE).requires_grad_(False)
+            networks.append(vae)
+        size = tuple(n * (8 if vae else 1) for n in x.shape[-2:])
+        y = torch.zeros(len(x), 3, *operator.measured_size(size), device=device)
+        norm = squared_norm(operator, size)
+
+        def energy(x: Tensor) -> Tensor:
+            x0 = x - network(x, t, **inputs)
+            if vae is None:
+                return measurement_error(operator, y, x0)
+            picture = vae.decode(x0)
+            return measurement_error(operator, y, picture) + gluing_error(operator, norm, y, x0, picture, vae.encode)
+
+        def run() -> Tensor:
+            with differentiable(networks, torch.device(device), checkpointing):
+                start = x.detach().clone().requires_grad_()
+                return torch.autograd.grad(energy(start).sum(), start)[0]
+
+        return run
+
+
+# At full size on the meta device, and what a CPU can take.
+COUNTED = [Problem(FULL[-1], False), Problem(FULL[0], True), Problem(FULL[1], True)]
+TIMED = [Problem(SCALED[-1], False), Problem(SCALED[0], True)]
+
+
+def report(only: str, repeats: int, device: str) -> list[dict]:
+    """For problems whose name holds the text `only`: {"model", "bytes"} and, with repeats, {"model", "seconds"}; each
+    {"plain": number, "checkpointing": number}."""
+    def wanted(problems: list[Problem]) -> list[Problem]:
+        return [problem for problem in problems if only.lower() in problem.name.lower()]
+
+    found: list[dict] = [{"model": problem.name, "bytes": peak_bytes(problem)} for problem in wanted(COUNTED)]
+    if repeats:
+        found += [{"model": problem.name, "seconds": seconds(problem, device, repeats)}
+                  for problem in wanted(TIMED if device == "cpu" else COUNTED)]
+    return found
+
+
+def peak_bytes(problem: Problem) -> dict[str, int]:
+    """Without weights, by the meta device."""
+    peaks = {}
+    for name, checkpointing in WAYS:
+        run = problem.gradient("meta", checkpointing)
+        with LiveBytes() as live:
+            run()
+        peaks[name] = live.peak
+    return peaks
+
+
+def seconds(problem: Problem, device: str, repeats: int) -> dict[str, float]:
+    """Medians of runs taken in turn."""
+    runs = {name: problem.gradient(device, checkpointing) for name, checkpointing in WAYS}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if repeat:  # the first warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def table(gradients: list[dict]) -> str:
+    """In Markdown."""
+    lines = ["\nThe gradient for restoration, fp32\n", "| | plain | checkpointing | ratio |", "|---|---:|---:|---:|"]
+    for entry in gradients:
+        kind = "bytes" if "bytes" in entry else "seconds"
+        plain, saving = entry[kind].values()
+        shown = [f"{value / 2**20:,.0f} MiB" if kind == "bytes" else f"{value:.2f} s" for value in (plain, saving)]
+        lines.append(f"| {entry['model']} | {shown[0]} | {shown[1]} | {saving / plain:.2f} |")
+    return "\n".join(lines)
