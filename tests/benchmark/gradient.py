@@ -7,7 +7,6 @@ weights. Time is measured in this process, in turn, at a size that it can take.
 from __future__ import annotations
 
 import statistics
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .bench import duration
 from .networks import FULL, SCALED, Shape, TrainedADM
 
 WAYS = (("plain", False), ("checkpointing", True))
@@ -75,6 +75,10 @@ class Problem:
 
     def gradient(self, device: str, checkpointing: bool) -> Callable[[], Tensor]:
         """A function that computes ∇ₓ once; the networks are built here."""
+        with torch.inference_mode(False):
+            return self._gradient(device, checkpointing)
+
+    def _gradient(self, device: str, checkpointing: bool) -> Callable[[], Tensor]:
         network = self.shape.build(device, torch.float32)
         networks: list[torch.nn.Module] = [network]
         inputs = self.shape.inputs(self.shape.batch, device, torch.float32)
@@ -140,12 +144,9 @@ def seconds(problem: Problem, device: str, repeats: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
+            took = duration(run, device)
             if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(took)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
