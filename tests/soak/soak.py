@@ -32,8 +32,8 @@ PATIENCE = 180.0  # seconds for a prompt; longer counts as unanswered
 CANCELLED = 0.2  # share of the prompts
 # Raised to say what was wrong.
 CLEAR = ("ValueError", "SettingError", "SelectionError", "GradientError", "FileNotFoundError")
-# With these, what is resident is what is in use: glibc asks the system for every tensor and gives it back when it is
-# freed. By itself it raises both limits as it goes, and then keeps whole heaps for single blocks in them.
+# With these, what is resident is what is in use: glibc takes blocks of 64 kB and more from the system one by one, and
+# gives them back. By itself it raises both limits as it goes, and then keeps whole heaps for single blocks in them.
 EXACT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
 ANSWERS = {"picture": "pictures", "refused": "refused when queued", "error": "clear errors",
            "interrupted": "interrupted", "deleted": "deleted from the queue"}
