@@ -80,7 +80,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Runs the tests of the code that users run, and lists the lines of it that none of them reaches."""
-    report = ("--cov", "--cov-append", "--cov-report=")
+    report = ("--cov", "--cov-append", "--cov-report=", "--cov-fail-under=0")  # the limit holds for both together
     run(session, "-m", "coverage", "erase", group="coverage")
     run(session, "-m", "pytest", "tests/unit", *report, without_host=True)
     run(session, "-m", "pytest", "tests/host", *report)
