@@ -6,7 +6,6 @@ host's own.
 
 import pytest
 import torch
-from comfy.multigpu import MultiGPUThreadPool
 from comfy.patcher_extension import WrappersMP
 
 from . import models
@@ -20,6 +19,8 @@ DEVICES = [torch.device("cpu"), torch.device("cpu", 0)]
 @pytest.fixture(params=["one thread", "a thread each"])
 def spread(request):
     """Makes a model run on two devices: what the host's MultiGPU node leads to when sampling starts."""
+    from comfy.multigpu import MultiGPUThreadPool
+
     pool = MultiGPUThreadPool(DEVICES) if request.param == "a thread each" else None
 
     def onto_two_devices(build):
