@@ -71,6 +71,10 @@ with torch.inference_mode():
     noise = comfy.sample.prepare_noise(latent["samples"], 0)
     results += [guider.sample(noise, latent["samples"], sampler, torch.tensor([1.0, 0.5, 0.0]))
                 for sampler in (comfy.samplers.sampler_object("euler"), dps)]
+
+    results.append(run(pack.PAGSDSOptimizer, guider, latent, 0, 2, 0.1, "random")[0]["samples"])
+    gradient, _ = run(pack.PAGSDSGradient, guider, latent, 0)
+    results += run(pack.PAGSDSImageGradient, torch.rand(1, 32, 32, 3), vae, gradient)
     assert all(torch.isfinite(result).all() for result in results)
 print("not run:", sorted(waiting), flush=True)
 os._exit(0)  # past the clean-up of the host's folders
