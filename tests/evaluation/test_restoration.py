@@ -1,6 +1,7 @@
 """Restorations: which pictures, the same noise for both methods, the figures, and the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp
     """On one task, with few settings."""
     for task in set(TASKS) - {"box"}:
         monkeypatch.delitem(TASKS, task)
-    monkeypatch.setattr(plan, "STEP_SIZES", (1.0, 5.0))
+    monkeypatch.setitem(TASKS, "box", replace(TASKS["box"], step_sizes=(1.0, 5.0)))
     monkeypatch.setattr(plan, "GUIDANCE", ((1.0, "u5"),))
     monkeypatch.setattr("evaluation.restoration.run.BATCH", 2)
     sample, made = Restorer.sample, []

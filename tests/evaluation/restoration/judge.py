@@ -39,7 +39,8 @@ class RestorationJudge:
 
     def best_step_size(self, task: str, ids: range) -> float:
         """The one that brings DPS closest to the truth, as the classifier sees it."""
-        return min(plan.STEP_SIZES, key=lambda size: float(self.see(Restoration(task, size), ids)[1]["lpips"].mean()))
+        return min(TASKS[task].step_sizes,
+                   key=lambda size: float(self.see(Restoration(task, size), ids)[1]["lpips"].mean()))
 
     def best_guidance(self, step_sizes: dict[str, float], ids: range) -> tuple[float, str]:
         """PAG's scale and layers with the smallest Fréchet distance of all tasks' pictures together."""
