@@ -46,6 +46,9 @@ OURS = {
     **dict.fromkeys(("box_left", "box_top"), lambda rng: rng.uniform(0.0, 0.4)),  # which leaves room for the box
     **dict.fromkeys(("box_width", "box_height"), lambda rng: rng.uniform(0.3, 0.6)),
     "factor": lambda rng: rng.choice([2, 4]),  # which divides every size that is drawn
+    "min_step_percent": lambda rng: rng.uniform(0.01, 0.4),
+    "max_step_percent": lambda rng: rng.uniform(0.6, 0.99),
+    "learning_rate": lambda rng: rng.uniform(0.01, 0.2),
     "kernel_size": lambda rng: rng.choice([3, 5, 9]),
     "shown_steps": lambda rng: rng.randint(1, 8),
     "cell_size": lambda rng: rng.randint(64, 160),
@@ -81,6 +84,8 @@ class PromptMaker:
             self.draw_settings(node)
             if node["inputs"].get("schedule", "").startswith("adaptive"):  # which need more than the neutral 0
                 node["inputs"]["adaptive_scale"] = OURS["adaptive_scale"](self.rng)
+        if any(node["class_type"] == "PAGSDSOptimizer" for node in prompt.values()) and "options" in prompt:
+            prompt["options"]["inputs"]["reuse_every"] = 1  # for every step has its own noise
         return Attempt(prompt, self.spoil(prompt) if self.rng.random() < FLAWED else None)
 
     def put_between(self, prompt: Prompt, name: str) -> None:
