@@ -28,4 +28,4 @@ def test_ten_thousand_steps_are_drawn_as_a_thousand():
     answer = routes.plot_answer({"model": {"family": "SD 1.5"}, "steps": 10000, "cfg": 5.0,
                                  "options": {"schedule": "linear", "end_percent": 0.5}})
     assert len(answer["points"]) == 1000
-    assert 1.0 < answer["cost"] < 1.2
+    assert 1.0 < answer["cost"] <= 1.25  # half the run, and at most a whole pass more: older hosts share no prefix
