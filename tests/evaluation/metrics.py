@@ -59,8 +59,10 @@ def frechet(features: Tensor, real: Real) -> float:
     return fid_statistics_to_metric(statistics, real.statistics, False)[KEY_METRIC_FID]
 
 
-def frechet_value(features: Tensor, real: Real) -> Value:
-    return _with_margin(lambda rows: frechet(features[rows], real), len(features))
+def frechet_between(features: Tensor, others: Tensor) -> float:
+    """Fréchet distance of two sets of pictures, both small."""
+    a, b = (fid_features_to_statistics(each.double()) for each in (features, others))
+    return fid_statistics_to_metric(a, b, False)[KEY_METRIC_FID]
 
 
 def score(logits: Tensor) -> float:
@@ -78,9 +80,9 @@ def measure(seen: Seen, real: Real, labels: Tensor | None = None) -> dict[str, V
     count = len(seen.features)
     shares = seen.logits.softmax(1).mean(0)
     values = {
-        "fd": frechet_value(seen.features, real),
+        "fd": with_margin(lambda rows: frechet(seen.features[rows], real), count),
         "kd": Value(_kernel_distance(seen.features, real)),
-        "score": _with_margin(lambda rows: score(seen.logits[rows]), count),
+        "score": with_margin(lambda rows: score(seen.logits[rows]), count),
         **_precision_recall(seen.features, real),
         "diversity": _diversity(seen, [torch.arange(count)]),
         "classes": Value(float(torch.special.entr(shares).sum().exp())),
@@ -116,10 +118,10 @@ def difference(metric: str, better: Seen, worse: Seen, real: Real) -> Value | No
     """`metric` of `better` minus that of `worse`, where both come from the same noise and are resampled together; None
     for a metric that is not resampled."""
     if metric == "fd":
-        return _with_margin(lambda rows: frechet(better.features[rows], real) - frechet(worse.features[rows], real),
+        return with_margin(lambda rows: frechet(better.features[rows], real) - frechet(worse.features[rows], real),
                             len(better.features))
     if metric == "score":
-        return _with_margin(lambda rows: score(better.logits[rows]) - score(worse.logits[rows]), len(better.logits))
+        return with_margin(lambda rows: score(better.logits[rows]) - score(worse.logits[rows]), len(better.logits))
     return None
 
 
@@ -174,7 +176,7 @@ def _precision_recall(features: Tensor, real: Real) -> dict[str, Value]:
     return {"precision": value(found[KEY_METRIC_PRECISION]), "recall": value(found[KEY_METRIC_RECALL])}
 
 
-def _with_margin(statistic: Callable[[Tensor], float], count: int) -> Value:
+def with_margin(statistic: Callable[[Tensor], float], count: int) -> Value:
     """The statistic of all rows, and 1.96 standard deviations of it over bootstrap resamples of the rows.
 
     The interval stands around the value of all rows: resamples hold doubles, which shifts their mean, not their spread.

@@ -5,7 +5,7 @@ import torch
 
 from evaluation.classifier import Classifier, Seen, look
 from evaluation.judge import tones, verdict, with_tones
-from evaluation.metrics import Real, Value, difference, frechet, measure, pair_distances, score
+from evaluation.metrics import Real, Value, difference, frechet, frechet_between, measure, pair_distances, score
 from evaluation.plan import Check
 
 
@@ -21,6 +21,8 @@ def seen(features: torch.Tensor) -> Seen:
 def test_a_set_has_no_distance_from_itself():
     points = cloud(500)
     assert frechet(points, Real.of(points)) == pytest.approx(0, abs=1e-6)
+    assert frechet_between(points[:20], points[:20]) == pytest.approx(0, abs=1e-6)
+    assert frechet_between(points[:20], points[20:40]) > 0.1
 
 
 def test_the_frechet_distance_of_shifted_and_widened_gaussians():

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
-from ..classifier import Seen, look
+from ..classifier import look
 from ..judge import Judge, plain, verdict
-from ..metrics import Value, difference, frechet, frechet_value, mean, paired, perceptual_distance
+from ..metrics import Value, frechet_between, mean, paired, perceptual_distance, with_margin
 from ..plan import Check
 from . import plan
 from .plan import KEY, METRICS, TASKS, Pair, Restoration
 from .restorer import Truths
 
-GAINS = {"fd": "closer to real pictures", "lpips": "closer to the truth, as the classifier sees it",
+GAINS = {"fd": "closer to the true ones, taken together", "lpips": "closer to the truth, as the classifier sees it",
          "psnr": "closer to the truth, pixel by pixel"}
 
 
@@ -29,13 +28,17 @@ class RestorationJudge:
     def __init__(self, judge: Judge, truths: Truths) -> None:
         self.judge, self.truths = judge, truths
 
-    def see(self, config: Restoration, ids: range) -> tuple[Seen, dict[str, Tensor]]:
-        """What the classifier sees, and the distances to the truth of each picture: {metric: [N]}."""
+    def see(self, config: Restoration, ids: range) -> tuple[Tensor, dict[str, Tensor]]:
+        """The classifier's features [N, 64], and each picture's distances to the truth, {metric: [N]}."""
         restored, truth = self.judge.store.load(config, ids), self.truths[ids]
         seen, true = (look(self.judge.classifier, pictures, with_maps=True) for pictures in (restored, truth))
         error = (restored.float() - truth.float()).div(255).square().mean((1, 2, 3))
-        return seen, {"lpips": perceptual_distance(seen.maps, true.maps),
-                      "psnr": -10 * error.clamp(min=1e-10).log10()}
+        return seen.features, {"lpips": perceptual_distance(seen.maps, true.maps),
+                               "psnr": -10 * error.clamp(min=1e-10).log10()}
+
+    def features(self, ids: range) -> Tensor:
+        """Of the truths."""
+        return look(self.judge.classifier, self.truths[ids]).features
 
     def best_step_size(self, task: str, ids: range) -> float:
         """The one that brings DPS closest to the truth, as the classifier sees it."""
@@ -43,39 +46,43 @@ class RestorationJudge:
                    key=lambda size: float(self.see(Restoration(task, size), ids)[1]["lpips"].mean()))
 
     def best_guidance(self, step_sizes: dict[str, float], ids: range) -> tuple[float, str]:
-        """PAG's scale and layers with the smallest Fréchet distance of all tasks' pictures together."""
-        def distance(guidance: tuple[float, str]) -> float:
-            seen = [self.see(Restoration(task, size, *guidance), ids)[0] for task, size in step_sizes.items()]
-            return frechet(torch.cat([each.features for each in seen]), self.judge.real)
+        """PAG's scale and layers with the smallest Fréchet distance, added over the tasks."""
+        true = self.features(ids)
+        return min(plan.GUIDANCE, key=lambda guidance: sum(
+            frechet_between(self.see(Restoration(task, size, *guidance), ids)[0], true)
+            for task, size in step_sizes.items()))
 
-        return min(plan.GUIDANCE, key=distance)
-
-    def table(self, pairs: list[Pair], ids: range, note: str) -> dict:
-        """Figures as JSON knows them, in the form of `Judge.table`; the row of real pictures is the truth itself."""
+    def table(self, pairs: list[Pair], ids: range, others: range, note: str) -> dict:
+        """Figures as JSON knows them, in the form of `Judge.table`. As in the paper the Fréchet distance is that to the
+        true pictures; the row of real pictures is of as many `others`."""
         rows, checks = [], []
+        true = self.features(ids)
         for both in pairs:
             name = TASKS[both.task].name
             seen = {}
             for method, config in (("DPS", both.plain), ("DPS + PAG", both.guided)):
-                seen[method] = self.see(config, ids)
-                values = self._values(config, *seen[method])
+                features, distances = seen[method] = self.see(config, ids)
+                values = {"fd": _frechet(features, true), **{metric: mean(each) for metric, each in distances.items()}}
+                flops = self.judge.store.flops(config)
+                values |= {} if flops is None else {"flops": Value(flops, 0.0)}
                 rows.append({"name": f"{name}: {method}", "settings": config.settings, "config": asdict(config),
                              "metrics": plain(values)})
-            checks += [self._check(name, metric, seen["DPS + PAG"], seen["DPS"]) for metric in METRICS]
-        real = frechet_value(look(self.judge.classifier, self.truths[ids]).features, self.judge.real)
+            checks += [_check(name, metric, seen["DPS + PAG"], seen["DPS"], true) for metric in METRICS]
         return {"key": KEY, "title": "Restoration: DPS with and without PAG", "source": "PAG Table 8",
                 "samples": len(ids), "first": ids.start, "as_line": False, "note": note,
-                "real": plain({"fd": real}), "rows": rows, "checks": checks}
+                "real": plain({"fd": _frechet(self.features(others), true)}), "rows": rows, "checks": checks}
 
-    def _values(self, config: Restoration, seen: Seen, distances: dict[str, Tensor]) -> dict[str, Value]:
-        values = {"fd": frechet_value(seen.features, self.judge.real)}
-        values |= {name: mean(each) for name, each in distances.items()}
-        flops = self.judge.store.flops(config)
-        return values if flops is None else {**values, "flops": Value(flops, 0.0)}
 
-    def _check(self, name: str, metric: str, guided: tuple, unguided: tuple) -> dict:
-        check = Check(f"{name}: PAG brings the pictures {GAINS[metric]}", f"{name}: DPS + PAG", f"{name}: DPS", metric,
-                      higher=metric == "psnr")
-        found = (difference("fd", guided[0], unguided[0], self.judge.real) if metric == "fd"
-                 else paired(guided[1][metric], unguided[1][metric]))
-        return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+def _frechet(features: Tensor, true: Tensor) -> Value:
+    return with_margin(lambda rows: frechet_between(features[rows], true[rows]), len(true))
+
+
+def _check(name: str, metric: str, guided: tuple, unguided: tuple, true: Tensor) -> dict:
+    check = Check(f"{name}: PAG brings the pictures {GAINS[metric]}", f"{name}: DPS + PAG", f"{name}: DPS", metric,
+                  higher=metric == "psnr")
+    if metric == "fd":
+        found = with_margin(lambda rows: frechet_between(guided[0][rows], true[rows])
+                            - frechet_between(unguided[0][rows], true[rows]), len(true))
+    else:
+        found = paired(guided[1][metric], unguided[1][metric])
+    return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}

@@ -42,9 +42,12 @@ def run(args: argparse.Namespace, file: str, images: Tensor, store: Store, ranks
     worker.run(wanted(pairs, ids))
     worker.bar.close()
     chosen = f"were chosen on {len(held_out)} other pictures" if args.search else "are those found before"
-    note = (f"{STEPS} steps of DDPM, measurements with noise of σ {NOISE_SIGMA:g}. Step sizes, scale and layers "
-            f"{chosen}.")
-    return (judging.table(pairs, ids, note), restorations(restorer, store, pairs)) if judging else None
+    note = (f"{STEPS} steps of DDPM, measurements with noise of σ {NOISE_SIGMA:g}. Distances are to the true pictures. "
+            f"Step sizes, scale and layers {chosen}.")
+    if judging is None:
+        return None
+    others = range(SEARCH_FIRST, SEARCH_FIRST + len(ids))
+    return judging.table(pairs, ids, others, note), restorations(restorer, store, pairs)
 
 
 def count(samples: int, images: Tensor) -> int:
