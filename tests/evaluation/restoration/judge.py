@@ -53,8 +53,8 @@ class RestorationJudge:
             for task, size in step_sizes.items()))
 
     def table(self, pairs: list[Pair], ids: range, others: range, note: str) -> dict:
-        """Figures as JSON knows them, in the form of `Judge.table`. As in the paper the Fréchet distance is that to the
-        true pictures; the row of real pictures is of as many `others`."""
+        """Figures as JSON knows them, in the form of `Judge.table`, but with the Fréchet distance to the true pictures:
+        to the whole test split it would tell little at this count. The row of real pictures is of as many `others`."""
         rows, checks = [], []
         true = self.features(ids)
         for both in pairs:
