@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
+from torch.autograd.graph import allow_mutation_on_saved_tensors, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 
@@ -61,7 +61,7 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
     # The norm of a picture of n values has a gradient of about 1 / √n in each, which half precision would lose.
     scale = x[0].numel() ** 0.5
     try:
-        with allow_mutation_on_saved_tensors() if overwriting else nullcontext():
+        with allow_mutation_on_saved_tensors() if overwriting else saved_tensors_hooks(_keep, _unchanged):
             (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
     except comfy.model_management.OOM_EXCEPTION as error:
         raise GradientError(f"Not enough memory for the gradient through {name}: {error}. Turn checkpointing on, or "
@@ -75,6 +75,19 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
         raise GradientError(f"The gradient through {name} is not finite. Use smaller steps, or load the model in a "
                             f"higher precision.")
     return result / scale
+
+
+# Autograd alone would keep a tensor that is written into together with the graph of what was written, which holds the
+# tensor: where the way back then fails, that circle is never freed.
+def _keep(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor.detach(), tensor._version
+
+
+def _unchanged(kept: tuple[Tensor, int]) -> Tensor:
+    tensor, version = kept
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the gradient needs was modified by an inplace operation")
+    return tensor
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
@@ -240,6 +242,20 @@ def test_previews_show_x0_and_an_interruption_leaves_the_model_in_order(path):
         guided(model).sample(noise, torch.zeros_like(noise), sampler, last_sigmas(model), callback=look, seed=1)
     assert seen == [(0, STEPS, True), (1, STEPS, True)]
     assert snapshot(model) == before
+
+
+def test_a_gradient_that_fails_first_leaves_no_tensor_behind(path):
+    """FreeU writes into tensors that the gradient needs, which shows only on the way back."""
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    model, op = FreeU_V2.execute(load_adm(path), 1.3, 1.4, 0.9, 0.2).result[0], SuperResolution(4)
+    counts = []
+    for _ in range(3):
+        restore(guided(model), PAGDPSSampler.execute(measured(op), op, 1.0).result[0], last_sigmas(model, 2))
+        counts.append(tensors())
+    assert counts[1] == counts[2]
 
 
 def test_measuring_shows_what_is_measured():
