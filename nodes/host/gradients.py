@@ -14,7 +14,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 
@@ -51,7 +51,7 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
     Args:
         name: of the model, for errors.
         overwriting: whether the model, or a patch of another node (FreeU), writes into its tensors. Then what autograd
-            needs of them is copied first, and every operation takes a little longer.
+            needs is copied, but for the weights, which takes a little longer and more memory.
 
     Raises:
         OverwritingError: where it does, and `overwriting` is False.
@@ -61,7 +61,7 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
     # The norm of a picture of n values has a gradient of about 1 / √n in each, which half precision would lose.
     scale = x[0].numel() ** 0.5
     try:
-        with allow_mutation_on_saved_tensors() if overwriting else saved_tensors_hooks(_keep, _unchanged):
+        with saved_tensors_hooks(_copy if overwriting else _keep, _unchanged):
             (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
     except comfy.model_management.OOM_EXCEPTION as error:
         raise GradientError(f"Not enough memory for the gradient through {name}: {error}. Turn checkpointing on, or "
@@ -81,6 +81,13 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
 # tensor: where the way back then fails, that circle is never freed.
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.detach(), tensor._version
+
+
+def _copy(tensor: Tensor) -> tuple[Tensor, int]:
+    # torch's own allow_mutation_on_saved_tensors copies only what is overwritten, but may then take a new tensor at the
+    # same address for the old one.
+    is_weight = isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
+    return _keep(tensor if is_weight else tensor.clone())
 
 
 def _unchanged(kept: tuple[Tensor, int]) -> Tensor:

@@ -155,6 +155,24 @@ def test_copies_of_what_is_overwritten_make_the_gradient_right():
     assert all(abs(expected - slope) < 1e-2 * scale for expected, slope in pairs), pairs
 
 
+def test_what_is_overwritten_is_not_mistaken_for_what_comes_later_at_its_address():
+    def energy(x, overwrite: bool):
+        total = 0.0
+        for i in range(1, 40):
+            h = x * i
+            total = total + h.sin().sum((1, 2, 3))
+            h = h.mul_(0.5) if overwrite else h * 0.5
+            total = total + h.square().sum((1, 2, 3))
+        return total
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with differentiable([], x.device):
+        expected = gradient(lambda x: energy(x, False), x, "it")
+        with pytest.raises(OverwritingError):
+            gradient(lambda x: energy(x, True), x, "it")
+        torch.testing.assert_close(gradient(lambda x: energy(x, True), x, "it", overwriting=True), expected)
+
+
 def test_a_block_that_overwrites_its_input_cannot_be_computed_twice():
     model = as_loaded(models.flux)
     x, energy = problem(model, channels=16)
@@ -168,7 +186,7 @@ def test_copies_change_nothing_where_nothing_is_overwritten(family):
     model = as_loaded(family)
     x, energy = problem(model)
     with differentiable([model.diffusion_model], x.device):
-        torch.testing.assert_close(gradient(energy, x, "it", True), gradient(energy, x, "it"), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient(energy, x, "it", True), gradient(energy, x, "it"), rtol=1e-4, atol=2e-5)
 
 
 def test_a_model_without_gradient_is_named():
