@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 INK, FAINT, PAPER, EMPTY, RULE = "#1c1c1c", "#6b6b6b", "#ffffff", "#ededed", "#d8d8d8"
 LINES = ("#c2452f", "#2f6fc2", "#3a8f4d")  # told apart by those who see red and green alike too
@@ -18,9 +18,9 @@ LABELS = 230  # a row's label is at most this wide
 BAR = 14  # width of a legend's bar
 # matplotlib's inferno at 18 even places (S. van der Walt and N. Smith, CC0), perceptually uniform; at most 6 of 255
 # off in between.
-INFERNO = np.frombuffer(bytes.fromhex(
-    "000004 0a0722 1e0c45 380962 510e6c 69166e 801f6c 982766 b0315b c63d4d d94d3d e9612b f47918 fa9407 fcb014 f8cd37 "
-    "f2ea69 fcffa4"), np.uint8).reshape(-1, 3)
+INFERNO = np.array([ImageColor.getrgb(colour) for colour in (
+    "#000004", "#0a0722", "#1e0c45", "#380962", "#510e6c", "#69166e", "#801f6c", "#982766", "#b0315b",
+    "#c63d4d", "#d94d3d", "#e9612b", "#f47918", "#fa9407", "#fcb014", "#f8cd37", "#f2ea69", "#fcffa4")])
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ class Layer:
 
 
 # Names that other tools use for the same layers: the paper's released code, diffusers' SD pipelines, and plain words.
-_ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, replacement in (
+_ALIASES = (
     (r"mid(?:dle)?(?:_block)?", "m0"),
     (r"mid_block\.attentions\.0", "m0"),
     (r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
@@ -52,10 +52,10 @@ _ALIASES = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, repla
     (r"single_transformer_blocks\.(\d+)", r"single.\1"),
     (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
     (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),
-))
+)
 # A number is of 100 digits at most, for of a few thousand Python makes no integer.
-_ADDRESS = re.compile(r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d{1,100})(?:-(\d{1,100}))?", re.ASCII)
-_HEADS = re.compile(r"h?(\d{1,100})(?:-(\d{1,100}))?", re.ASCII)
+_ADDRESS = r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d{1,100})(?:-(\d{1,100}))?"
+_HEADS = r"h?(\d{1,100})(?:-(\d{1,100}))?"
 _MAX_LENGTH = 8000  # characters; the longest that `text_of` writes stay below, and an error message has to quote it
 
 
@@ -120,10 +120,10 @@ def _addressed(address: str, term: str, layers: tuple[Layer, ...]) -> list[Layer
     if address == "all":
         return list(layers)
     for pattern, replacement in _ALIASES:
-        if match := pattern.fullmatch(address):
+        if match := re.fullmatch(pattern, address, re.ASCII):
             address = match.expand(replacement)
             break
-    match = _ADDRESS.fullmatch(address)
+    match = re.fullmatch(_ADDRESS, address, re.ASCII)
     if not match:
         raise SelectionError(f"layers: cannot read {term!r}. {_available(layers)}")
     prefix, first, last = match[1], int(match[2]), int(match[3] or match[2])
@@ -143,7 +143,7 @@ def _heads(text: str, term: str, layer: Layer) -> frozenset[int]:
     heads: set[int] = set()
     parts = text.strip().split("+")
     for position, part in enumerate(parts):
-        match = _HEADS.fullmatch(part.strip())
+        match = re.fullmatch(_HEADS, part.strip(), re.ASCII)
         if not match or (position == 0 and not part.strip().startswith("h")):
             raise SelectionError(f"layers: cannot read the heads in {term!r}; write for example "
                                  f"{layer.name}:h0 or {layer.name}:h0+2-3.")
