@@ -89,9 +89,12 @@ class LateBlocks:
             yield
 
     def _hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        blocks = self._blocks_before(network)
+        if not blocks:
+            return
         yield network.register_forward_pre_hook(self._start, with_kwargs=True)
         yield network.register_forward_hook(self._finish, always_call=True)
-        for block in self._blocks_before(network):
+        for block in blocks:
             yield block.register_forward_pre_hook(self._enter, with_kwargs=True)
             yield block.register_forward_hook(self._leave)
 

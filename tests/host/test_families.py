@@ -203,6 +203,20 @@ def test_rows_that_join_late_are_the_same(case, network):
     assert relative(outs[1], outs[0]) <= 1e-5
 
 
+def test_nothing_is_declined_where_nothing_comes_before_the_first_layer(case, network):
+    """Not even rows that run without their conditional row, as with little memory."""
+    family = family_of(network)
+    if family is None or not family.late_rows:
+        pytest.skip("its blocks are not left out one by one")
+    watcher, declined = watch(network, case.layers[0], Perturbation()), set()
+    before = hooks(network)
+    options = {"uuids": [PERTURBED, "other"], "cond_or_uncond": [2, 1]}
+    with watcher.sharing([network], options, set(watcher.layers), {PERTURBED: PLAIN}, declined.add):
+        assert hooks(network) == before
+        forward(network, case.batch(), options)
+    assert not declined
+
+
 def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
     before = hooks(network)
     watcher = watch(network, case.layers[0], Perturbation())
