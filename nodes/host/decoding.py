@@ -9,7 +9,7 @@ from comfy.sd import VAE
 from PIL import Image
 
 from ..drawing import from_image
-from .sockets import check_latent, check_vae
+from .sockets import check_latent, check_vae, check_vae_fits
 
 
 def check_is_picture(latent: dict) -> None:
@@ -43,9 +43,7 @@ class Decoder:
         form = model.get_model_object("latent_format")
         if vae is not None:
             check_vae(vae)
-            if vae.latent_channels != form.latent_channels:
-                raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
-                                 f"{form.latent_channels}. Connect the VAE that belongs to the model.")
+            check_vae_fits(vae, model)
             return
         self.previewer = latent_preview.get_previewer(model.load_device, form)
         if self.previewer is None and form.latent_rgb_factors is not None:  # the user has turned previews off

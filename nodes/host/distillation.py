@@ -18,7 +18,7 @@ from ...pag_core.distillation import distillation_gradient
 from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
 from .levels import mixing
 from .sampling import intermediate, run_sampler
-from .sockets import check_guider, check_pixels, check_vae
+from .sockets import check_guider, check_pixels, check_vae, shape_text
 
 
 def sds_gradient(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, level: float, weighting: str) -> Tensor:
@@ -66,8 +66,8 @@ def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tenso
             pixels = vae.process_input(vae.vae_encode_crop_pixels(image).movedim(-1, 1))
             latent = stage.encode(pixels.to(vae.vae_dtype)).to(known)
             if latent.shape != known.shape:
-                raise ValueError(f"The gradient is of shape {_shape(known)}, but this image encodes to "
-                                 f"{_shape(latent)}. Connect the image and the VAE of PAG SDS Gradient's latent.")
+                raise ValueError(f"The gradient is of shape {shape_text(known)}, but this image encodes to "
+                                 f"{shape_text(latent)}. Connect the image and the VAE of PAG SDS Gradient's latent.")
             return (latent * known).flatten(1).sum(1)
 
         return intermediate(gradient(of_image, ordinary(image.to(vae.device)), type(stage).__name__))
@@ -134,10 +134,6 @@ class Optimization(ScoreDistillation):
                 callback(i, x, x, len(sigmas))
             noise = noise_sampler(sigmas[i], sigmas[i])
         return x
-
-
-def _shape(tensor: Tensor) -> str:
-    return " × ".join(map(str, tensor.shape))
 
 
 def _through_scaling(model: BaseModel, x: Tensor, known: Tensor) -> Tensor:

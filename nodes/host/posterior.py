@@ -19,7 +19,7 @@ from ...pag_core.posterior import denoising_step, gluing_error, measurement_erro
 from .adm_model import clips_denoised
 from .gradients import OverwritingError, differentiable, gradient, loaded_for_gradients, ordinary
 from .levels import mixing
-from .sockets import check_vae
+from .sockets import check_vae, check_vae_fits
 
 Energy = Callable[[Tensor], Tensor]
 """x̂0 [B, C, H, W] in the model's own scaling -> [B], whose gradient is the step that a restoration takes."""
@@ -71,10 +71,7 @@ class PSLD:
     @contextmanager
     def energy(self, guider: comfy.samplers.CFGGuider, x: Tensor) -> Iterator[Energy]:
         model, vae = guider.inner_model, self.vae
-        channels = guider.model_patcher.get_model_object("latent_format").latent_channels
-        if vae.latent_channels != channels:
-            raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
-                             f"{channels}. Connect the VAE that belongs to the model.")
+        check_vae_fits(vae, guider.model_patcher)
         size = tuple(n * vae.spacial_compression_decode() for n in x.shape[-2:])
         check_size(self.operator, self.y, x, size)
         y, norm = self.y.to(x), squared_norm(self.operator, size)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 
 from ...pag_core.inverse import Operator
 
 DIMENSIONS = {"IMAGE": (4,), "MASK": (2, 3, 4)}  # [B, H, W, C]; [H, W], [B, H, W] or [B, 1, H, W]
+
+
+def shape_text(tensor: torch.Tensor) -> str:
+    """A tensor's shape as people write it: 1 × 4 × 64 × 64."""
+    return " × ".join(map(str, tensor.shape))
 
 
 def check_model(model: object) -> None:
@@ -44,7 +50,7 @@ def check_pixels(kind: str, name: str, pixels: object) -> None:
     if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
         raise ValueError(f"{name} is {_short(pixels)}, expected the {kind} output of a node.")
     if pixels.numel() == 0:
-        raise ValueError(f"The {name} is empty: its shape is {' × '.join(map(str, pixels.shape))}.")
+        raise ValueError(f"The {name} is empty: its shape is {shape_text(pixels)}.")
     if not all_finite(pixels):
         raise ValueError(f"The {name} holds values that are no numbers (NaN or infinite). Look at the nodes that make "
                          f"it.")
@@ -60,6 +66,14 @@ def check_vae(vae: object) -> None:
     """Raise ValueError unless this is a VAE."""
     if not hasattr(vae, "latent_channels"):
         raise ValueError(f"vae is {_short(vae)}, expected the VAE output of a node.")
+
+
+def check_vae_fits(vae: VAE, model: ModelPatcher) -> None:
+    """Raise ValueError unless this VAE's latents have as many channels as the model's."""
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != channels:
+        raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
+                         f"{channels}. Connect the VAE that belongs to the model.")
 
 
 def check_guider(guider: object) -> None:
@@ -78,7 +92,7 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
     if noise.is_nested or noise.ndim < 3:  # several latents in one, for example video with sound
         return
     if noise.numel() == 0:
-        raise ValueError(f"The latent is empty: its shape is {' × '.join(map(str, noise.shape))}. Give it a size, and "
+        raise ValueError(f"The latent is empty: its shape is {shape_text(noise)}. Give it a size, and "
                          f"a batch, of at least 1.")
     expected = model.get_model_object("latent_format").latent_channels
     if noise.shape[1] != expected:

@@ -28,6 +28,7 @@ sys.path += [str(Path(__file__).parent), str(ROOT)]  # last: the pack's `nodes` 
 
 import train  # noqa: E402
 from evaluation.classifier import get_classifier, look  # noqa: E402
+from evaluation.config import STEPS  # noqa: E402
 from evaluation.metrics import Real, Value, difference, measure  # noqa: E402
 
 from pag_core.adm import ADMUNet  # noqa: E402
@@ -39,7 +40,6 @@ LAYER = ("output", 5)  # u5, where PAG does most on this model
 PERTURBED = 0.25  # share of the rows in training
 ARMS = {"plain": 0.0, "with the switch": PERTURBED}  # share of perturbed rows
 SCALES = (0.0, 1.0, 3.0, 6.0)
-STEPS = 25  # DDIM
 BATCH = 25
 
 
