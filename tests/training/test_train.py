@@ -1,8 +1,12 @@
 """The trainer on a handful of invented pictures: it stops, goes on, and writes a file that says what it is."""
 
 import gzip
+import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +38,14 @@ def small(monkeypatch):
     monkeypatch.setattr(train, "CONFIG", tiny)
 
 
-def run(data, name: str) -> Path:
-    out = data / f"{name}.safetensors"
-    train.main(["--data", str(data), "--out", str(out), "--checkpoint", str(data / f"{name}.pt"), "--steps", "4",
-                "--batch-size", "2", "--device", "cpu", "--no-compile", "--no-bf16"])
-    return out
+def given(data, name: str, *more: str) -> list[str]:
+    return ["--data", str(data), "--out", str(data / f"{name}.safetensors"), "--checkpoint", str(data / f"{name}.pt"),
+            "--steps", "4", "--batch-size", "2", "--device", "cpu", "--no-compile", "--no-bf16", *more]
+
+
+def run(data, name: str, *more: str) -> Path:
+    train.main(given(data, name, *more))
+    return data / f"{name}.safetensors"
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, monkeypatch):
@@ -73,6 +80,37 @@ def test_the_file_says_what_it_is_and_the_network_can_be_read_from_it(data):
     assert json.loads(facts["class_names"])[9] == "Ankle boot"
     assert (facts["seed"], facts["steps"], facts["label_dropout"]) == ("0", "4", "0.2")
     assert {"license", "data", "training_curve"} <= set(facts)
+
+
+def test_training_goes_on_from_a_file_which_the_new_one_names(data):
+    first = run(data, "first")
+    with safe_open(run(data, "second", "--start-from", str(first)), "pt") as file:
+        assert file.metadata()["started_from"] == f"sha256 {hashlib.sha256(first.read_bytes()).hexdigest()}, 4 steps"
+    started = train.Run(train.parse(given(data, "third", "--start-from", str(first))), train.new_model(0))
+    started.start_from(first)
+    with safe_open(first, "pt") as file:
+        assert all(torch.equal(weight, file.get_tensor(name).float())
+                   for name, weight in started.model.named_parameters())
+
+
+def test_several_ranks_share_a_batch_and_the_first_one_writes(data):
+    """With the whole network: what makes it small here does not reach other processes."""
+    command = [sys.executable, train.__file__, *given(data, "ranks", "--ranks", "2")]
+    command[command.index("--steps") + 1] = "1"
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    with safe_open(data / "ranks.safetensors", "pt") as file:
+        assert file.metadata()["steps"] == "1"
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--ranks", "3"), "--ranks 3 must be at least 1 and divide the batch of 2"),
+    (("--start-from", "nowhere.safetensors"), "--start-from nowhere.safetensors: no such file"),
+])
+def test_what_cannot_be_is_said_before_training(data, capsys, more, message):
+    with pytest.raises(SystemExit):
+        run(data, "bad", *more)
+    assert message in capsys.readouterr().err
 
 
 def test_missing_data_comes_with_the_remedy(tmp_path):

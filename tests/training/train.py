@@ -5,22 +5,27 @@ so that one network gives the conditional and the unconditional estimate. Noise 
 linear betas: the paper's ImageNet 256 model uses them, and their largest sigma (157) suits samplers that work in sigma,
 which cosine betas (sigma above 10,000 at the last step) do not.
 
-Interrupt it at any time; the same command goes on from the last checkpoint.
+Interrupt it at any time; the same command goes on from the last checkpoint. --ranks 2 trains in two processes, which on
+two cores is about 1.6 times as fast as two threads; torchrun works too.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,7 +53,7 @@ CONFIG = ADMConfig(
     image_size=32,
 )
 LABEL_DROPOUT = 0.2
-PAG_LAYERS = "u2-5"  # what "auto" stands for on this model; by eye, the clearest gain in structure
+PAG_LAYERS = "u5"  # what "auto" stands for on this model: best of all layers and sets in the evaluation
 WARMUP_STEPS = 300
 EMA_DECAY = 0.999
 CURVE_EVERY = 100  # steps per point of the training curve
@@ -116,7 +121,6 @@ class Run:
         self.params = list(self.model.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-        self.generator = torch.Generator(self.device).manual_seed(args.seed)
         self.step, self.seconds = 0, 0.0
         self.curve: list[tuple[int, float]] = []
 
@@ -129,7 +133,6 @@ class Run:
             "model": self.model.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
         }
         partial = self.args.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -142,7 +145,11 @@ class Run:
         for ema, saved in zip(self.ema, state["ema"], strict=True):
             ema.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+
+    def start_from(self, path: Path) -> None:
+        """The weights of a file that `export` wrote; the optimiser starts anew."""
+        self.model.load_state_dict(load_file(path, device=str(self.device)))
+        self.ema = [p.detach().clone() for p in self.params]
 
     def export(self) -> None:
         """The EMA weights in float16, with all that a reader of the file should know in its metadata."""
@@ -162,6 +169,7 @@ class Run:
             "pag_layers": PAG_LAYERS,
             "license": "MIT",
             "data": "Fashion-MNIST, 60,000 training images (Zalando SE, MIT), Debian package dataset-fashion-mnist",
+            **({"started_from": origin(args.start_from)} if args.start_from else {}),
             "seed": str(args.seed),
             "steps": str(self.step),
             "batch_size": str(args.batch_size),
@@ -182,24 +190,45 @@ class Run:
         return min(1.0, self.seconds / (60 * self.args.minutes))
 
 
+def origin(path: Path) -> str:
+    """What the metadata say of the file whose weights a training started from."""
+    with safe_open(path, "pt") as file:
+        steps = (file.metadata() or {}).get("steps", "?")
+    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {steps} steps"
+
+
+def mean_of_ranks(value: float) -> float:
+    total = torch.tensor(value, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    return float(total)
+
+
 def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
-    args, device, batch = run.args, run.device, run.args.batch_size
+    args, device = run.args, run.device
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    batch = args.batch_size // ranks
+    generator = torch.Generator(device)
     images, labels = images.to(device), labels.to(device)
     signal = alphas_cumprod().to(device)
     # An error in ε is σ times as large in x̂0. Equal weights neglect the noisy first steps, which set the brightness.
     weight = ((1 - signal) / signal).sqrt().clamp(1, 50)
     network = torch.compile(run.model) if args.compile else run.model
+    if ranks > 1:
+        network = nn.parallel.DistributedDataParallel(network)
     saved = exported = time.monotonic()
     losses: list[Tensor] = []
     layout = "{percentage:5.1f}% |{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=100, unit="%", bar_format=layout, mininterval=5)
+    bar = tqdm(total=100, unit="%", bar_format=layout, mininterval=5, disable=rank > 0)
     bar.update(100 * run.progress())
     while run.progress() < 1:
         start = time.monotonic()
         rate = args.lr * min(1, (run.step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * run.progress()))
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        rand = dict(generator=run.generator, device=device)
+        # A seed of its own for every step and rank: an interrupted run draws what an uninterrupted one does.
+        rand = dict(generator=generator.manual_seed((args.seed << 20) + run.step * ranks + rank), device=device)
         rows = torch.randint(len(images), (batch,), **rand)
         x0 = images[rows].float().div(127.5).sub(1)[:, None].expand(-1, 3, -1, -1)
         # One timestep out of each of `batch` equal strata: less variance than independent draws.
@@ -222,18 +251,18 @@ def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
             torch._foreach_lerp_(run.ema, run.params, 1 - decay)
         losses.append(errors.detach().mean())
         if len(losses) == CURVE_EVERY:
-            run.curve.append((run.step, float(torch.stack(losses).mean())))
+            run.curve.append((run.step, mean_of_ranks(float(torch.stack(losses).mean()))))
             losses.clear()
             if not math.isfinite(run.curve[-1][1]):
                 raise SystemExit(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
         now = time.monotonic()
-        run.seconds += now - start
+        run.seconds = mean_of_ranks(run.seconds + now - start)  # the same on all, for it sets the learning rate
         bar.set_postfix_str(f"step {run.step} loss {run.curve[-1][1] if run.curve else float(loss):.4f}", refresh=False)
         bar.update(100 * run.progress() - bar.n)
-        if now - saved > CHECKPOINT_SECONDS:
+        if rank == 0 and now - saved > CHECKPOINT_SECONDS:
             run.save()
             saved = now
-        if now - exported > EXPORT_SECONDS:
+        if rank == 0 and now - exported > EXPORT_SECONDS:
             run.export()
             exported = now
     bar.close()
@@ -248,11 +277,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "adm-fashion-32.safetensors")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "train" / "adm-fashion-32.pt")
     parser.add_argument("--fresh", action="store_true", help="start anew even where a checkpoint exists")
+    parser.add_argument("--start-from", type=Path, help="a file of this command's, to train on from its weights")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each batch (default: 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each rank (default: all)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -268,27 +299,49 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.minutes <= 0 or args.steps < 0 or args.batch_size < 1:
         parser.error("--minutes and --batch-size must be above 0, --steps not below")
+    if args.ranks < 1 or args.batch_size % args.ranks:
+        parser.error(f"--ranks {args.ranks} must be at least 1 and divide the batch of {args.batch_size}")
+    if args.start_from and not args.start_from.is_file():
+        parser.error(f"--start-from {args.start_from}: no such file")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.ranks > 1 and "RANK" not in os.environ:
+        from torch.distributed.run import main as torchrun
+
+        os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or max(1, (os.cpu_count() or 1) // args.ranks)))
+        torchrun(["--standalone", "--nproc-per-node", str(args.ranks), __file__, *(argv or sys.argv[1:])])
+        return
     images, labels = read_data(args.data)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group()
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    first = not dist.is_initialized() or dist.get_rank() == 0
     run = Run(args, new_model(args.seed))
     if args.checkpoint.is_file() and not args.fresh:
         run.resume()
-        print(f"resuming {args.checkpoint} at step {run.step}")
-    print(f"{sum(p.numel() for p in run.params):,} parameters on {run.device}", flush=True)
+    elif args.start_from:
+        run.start_from(args.start_from)
+    if first:
+        print(f"{sum(p.numel() for p in run.params):,} parameters on {run.device}, from step {run.step}", flush=True)
     try:
         train(run, images, labels, MathAttention() if run.device.type == "cpu" else ADMHooks())
     except KeyboardInterrupt:
-        run.save()
+        if first:
+            run.save()
         raise SystemExit(f"\nstopped at step {run.step}; the same command goes on from there") from None
-    run.save()
-    run.export()
-    print(f"{args.out}: {run.step} steps, {run.seconds:.0f} s, loss {run.curve[-1][1] if run.curve else math.nan:.4f}")
+    if first:
+        run.save()
+        run.export()
+        loss = run.curve[-1][1] if run.curve else math.nan
+        print(f"{args.out}: {run.step} steps, {run.seconds:.0f} s, loss {loss:.4f}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
