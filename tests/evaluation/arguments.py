@@ -9,7 +9,7 @@ from harness.in_process import ROOT
 
 from .config import Config
 from .plan import COMBINATIONS, LAYER_SCALE, SINGLE_LAYERS, Check, Found, Row, Table, layer_search, quick, tables
-from .restoration.plan import KEY as RESTORATION
+from .restoration.plan import EXPERIMENTS, Experiment
 
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
 LAYERS = "layers"
@@ -64,12 +64,13 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
 
 
 def known_keys() -> list[str]:
-    return [*(table.key for table in all_tables()), RESTORATION]
+    return [*(table.key for table in all_tables()), *EXPERIMENTS]
 
 
-def has_restoration(args: argparse.Namespace) -> bool:
-    """Whether restoration is asked for; it takes too long for a quick look."""
-    return RESTORATION in args.only or (args.full and not args.only)
+def chosen_restorations(args: argparse.Namespace) -> list[Experiment]:
+    """They take too long for a quick look."""
+    return [experiment for key, experiment in EXPERIMENTS.items()
+            if key in args.only or (args.full and not args.only)]
 
 
 def all_tables() -> list[Table]:

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 from harness.errors import HarnessError, command
 from harness.in_process import ROOT, import_pack, start_host
 
-from .arguments import LAYERS, SEARCH_FIRST, chosen_tables, has_restoration, ids_of, parse
+from .arguments import LAYERS, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
 from .config import STEPS, Config
 from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
-from .restoration.plan import KEY as RESTORATION
+from .restoration.plan import EXPERIMENTS, Experiment
 
 if TYPE_CHECKING:  # these need torch or the host, which start later
     from PIL import Image
+    from torch import Tensor
 
     from .judge import Judge
-    from .work import Worker
+    from .restoration.restorer import Restorer, Truths
+    from .store import Store
+    from .work import Ranks, Worker
 
 FINALISTS = 2  # layer selections that go on to the search for a scale
 
@@ -69,6 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from .classifier import get_classifier
     from .judge import Judge
     from .plots import grid
+    from .restoration.restorer import Truths
     from .restoration.run import run as restore
     from .sampling import Sampler
     from .store import Store, file_key
@@ -93,7 +97,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
-    searches = args.search and (not args.only or set(args.only) - {LAYERS, RESTORATION})
+    searches = args.search and (not args.only or set(args.only) - {LAYERS, *EXPERIMENTS})
     guess = search_rows(found) if searches else []
     plan = chosen_tables(args, found, sampler.share(found.layers))
     worker.announce([(row.config, held_out) for row in guess] + wanted(args, plan))
@@ -102,7 +106,11 @@ def evaluate(args: argparse.Namespace) -> None:
         plan = chosen_tables(args, found, sampler.share(found.layers))
     worker.run(wanted(args, plan))
     worker.bar.close()
-    restored = restore(args, name, test[0], store, ranks, judge) if has_restoration(args) else None
+    truths = Truths(test[0])
+    restored = []
+    for experiment in chosen_restorations(args):
+        restorer, its_store = restoration_of(experiment, args, name, store, train[0], truths, ranks)
+        restored.append(restore(args, restorer, its_store, ranks, judge and judge.classifier))
     if judge:
         about = {
             "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
@@ -111,11 +119,33 @@ def evaluate(args: argparse.Namespace) -> None:
                       if searches else "Layers and scales are those that an earlier search found."}
         made = [judge.table(table, ids_of(args, table)) for table in plan]
         pictures = {table["key"]: grid(table, store) for table in made}
-        if restored:
-            table, pictures[table["key"]] = restored
+        for table, picture in restored:
+            pictures[table["key"]] = picture
             made.append(table)
         write(args, {"about": about, "tables": made}, pictures)
     ranks.leave()
+
+
+def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, store: Store, images: Tensor,
+                   truths: Truths, ranks: Ranks) -> tuple[Restorer, Store]:
+    """What restores, and where the pictures of its model are kept.
+
+    Args:
+        file, store: the ADM's, for DPS.
+        images: uint8 [N, 32, 32] of the training split, on which PSLD's latent model is trained.
+    """
+    from .restoration.latent import get_latent_model, latent_model_key, nothing
+    from .restoration.restorer import LatentRestorer, PixelRestorer
+    from .store import Store
+
+    if experiment.method == "DPS":
+        return PixelRestorer(experiment, file, truths), store
+    if ranks.rank == 0:
+        get_latent_model(args.out, images)
+    ranks.agree(None)  # that it is there
+    model, vae = get_latent_model(args.out, images)
+    place = args.out / "samples" / f"{latent_model_key(images)}-{args.device}"
+    return LatentRestorer(experiment, model, vae, nothing(), truths), Store(place)
 
 
 def read_data(folder: Path | None):

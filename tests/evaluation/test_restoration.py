@@ -10,16 +10,26 @@ from PIL import Image
 from evaluation import arguments, evaluate
 from evaluation.arguments import SEARCH_FIRST
 from evaluation.metrics import mean, paired, perceptual_distance
-from evaluation.restoration import plan, restorer
-from evaluation.restoration.plan import TASKS, Restoration, found_before, guidance_search, pair, step_size_search
-from evaluation.restoration.restorer import Restorer, Truths
+from evaluation.restoration import latent, restorer
+from evaluation.restoration.plan import (
+    EXPERIMENTS,
+    TASKS,
+    Restoration,
+    Settings,
+    found_before,
+    guidance_search,
+    pair,
+    step_size_search,
+)
+from evaluation.restoration.restorer import LatentRestorer, PixelRestorer, Restorer, Truths
 from evaluation.sampling import SHIPPED
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Two steps, batches of two."""
-    monkeypatch.setattr(plan, "STEPS", 2)
+    for key, experiment in EXPERIMENTS.items():
+        monkeypatch.setitem(EXPERIMENTS, key, replace(experiment, steps=2))
     monkeypatch.setattr(restorer, "BATCH", 2)
 
 
@@ -42,15 +52,39 @@ def test_no_picture_is_both_searched_with_and_judged_by(pictures):
 
 
 def test_configurations_that_differ_have_keys_that_differ():
-    sizes = {name: task.step_size for name, task in TASKS.items()}
-    every = {*step_size_search(), *guidance_search(sizes), *(config for both in found_before()
-                                                             for config in (both.plain, both.guided))}
+    every = set()
+    for experiment in EXPERIMENTS.values():
+        sizes = {name: task.step_size for name, task in experiment.tasks.items()}
+        every |= {*step_size_search(experiment), *guidance_search(experiment, sizes)}
+        every |= {config for both in found_before(experiment) for config in (both.plain, both.guided)}
     assert len({config.key for config in every}) == len(every)
 
 
-def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(small, pictures):
-    made = Restorer(SHIPPED, Truths(pictures))
-    both = pair("sr4", 3.0, 1.0, "u5")
+@pytest.fixture(scope="module")
+def latent_model(tmp_path_factory):
+    """Two steps of training, which the second call must not repeat."""
+    folder, images = tmp_path_factory.mktemp("latent"), torch.zeros(40, 32, 32, dtype=torch.uint8)
+    images[:, 8:24, 8:24] = torch.arange(40, dtype=torch.uint8)[:, None, None]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("VAE_STEPS", "U_NET_STEPS", "VAE_BATCH", "U_NET_BATCH"):
+            patch.setattr(latent, name, 2)
+        patch.setattr(latent, "compiled", lambda network: network)
+        latent.get_latent_model(folder, images)
+        patch.setattr(latent, "train", None)
+        return latent.get_latent_model(folder, images)
+
+
+@pytest.fixture(params=EXPERIMENTS)
+def made(request, small, pictures) -> Restorer:
+    experiment = EXPERIMENTS[request.param]
+    if experiment.method == "DPS":
+        return PixelRestorer(experiment, SHIPPED, Truths(pictures))
+    model, vae = request.getfixturevalue("latent_model")
+    return LatentRestorer(experiment, model, vae, latent.nothing(), Truths(pictures))
+
+
+def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(made):
+    both = pair(made.experiment, "sr4", 3.0, 4.0, "u5")
     assert made.batches(both.plain, range(5), {0, 1}, 25) == [[2, 3], [4, 5]]
     plain, guided = (made.sample(config, [2, 3]) for config in (both.plain, both.guided))
     assert plain.shape == (2, 3, 32, 32)
@@ -63,7 +97,7 @@ def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(small, p
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_measures_pictures_of_the_data(task, pictures):
     with torch.inference_mode():
-        operator, y, shown = Restorer(SHIPPED, Truths(pictures)).measure(task, [0, 1])
+        operator, y, shown = PixelRestorer(EXPERIMENTS["table8"], SHIPPED, Truths(pictures)).measure(task, [0, 1])
     assert operator.picture_size(tuple(y.shape[1:3])) == (32, 32)
     assert shown.shape == (2, 32, 32, 3)
 
@@ -83,18 +117,19 @@ def test_the_perceptual_distance_looks_at_directions_alone():
 
 
 def test_it_is_part_of_full_runs_only():
-    assert not arguments.has_restoration(arguments.parse([]))
-    assert arguments.has_restoration(arguments.parse(["--full"]))
-    assert not arguments.has_restoration(arguments.parse(["--full", "--only", "table1"]))
-    assert arguments.has_restoration(arguments.parse(["--only", plan.KEY]))
+    def chosen(*given: str) -> list[str]:
+        return [experiment.key for experiment in arguments.chosen_restorations(arguments.parse([*given]))]
+
+    assert chosen() == []
+    assert chosen("--full") == ["table8", "table4"]
+    assert chosen("--full", "--only", "table1") == []
+    assert chosen("--only", "table4") == ["table4"]
 
 
 def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp_path):
     """On one task, with few settings."""
-    for task in set(TASKS) - {"box"}:
-        monkeypatch.delitem(TASKS, task)
-    monkeypatch.setitem(TASKS, "box", replace(TASKS["box"], step_sizes=(1.0, 5.0)))
-    monkeypatch.setattr(plan, "GUIDANCE", ((1.0, "u5"),))
+    monkeypatch.setitem(EXPERIMENTS, "table8", replace(EXPERIMENTS["table8"], tasks={"box": Settings((1.0, 5.0), 1.0)},
+                                                       guidance=((1.0, "u5"),)))
     monkeypatch.setattr("evaluation.restoration.run.BATCH", 2)
     sample, made = Restorer.sample, []
 
@@ -103,11 +138,11 @@ def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp
         return sample(self, config, ids)
 
     monkeypatch.setattr(Restorer, "sample", counted)
-    given = arguments.parse([*tiny, "--only", plan.KEY, "--samples", "10", "--search", "10",
+    given = arguments.parse([*tiny, "--only", "table8", "--samples", "10", "--search", "10",
                              "--json", str(tmp_path / "figures.json")])
     evaluate.evaluate(given)
     searched = [config for config, first in made if first == SEARCH_FIRST]
-    assert searched[:2] == [Restoration("box", 1.0), Restoration("box", 5.0)]
+    assert searched[:2] == [Restoration("table8", "box", 1.0), Restoration("table8", "box", 5.0)]
     assert len(made) == len(set(made)) == 5  # three settings in the search, two in the table
     made.clear()
     given.json = None

@@ -1,1 +1,1 @@
-"""Restoration without a prompt: DPS against DPS + PAG (PAG Table 8)."""
+"""Restoration without a prompt: DPS and PSLD, with and without PAG (PAG Table 8 and Table 4)."""

@@ -11,12 +11,11 @@ from .plan import TASKS, Pair
 from .restorer import BATCH, Restorer
 
 SHOWN = 2  # pictures of each task
-COLUMNS = ("measured", "DPS", "DPS + PAG", "truth")
 
 
 def restorations(restorer: Restorer, store: Store, pairs: list[Pair]) -> Image.Image:
     """A row for each task, of the table's first pictures."""
-    rows = []
+    rows, method = [], restorer.experiment.method
     for both in pairs:
         _, _, measured = restorer.measure(both.task, list(range(BATCH)))
         made = [store.load(config, range(SHOWN)) for config in (both.plain, both.guided)]
@@ -24,7 +23,8 @@ def restorations(restorer: Restorer, store: Store, pairs: list[Pair]) -> Image.I
         images = [image(column[i]) for i in range(SHOWN) for column in columns]
         rows.append(Row(TASKS[both.task].name.replace("×", "x"), both.guided.settings, images))  # the font has no ×
     subtitle = f"The first {SHOWN} test pictures, not chosen; the same noise with and without PAG."
-    return comparison("Restoration: DPS with and without PAG", subtitle, [Block("", rows)], COLUMNS * SHOWN)
+    return comparison(f"Restoration: {method} with and without PAG", subtitle, [Block("", rows)],
+                      ("measured", method, f"{method} + PAG", "truth") * SHOWN)
 
 
 def image(picture: Tensor) -> Image.Image:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy_extras.nodes_custom_sampler import BasicScheduler, SamplerCustomAdvanced
 from pag_pack.nodes.adm import PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.layers import model_layers
-from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
+from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from pag_pack.pag_core.selection import select
 from torch import Tensor
-
-import nodes
 
 from ..arguments import SEARCH_FIRST
 from ..config import STEPS as PLAIN_STEPS
 from ..sampling import SIZE, SampleNoise
-from . import plan
-from .plan import NOISE_SIGMA, TASKS, Restoration
+from .plan import GLUING, NOISE_SIGMA, TASKS, Experiment, Restoration
 
 BATCH = 8  # always, for the samplers draw each step's noise for a whole batch
 
@@ -40,14 +40,28 @@ class Truths:
         return self.images[places][:, None].expand(-1, 3, -1, -1)
 
 
-class Restorer:
-    """One model, and everything that is the same for all configurations."""
+class Restorer(ABC):
+    """One experiment, and everything that is the same for all its configurations.
 
-    def __init__(self, file: str, truths: Truths) -> None:
-        self.model, _ = PAGADMLoader.execute(file).result
-        self.nothing = PAGADMClassLabel.execute(self.model, -1).result[0]
-        self.sigmas = BasicScheduler.execute(self.model, "ddim_uniform", plan.STEPS, 1.0).result[0]
-        self.truths = truths
+    Args:
+        nothing: the CONDITIONING without a prompt.
+    """
+
+    def __init__(self, experiment: Experiment, model: ModelPatcher, nothing: list, truths: Truths) -> None:
+        self.experiment, self.model, self.nothing, self.truths = experiment, model, nothing, truths
+        self.sigmas = BasicScheduler.execute(model, "ddim_uniform", experiment.steps, 1.0).result[0]
+
+    @abstractmethod
+    def sampler(self, config: Restoration, measurement: Tensor, operator: object) -> object:
+        """The host's SAMPLER."""
+
+    @abstractmethod
+    def latent(self, count: int) -> Tensor:
+        """Empty latents."""
+
+    @abstractmethod
+    def pictures(self, latent: Tensor) -> Tensor:
+        """What was sampled, [B, 3, 32, 32], of which black is -1 and white 1."""
 
     def cost(self, config: Restoration) -> float:
         """About how much a picture costs, as a multiple of sampling one without guidance."""
@@ -55,7 +69,7 @@ class Restorer:
         if config.scale:
             found = model_layers(self.model)
             passes += found.share(select(config.layers, tuple(found.layers), found.auto))
-        return passes * plan.STEPS / PLAIN_STEPS
+        return passes * self.experiment.steps / PLAIN_STEPS
 
     def batches(self, config: Restoration, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
         """Whole batches of BATCH, whatever `size` is, so that a picture's noise depends on its id alone."""
@@ -72,11 +86,51 @@ class Restorer:
     def sample(self, config: Restoration, ids: list[int]) -> Tensor:
         """uint8 [B, 3, 32, 32]; the noise is the same with and without PAG."""
         operator, measurement, _ = self.measure(config.task, ids)
-        sampler = PAGDPSSampler.execute(measurement, operator, config.step_size).result[0]
         guider = PAGGuider.execute(self.model, self.nothing, self.nothing, 1.0, config.scale,
                                    config.layers or "auto").result[0]
         noise = SampleNoise(ids)
         noise.seed = ids[0]
-        latent = nodes.EmptyLatentImage().generate(SIZE, SIZE, len(ids))[0]
-        output = SamplerCustomAdvanced.execute(noise, guider, sampler, self.sigmas, latent).result[0]
-        return output["samples"].float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+        sampler = self.sampler(config, measurement, operator)
+        output = SamplerCustomAdvanced.execute(noise, guider, sampler, self.sigmas,
+                                               {"samples": self.latent(len(ids))}).result[0]
+        return self.pictures(output["samples"]).float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
+
+
+class PixelRestorer(Restorer):
+    """DPS on an ADM.
+
+    Args:
+        file: one that PAG ADM Loader lists.
+    """
+
+    def __init__(self, experiment: Experiment, file: str, truths: Truths) -> None:
+        model, _ = PAGADMLoader.execute(file).result
+        super().__init__(experiment, model, PAGADMClassLabel.execute(model, -1).result[0], truths)
+
+    def sampler(self, config: Restoration, measurement: Tensor, operator: object) -> object:
+        return PAGDPSSampler.execute(measurement, operator, config.step_size).result[0]
+
+    def latent(self, count: int) -> Tensor:
+        return torch.zeros(count, 3, SIZE, SIZE)
+
+    def pictures(self, latent: Tensor) -> Tensor:
+        return latent
+
+
+class LatentRestorer(Restorer):
+    """PSLD on a latent model; see `latent`."""
+
+    def __init__(self, experiment: Experiment, model: ModelPatcher, vae: VAE, nothing: list, truths: Truths) -> None:
+        super().__init__(experiment, model, nothing, truths)
+        self.vae = vae
+
+    def sampler(self, config: Restoration, measurement: Tensor, operator: object) -> object:
+        size = config.step_size
+        return PAGPSLDSampler.execute(measurement, operator, self.vae, size, GLUING * size).result[0]
+
+    def latent(self, count: int) -> Tensor:
+        side = SIZE // self.vae.spacial_compression_decode()
+        return torch.zeros(count, self.vae.latent_channels, side, side)
+
+    def pictures(self, latent: Tensor) -> Tensor:
+        return self.vae.decode(latent).movedim(-1, 1).mul(2).sub(1)
