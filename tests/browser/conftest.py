@@ -73,12 +73,13 @@ class Desk(Editor):
         return self.page.renderer != "canvas"
 
     def workflow(self, name: str) -> None:
-        """Opens an example workflow, made quick: two steps, one picture."""
+        """Opens an example workflow, made quick: two steps, one picture; and with layers that the tests know."""
         content = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         self.load(content)
         self.page.evaluate("""() => app.graph.nodes.forEach(node => node.widgets?.forEach(widget => {
             if (widget.name === "steps") widget.value = 2;
             if (widget.name === "batch_size") widget.value = 1;
+            if (widget.name === "layers") widget.value = "u2-5";
         }))""")
         self.settle()
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from .config import STEPS, Config, pag
 
 SINGLE_LAYERS = (*(f"d{i}" for i in range(4)), "m0", *(f"u{i}" for i in range(6)))
-COMBINATIONS = ("m0,u0", "d2-3,m0,u0-2", "u0-2", "u2-3", "u2-5", "all")
-LAYER_SCALE = 2.0  # at which layers are compared, as the paper compares them at one scale
+COMBINATIONS = ("d2-3", "d2-3,m0", "d3,m0,u0", "d2-3,m0,u0-2", "u0-2", "u2-5", "all")
+LAYER_SCALE = 1.0  # at which layers are compared, as the paper compares them at one scale
 SCALES = (0.5, 1.0, 2.0, 3.0)
 CFG_SCALES = (1.5, 2.0, 3.0, 4.0)
 SAG_SCALES = (0.25, 0.5, 1.0)

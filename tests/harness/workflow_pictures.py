@@ -26,9 +26,9 @@ WORKFLOWS = ROOT / "workflows"
 HELP_IMAGES = ROOT / "web" / "docs" / "images"
 HELP_WORKFLOW = "adm_unconditional_pag"
 HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
-    "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 2, 4, 8)},
+    "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 3, 6, 12)},
     "layers": {"scale 0": {"pag_scale": 0}} | {
-        layers: {"layers": layers} for layers in ("m0", "d0-3", "u0-1", "u2-5", "all")},
+        layers: {"layers": layers} for layers in ("m0", "d2-3", "d2-3,m0,u0-2", "u2-5", "all")},
 }
 HELP_SHEETS = {"adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid"}  # workflow: help picture
 WIDTH = 1500  # pixels, of a picture of a graph

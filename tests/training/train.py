@@ -53,7 +53,7 @@ CONFIG = ADMConfig(
     image_size=32,
 )
 LABEL_DROPOUT = 0.2
-PAG_LAYERS = "u5"  # what "auto" stands for on this model: best of all layers and sets in the evaluation
+PAG_LAYERS = "d2-3"  # what "auto" stands for on this model: best of all layers and sets in the evaluation
 WARMUP_STEPS = 300
 EMA_DECAY = 0.999
 CURVE_EVERY = 100  # steps per point of the training curve
