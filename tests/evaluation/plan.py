@@ -29,12 +29,12 @@ class Found:
         sag: SAG's.
     """
 
-    layers: str = "u5"
-    scale: float = 2.0
-    conditional_scale: float = 3.0
-    cfg: float = 3.0
-    both: tuple[float, float] = (2.0, 2.0)
-    sag: float = 1.0
+    layers: str = "d2-3"
+    scale: float = 3.0
+    conditional_scale: float = 1.0
+    cfg: float = 1.5
+    both: tuple[float, float] = (1.5, 2.0)
+    sag: float = 0.5
 
 
 @dataclass(frozen=True)
