@@ -69,7 +69,7 @@ def test_presets(desk, sampler):
     everything = desk.panel(sampler).locator(".pag-drawing .pag-cell").count()
     desk.until(lambda: len(desk.lit(sampler)) == everything)
     desk.panel(sampler).locator(".pag-preset[data-layers='auto']").click()
-    desk.wait_for_lit(sampler, {"u2", "u3", "u4", "u5"})
+    desk.wait_for_lit(sampler, {"d2", "d3"})
     assert desk.value(sampler, "layers") == "auto"
 
 

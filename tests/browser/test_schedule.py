@@ -12,6 +12,7 @@ def sampler(desk):
     desk.workflow("adm_class_conditional_cfg_pag")
     node = desk.find("PAGKSampler")
     desk.put(node, "steps", 20)
+    desk.put(node, "pag_scale", 1)
     desk.centre(node)
     desk.tab(node, "Schedule")
     desk.settle()

@@ -36,7 +36,7 @@ from pag_core.guidance import guide, perturbed_attention_delta  # noqa: E402
 from pag_core.posterior import denoising_step  # noqa: E402
 
 SHIPPED = ROOT / "models" / "adm-fashion-32.safetensors"
-LAYER = ("output", 5)  # u5, where PAG does most on this model
+LAYER = ("output", 5)  # u5, where PAG moves the pictures most
 PERTURBED = 0.25  # share of the rows in training
 ARMS = {"plain": 0.0, "with the switch": PERTURBED}  # share of perturbed rows
 SCALES = (0.0, 1.0, 3.0, 6.0)
