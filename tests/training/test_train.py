@@ -84,8 +84,13 @@ def test_the_file_says_what_it_is_and_the_network_can_be_read_from_it(data):
 
 def test_training_goes_on_from_a_file_which_the_new_one_names(data):
     first = run(data, "first")
+    origin = f"sha256 {hashlib.sha256(first.read_bytes()).hexdigest()}, 4 steps"
+    again = [*given(data, "second", "--start-from", str(first)), "--steps", "6"]
     with safe_open(run(data, "second", "--start-from", str(first)), "pt") as file:
-        assert file.metadata()["started_from"] == f"sha256 {hashlib.sha256(first.read_bytes()).hexdigest()}, 4 steps"
+        assert file.metadata()["started_from"] == origin
+    train.main(again)  # goes on from the checkpoint, which knows it too
+    with safe_open(data / "second.safetensors", "pt") as file:
+        assert (file.metadata()["started_from"], file.metadata()["steps"]) == (origin, "6")
     started = train.Run(train.parse(given(data, "third", "--start-from", str(first))), train.new_model(0))
     started.start_from(first)
     with safe_open(first, "pt") as file:

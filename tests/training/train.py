@@ -122,12 +122,14 @@ class Run:
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
         self.step, self.seconds = 0, 0.0
+        self.origin = ""  # the file whose weights this training started from
         self.curve: list[tuple[int, float]] = []
 
     def save(self) -> None:
         self.args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
+            "origin": self.origin,
             "seconds": self.seconds,
             "curve": self.curve,
             "model": self.model.state_dict(),
@@ -141,6 +143,7 @@ class Run:
     def resume(self) -> None:
         state = torch.load(self.args.checkpoint, map_location=self.device, weights_only=True)
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.origin = state["origin"]
         self.model.load_state_dict(state["model"])
         for ema, saved in zip(self.ema, state["ema"], strict=True):
             ema.copy_(saved)
@@ -150,6 +153,9 @@ class Run:
         """The weights of a file that `export` wrote; the optimiser starts anew."""
         self.model.load_state_dict(load_file(path, device=str(self.device)))
         self.ema = [p.detach().clone() for p in self.params]
+        with safe_open(path, "pt") as file:
+            steps = (file.metadata() or {}).get("steps", "?")
+        self.origin = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {steps} steps"
 
     def export(self) -> None:
         """The EMA weights in float16, with all that a reader of the file should know in its metadata."""
@@ -169,7 +175,7 @@ class Run:
             "pag_layers": PAG_LAYERS,
             "license": "MIT",
             "data": "Fashion-MNIST, 60,000 training images (Zalando SE, MIT), Debian package dataset-fashion-mnist",
-            **({"started_from": origin(args.start_from)} if args.start_from else {}),
+            **({"started_from": self.origin} if self.origin else {}),
             "seed": str(args.seed),
             "steps": str(self.step),
             "batch_size": str(args.batch_size),
@@ -188,13 +194,6 @@ class Run:
         if self.args.steps:
             return min(1.0, self.step / self.args.steps)
         return min(1.0, self.seconds / (60 * self.args.minutes))
-
-
-def origin(path: Path) -> str:
-    """What the metadata say of the file whose weights a training started from."""
-    with safe_open(path, "pt") as file:
-        steps = (file.metadata() or {}).get("steps", "?")
-    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {steps} steps"
 
 
 def mean_of_ranks(value: float) -> float:
@@ -257,7 +256,8 @@ def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
                 raise SystemExit(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
         now = time.monotonic()
         run.seconds = mean_of_ranks(run.seconds + now - start)  # the same on all, for it sets the learning rate
-        bar.set_postfix_str(f"step {run.step} loss {run.curve[-1][1] if run.curve else float(loss):.4f}", refresh=False)
+        shown = run.curve[-1][1] if run.curve else float(loss.detach())
+        bar.set_postfix_str(f"step {run.step} loss {shown:.4f}", refresh=False)
         bar.update(100 * run.progress() - bar.n)
         if rank == 0 and now - saved > CHECKPOINT_SECONDS:
             run.save()
