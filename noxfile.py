@@ -130,10 +130,10 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def train(session: nox.Session) -> None:
     """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
-    run(session, "tests/training/train.py", *session.posargs)
+    run(session, "-m", "training.train", *session.posargs)
 
 
 @nox.session
 def switch(session: nox.Session) -> None:
     """Fine-tunes the shipped model on its perturbed attention and compares; -- --steps 600 and the like."""
-    run(session, "tests/training/switch.py", *session.posargs)
+    run(session, "-m", "training.switch", *session.posargs)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from harness.errors import HarnessError
+from harness.whole_files import written_whole
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -83,9 +84,8 @@ def get_classifier(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tenso
         classifier.load_state_dict(load_file(path))
     else:
         _train(classifier, *train)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(classifier.state_dict(), path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        with written_whole(path) as partial:
+            save_file(classifier.state_dict(), partial)
     classifier.eval().requires_grad_(False)
     accuracy = float((look(classifier, test[0]).logits.argmax(1) == test[1]).float().mean())
     if accuracy < LEAST_ACCURACY:

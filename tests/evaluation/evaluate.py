@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, command
-from harness.in_process import ROOT, import_pack, start_host
+from harness.in_process import import_pack, start_host
 
 from .arguments import LAYERS, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
 from .config import STEPS, Config
@@ -150,13 +150,9 @@ def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, 
 
 def read_data(folder: Path | None):
     """((images, labels) of the training split, the same of the test split)."""
-    sys.path.append(str(ROOT / "tests" / "training"))
-    from train import DATA, read_data
+    from training.data import DATA, read_data
 
-    try:
-        return read_data(folder or DATA), read_data(folder or DATA, "t10k")
-    except SystemExit as error:
-        raise HarnessError(str(error)) from error
+    return read_data(folder or DATA), read_data(folder or DATA, "t10k")
 
 
 def wanted(args: argparse.Namespace, plan: list[Table]) -> list[tuple[Config, range]]:

@@ -133,7 +133,7 @@ def tables(found: Found, share: float = 0.5) -> list[Table]:
             Check("PAG lowers recall", "none", "PAG", "recall", higher=True),
         )),
         _scales(found), _perturbations(guided), _diversity(found), _cfg_early(found, both, share), _beyond(guided),
-        _single_heads(found), _high_scale(found), _scales_at_equal_tones(found), _deeper_layers(found),
+        _single_heads(found), _high_scale(found), _scales_at_equal_tones(found),
     ]
 
 
@@ -156,16 +156,6 @@ def _scales_at_equal_tones(found: Found) -> Table:
         Check("PAG raises precision", "s 2", "s 0", "precision", higher=True),
         Check("PAG lowers recall", "s 0", "s 2", "recall", higher=True),
     ), share=0.5, as_line=True, matched=True)
-
-
-def _deeper_layers(found: Found) -> Table:
-    """Whether deeper layers lose because they move the picture too little: then a larger scale would make up for it."""
-    best = f"{found.layers}, s {found.scale:g}"
-    deep = [Row(f"{layers}, s {scale}", pag(scale, layers))
-            for layers in ("m0", "d2-3,m0,u0-2") for scale in (2, 8, 32)]
-    rows = (Row("no guidance", Config()), Row(best, pag(found.scale, found.layers)), *deep)
-    return Table("deep", "Deeper layers, pushed harder", "PAG Table 10", rows,
-                 tuple(Check(f"{row.name} beats {best}", row.name, best) for row in deep), share=0.5)
 
 
 def _perturbations(guided: Config) -> Table:

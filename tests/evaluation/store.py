@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
+from harness.whole_files import written_whole
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -65,16 +65,9 @@ class Store:
 
     def add(self, config: Configuration, ids: list[int], samples: Tensor, flops: float | None = None) -> None:
         """Keep samples uint8 [N, 3, 32, 32], and what one of them cost, if it was counted."""
-        folder = self.folder / config.key
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{ids[0]}-{ids[-1]}-{len(ids)}.safetensors"
-        partial = folder / f"{target.name}.{os.getpid()}.partial"
-        try:
-            facts = {"config": json.dumps(asdict(config))} | ({} if flops is None else {"flops": str(flops)})
-            save_file({"samples": samples.contiguous(), "ids": torch.tensor(ids)}, partial, facts)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        facts = {"config": json.dumps(asdict(config))} | ({} if flops is None else {"flops": str(flops)})
+        with written_whole(self.folder / config.key / f"{ids[0]}-{ids[-1]}-{len(ids)}.safetensors") as path:
+            save_file({"samples": samples.contiguous(), "ids": torch.tensor(ids)}, path, facts)
 
     def _files(self, config: Configuration) -> list[Path]:
         return sorted((self.folder / config.key).glob("*.safetensors"))

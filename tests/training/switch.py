@@ -1,7 +1,7 @@
 """The paper's open question (PAG App. E.1.3): does it help to train the perturbed prediction? `nox -s switch`.
 
 PAG's perturbed prediction comes from a network that has never seen its attention map replaced. Here the shipped model
-is fine-tuned with a switch: in a share of the rows the chosen layer's map is the identity, and the network is told so
+is fine-tuned with a switch: in a share of the rows the chosen layers' maps are the identity, and the network is told so
 by a vector that is added to the time embedding. A second copy is fine-tuned for as many steps without any of this, for
 more training alone helps too. Then both sample with PAG at several scales, from the same noise.
 
@@ -18,15 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from harness.errors import HarnessError, command
+from harness.errors import command
+from harness.whole_files import written_whole
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(Path(__file__).parent), str(ROOT)]  # last: the pack's `nodes` folder must hide no other module
+sys.path.append(str(ROOT))  # last: the pack's `nodes` folder must hide no other module
 
-import train  # noqa: E402
 from evaluation.classifier import get_classifier, look  # noqa: E402
 from evaluation.config import STEPS  # noqa: E402
 from evaluation.metrics import Real, Value, difference, measure  # noqa: E402
@@ -35,8 +35,11 @@ from pag_core.adm import ADMUNet  # noqa: E402
 from pag_core.guidance import guide, perturbed_attention_delta  # noqa: E402
 from pag_core.posterior import denoising_step  # noqa: E402
 
+from . import train  # noqa: E402
+from .data import DATA, read_data  # noqa: E402
+
 SHIPPED = ROOT / "models" / "adm-fashion-32.safetensors"
-LAYER = ("output", 5)  # u5, where PAG moves the pictures most
+LAYERS = (("input", 7), ("input", 8))  # d2-3, which the file recommends
 PERTURBED = 0.25  # share of the rows in training
 ARMS = {"plain": 0.0, "with the switch": PERTURBED}  # share of perturbed rows
 SCALES = (0.0, 1.0, 3.0, 6.0)
@@ -58,7 +61,7 @@ class SwitchedADM(ADMUNet):
 
 
 class Perturbing(train.MathAttention):
-    """The identity in place of `LAYER`'s map (PAG Eq. 13) in some rows, which the network is told.
+    """The identity in place of the maps of `LAYERS` (PAG Eq. 13) in some rows, which the network is told.
 
     `rows` [B], 1 for perturbed, is drawn anew for every forward where `share` is given.
     """
@@ -74,7 +77,7 @@ class Perturbing(train.MathAttention):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, block) -> Tensor:
         result = super().attention(q, k, v, heads, block)
-        return torch.where(self.rows[:, None, None] > 0, v, result) if block == LAYER else result
+        return torch.where(self.rows[:, None, None] > 0, v, result) if block in LAYERS else result
 
 
 def fine_tuned(name: str, images: Tensor, labels: Tensor, args: argparse.Namespace) -> SwitchedADM:
@@ -148,9 +151,8 @@ def samples(model: SwitchedADM, name: str, scale: float, args: argparse.Namespac
             first = len(have)
             made = sample(model, scale, range(first, min(first + BATCH, args.samples)))
             have = torch.cat([have, made])
-            place.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"pictures": have}, place.with_suffix(".partial"))
-            place.with_suffix(".partial").replace(place)
+            with written_whole(place) as path:
+                save_file({"pictures": have}, path)
             bar.update(len(made))
     return have[:args.samples]
 
@@ -162,7 +164,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (default: 0.0003)")
     parser.add_argument("--samples", type=int, default=100, help="pictures at each scale (default: 100, at least 50)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    parser.add_argument("--data", type=Path, default=train.DATA, help="folder of Fashion-MNIST's .gz files")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of Fashion-MNIST's .gz files")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "switch", help="for checkpoints and samples")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.samples < 50 or args.batch_size < 2:
@@ -170,10 +172,7 @@ def main(argv: list[str]) -> None:
                      f"{args.samples}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        images, test = train.read_data(args.data), train.read_data(args.data, "t10k")
-    except SystemExit as error:
-        raise HarnessError(str(error)) from error
+    images, test = read_data(args.data), read_data(args.data, "t10k")
     args.out.mkdir(parents=True, exist_ok=True)
     models = {name: fine_tuned(name, *images, args) for name in ARMS}
     classifier, _ = get_classifier(args.out, images, test)

@@ -1,16 +1,11 @@
 """The fine-tuning experiment: what its hooks do, and that both copies start from the shipped model."""
 
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-
-import switch
-import train
+from . import switch, torch_support, train
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +18,12 @@ def predict(model, rows: list[float], x=None):
     hooks.rows = torch.tensor(rows)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).expand(len(rows), -1, -1, -1)
     return model(x, torch.full([len(rows)], 500.0), None, hooks)
+
+
+def test_the_layers_are_those_that_the_file_recommends(model):
+    inputs = [block for block, _ in model.attention_layers() if block[0] == "input"]
+    assert tuple(inputs[2:4]) == switch.LAYERS
+    assert train.PAG_LAYERS == "d2-3"
 
 
 def test_only_the_chosen_rows_are_perturbed_and_told(model):
@@ -43,9 +44,10 @@ def test_a_chosen_row_gets_its_own_values(model):
     hooks = switch.Perturbing(model.switch)
     hooks.rows = torch.tensor([0.0, 1.0])
     elsewhere = train.MathAttention().attention(q, k, v, 2, None)
-    result = hooks.attention(q, k, v, 2, switch.LAYER)
-    assert torch.equal(result[0], elsewhere[0])
-    assert torch.equal(result[1], v[1])
+    for block in switch.LAYERS:
+        result = hooks.attention(q, k, v, 2, block)
+        assert torch.equal(result[0], elsewhere[0])
+        assert torch.equal(result[1], v[1])
     assert torch.equal(hooks.attention(q, k, v, 2, ("middle", 0)), elsewhere)
 
 
@@ -68,7 +70,7 @@ def test_pictures_do_not_depend_on_their_batch(model, monkeypatch):
 
 def test_fine_tuning_leaves_the_shipped_file_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "EXPORT_SECONDS", 0)
-    monkeypatch.setattr(train.shutil, "which", lambda name: None)  # no compiler: compiling takes longer than this
+    monkeypatch.setattr(torch_support.shutil, "which", lambda name: None)  # no compiler: it takes longer than this
     shipped = switch.SHIPPED.read_bytes()
     images, labels = torch.zeros(4, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
     switch.fine_tuned("plain", images, labels, Namespace(steps=2, batch_size=2, lr=1e-4, out=tmp_path))

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.errors import HarnessError
 from safetensors import safe_open
 
-spec = importlib.util.spec_from_file_location("adm_train", Path(__file__).with_name("train.py"))
-train = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train)
+from . import train
 
 
 def idx(*dims: int, data: bytes) -> bytes:
@@ -100,9 +98,10 @@ def test_training_goes_on_from_a_file_which_the_new_one_names(data):
 
 def test_several_ranks_share_a_batch_and_the_first_one_writes(data):
     """With the whole network: what makes it small here does not reach other processes."""
-    command = [sys.executable, train.__file__, *given(data, "ranks", "--ranks", "2")]
+    command = [sys.executable, "-m", "training.train", *given(data, "ranks", "--ranks", "2")]
     command[command.index("--steps") + 1] = "1"
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(train.ROOT / "tests")}
+    subprocess.run(command, check=True, env=environment, timeout=300)
     with safe_open(data / "ranks.safetensors", "pt") as file:
         assert file.metadata()["steps"] == "1"
         assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
@@ -119,14 +118,14 @@ def test_what_cannot_be_is_said_before_training(data, capsys, more, message):
 
 
 def test_missing_data_comes_with_the_remedy(tmp_path):
-    with pytest.raises(SystemExit, match="apt install dataset-fashion-mnist"):
+    with pytest.raises(HarnessError, match="apt install dataset-fashion-mnist"):
         run(tmp_path, "nothing")
 
 
 def test_a_truncated_data_file_is_named(data):
     path = data / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
-    with pytest.raises(SystemExit, match=r"train-images-idx3.* is no complete IDX file"):
+    with pytest.raises(HarnessError, match=r"train-images-idx3.* is no complete IDX file"):
         run(data, "short")
 
 

@@ -1,4 +1,4 @@
-"""Train the shipped ADM on Fashion-MNIST: `nox -s train`, or `python tests/training/train.py --minutes 90`.
+"""Train the shipped ADM on Fashion-MNIST: `nox -s train`.
 
 60,000 images padded from 28×28 to 32×32, three equal channels in [-1, 1], ten class labels dropped on 20 % of the rows
 so that one network gives the conditional and the unconditional estimate. Noise prediction under guided-diffusion's
@@ -12,18 +12,18 @@ two cores is about 1.6 times as fast as two threads; torchrun works too.
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from harness.errors import HarnessError, command
+from harness.whole_files import written_whole
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ sys.path.append(str(ROOT))  # last: its `nodes` folder must hide no other module
 
 from pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, ResBlock  # noqa: E402
 
-DATA = Path("/usr/share/datasets/fashion-mnist")
+from .data import DATA, read_data  # noqa: E402
+from .torch_support import can_compile, has_bfloat16  # noqa: E402
+
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -70,30 +72,6 @@ class MathAttention(ADMHooks):
         return (weights.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def read_idx(path: Path) -> Tensor:
-    """One gzipped IDX file of unsigned bytes, as LeCun's MNIST page defines it."""
-    with gzip.open(path) as file:
-        raw = file.read()
-    dims = raw[3]
-    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
-    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * dims + math.prod(shape):
-        raise SystemExit(f"{path} is no complete IDX file of bytes; install the data set again")
-    return torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8).reshape(shape)
-
-
-def read_data(folder: Path, split: str = "train") -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 32, 32] and labels long [N] of a split: "train" (60,000) or "t10k" (10,000)."""
-    files = [folder / f"{split}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
-    if missing := [str(path) for path in files if not path.is_file()]:
-        raise SystemExit(
-            f"Fashion-MNIST is not there: {', '.join(missing)}\n"
-            "On Debian or Ubuntu: apt install dataset-fashion-mnist. Elsewhere fetch the four .gz files from\n"
-            "https://github.com/zalandoresearch/fashion-mnist and name their folder with --data."
-        )
-    images, labels = map(read_idx, files)
-    return nn.functional.pad(images, (2, 2, 2, 2)), labels.long()
-
-
 def new_model(seed: int) -> ADMUNet:
     """guided-diffusion's start: each residual branch and the output add nothing."""
     torch.manual_seed(seed)
@@ -126,7 +104,6 @@ class Run:
         self.curve: list[tuple[int, float]] = []
 
     def save(self) -> None:
-        self.args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
             "origin": self.origin,
@@ -136,9 +113,8 @@ class Run:
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.args.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.args.checkpoint)
+        with written_whole(self.args.checkpoint) as path:
+            torch.save(state, path)
 
     def resume(self) -> None:
         state = torch.load(self.args.checkpoint, map_location=self.device, weights_only=True)
@@ -184,10 +160,8 @@ class Run:
             "training_seconds": str(round(self.seconds)),
             "training_curve": json.dumps([[s, round(loss, 5)] for s, loss in self.curve], separators=(",", ":")),
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.out.with_suffix(".partial")
-        save_file(weights, partial, metadata)
-        partial.replace(args.out)
+        with written_whole(args.out) as path:
+            save_file(weights, path, metadata)
 
     def progress(self) -> float:
         """Share of the budget used, 0 to 1: of the steps where --steps is given, else of the minutes."""
@@ -253,7 +227,7 @@ def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
             run.curve.append((run.step, mean_of_ranks(float(torch.stack(losses).mean()))))
             losses.clear()
             if not math.isfinite(run.curve[-1][1]):
-                raise SystemExit(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
+                raise HarnessError(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
         now = time.monotonic()
         run.seconds = mean_of_ranks(run.seconds + now - start)  # the same on all, for it sets the learning rate
         shown = run.curve[-1][1] if run.curve else float(loss.detach())
@@ -268,8 +242,9 @@ def train(run: Run, images: Tensor, labels: Tensor, hooks: ADMHooks) -> None:
     bar.close()
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nox -s train --", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=90, help="training time (default: 90)")
     budget.add_argument("--steps", type=int, default=0, help="optimiser steps, instead of --minutes")
@@ -287,13 +262,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        default=shutil.which("g++") is not None,
+        default=can_compile(),
         help="torch.compile: about twice as fast, needs a C++ compiler (default: where there is one)",
     )
     parser.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
-        default=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(),
+        default=has_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
         help="bfloat16 autocast (default: where the processor has it)",
     )
     args = parser.parse_args(argv)
@@ -306,13 +281,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.ranks > 1 and "RANK" not in os.environ:
         from torch.distributed.run import main as torchrun
 
         os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or max(1, (os.cpu_count() or 1) // args.ranks)))
-        torchrun(["--standalone", "--nproc-per-node", str(args.ranks), __file__, *(argv or sys.argv[1:])])
+        torchrun(["--standalone", "--nproc-per-node", str(args.ranks), "-m", "training.train", *argv])
         return
     images, labels = read_data(args.data)
     if args.threads:
@@ -345,4 +320,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

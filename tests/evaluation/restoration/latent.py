@@ -7,7 +7,6 @@ denoise them. Half an hour on a core makes a model that shows signs, not quality
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,12 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from harness.whole_files import written_whole
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+from training.torch_support import can_compile, has_bfloat16
 
 SHRINK, CHANNELS = 4, 4
 VAE = {"embed_dim": CHANNELS, "ddconfig": {
@@ -84,7 +85,6 @@ def new_model(scale: float) -> comfy.model_base.BaseModel:
 def train(path: Path, images: Tensor, device: torch.device) -> None:
     """The VAE, kept in a file of its own until the U-Net is done too."""
     stage, half = AutoencoderKL(**VAE), path.with_suffix(".vae")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not half.is_file():
         initialise(stage)
         train_vae(stage.to(device), images.to(device))
@@ -101,9 +101,8 @@ def train(path: Path, images: Tensor, device: torch.device) -> None:
 
 
 def write(weights: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, partial)
 
 
 def initialise(network: nn.Module) -> None:
@@ -148,14 +147,11 @@ def pictures(images: Tensor) -> Tensor:
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Where there is a C++ compiler: up to twice as fast."""
-    return torch.compile(network) if shutil.which("g++") else network
+    return torch.compile(network) if can_compile() else network
 
 
 def bf16(device: torch.device) -> torch.autocast:
-    """Where the processor has it, as in the other model's training."""
-    return torch.autocast(device.type, torch.bfloat16,
-                          enabled=device.type == "cuda" or torch.cpu._is_avx512_bf16_supported())
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device.type))
 
 
 def train_vae(stage: AutoencoderKL, images: Tensor) -> None:

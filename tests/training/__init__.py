@@ -1,0 +1,1 @@
+"""Training the shipped model, and an experiment with it."""
