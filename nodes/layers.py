@@ -48,6 +48,7 @@ def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None]) ->
                       for row in rows)
     shared = ", for what comes before the first selected layer is shared with the normal pass" if found.shares_prefix \
         else ""
+    most = "at most " if found.family and not found.family.even else ""
     return (f"{found.name}: {len(found.layers)} self-attention layers, {len(chosen)} selected.\n"
-            f"The extra pass costs {found.share(chosen):.0%} of a whole one{shared}.\n"
+            f"The extra pass costs {most}{found.share(chosen):.0%} of a whole one{shared}.\n"
             f"auto: {found.auto} ({found.source})\n\n{table}\n")

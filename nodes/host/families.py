@@ -67,8 +67,8 @@ class Family:
             [B, tokens, C] has as many.
         auto: fraction of the depth at which "auto" lies.
         source: where that choice comes from.
-        late_rows: whether the perturbed rows may be left out of the blocks before the first perturbed one (see
-            `late_blocks`); not where the network runs them in another order than they stand in its groups.
+        even: whether all blocks do nearly the same work; if not, the perturbed pass is said to cost a whole one, which
+            is more than it does.
         axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch}, where that is not
             the first; None for no axis. Only other axes than the first may hold a multiple of the batch.
         one_row: conditions of the model with which the host's code takes a batch of one only.
@@ -80,7 +80,7 @@ class Family:
     counter: tuple[str, str] | None = None
     auto: float = 0.5
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
-    late_rows: bool = True
+    even: bool = True
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
     one_row: tuple[str, ...] = ()
 
@@ -162,8 +162,8 @@ FAMILIES = (
            (Group("", "blocks.*.self_attn", "n_heads"),)),
     Family("Kandinsky 5", f"{_LDM}.kandinsky5.model.Kandinsky5",
            (Group("", "visual_transformer_blocks.*.self_attention", "num_heads"),)),
-    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, late_rows=False),
-    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, late_rows=False),
+    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, even=False),
+    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, even=False),
     Family("Stable Audio", f"{_LDM}.audio.dit.AudioDiffusionTransformer",
            (Group("", "transformer.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
            counter=("image", "transformer.project_in"), axes={"rotary_pos_emb": None}),
@@ -218,8 +218,8 @@ def _has_map(module: torch.nn.Module) -> bool:
 
 
 def group_blocks(network: torch.nn.Module, group: Group) -> list[torch.nn.Module]:
-    """The blocks that hold a group's modules, in the same order."""
-    return list(_matching(network, group.path[:group.path.index("*") + 1].split(".")))
+    """The blocks among which are those that hold a group's modules, in the same order."""
+    return list(_matching(network, group.path[:group.path.rindex("*") + 1].split(".")))
 
 
 def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:

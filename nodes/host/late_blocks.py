@@ -2,8 +2,9 @@
 
 Hooks on the blocks before the first perturbed layer leave the perturbed rows out of what enters a block, and put copies
 of their conditional rows into what leaves it. So the network itself, with all that it keeps and does between its
-blocks (modulation, positions, a ControlNet's residuals), has every row all the time. The hooks are there during one
-call of the host.
+blocks (modulation, positions, a ControlNet's residuals), has every row all the time. From the first perturbed block on
+they do nothing, also where a network runs earlier blocks again (Stable Cascade). The hooks are there during one call of
+the host.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from uuid import UUID
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .families import RESULT, Family, group_blocks
+from .families import RESULT, Family, group_blocks, group_modules
 from .prefix import SPLIT_BATCH, RowPlan
 
 
@@ -89,23 +90,28 @@ class LateBlocks:
             yield
 
     def _hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        blocks = self._blocks_before(network)
-        if not blocks:
+        before, perturbed = self._blocks(network)
+        if not before:
             return
         yield network.register_forward_pre_hook(self._start, with_kwargs=True)
         yield network.register_forward_hook(self._finish, always_call=True)
-        for block in blocks:
+        for block in before:
             yield block.register_forward_pre_hook(self._enter, with_kwargs=True)
             yield block.register_forward_hook(self._leave)
+        yield perturbed.register_forward_pre_hook(self._finish)
 
-    def _blocks_before(self, network: torch.nn.Module) -> list[torch.nn.Module]:
-        """The blocks that run before the one that holds the first perturbed layer."""
-        blocks: list[torch.nn.Module] = []
+    def _blocks(self, network: torch.nn.Module) -> tuple[list[torch.nn.Module], torch.nn.Module]:
+        """The blocks before the one that holds the first perturbed layer, and that one."""
+        name, index = self.first
+        before: list[torch.nn.Module] = []
         for group in self.family.groups:
-            members = group_blocks(network, group)
-            if group.name == self.first[0]:
-                return blocks + members[:self.first[1]]
-            blocks += members
+            if group.name == name:
+                layer = list(group_modules(network, group))[index]
+                for block in group_blocks(network, group):
+                    if layer in block.modules():
+                        return before, block
+                    before.append(block)
+            before += group_blocks(network, group)
         raise KeyError(self.first)
 
     def _start(self, network, args, kwargs) -> None:
@@ -132,7 +138,7 @@ class LateBlocks:
         forward = self.thread.forward
         return None if forward is None else forward.put_back(output, self.family.axes.get(RESULT, 0))
 
-    def _finish(self, network, args, output) -> None:
+    def _finish(self, *_) -> None:
         self.thread.forward = None
 
 

@@ -3,7 +3,8 @@
 The pass begins where its rows join (see `prefix`, `late_blocks`), and a layer whose whole map becomes the identity
 never computes it. U-Nets and ADM are counted layer by layer, at the picture size they were made for. Of a transformer
 every block counts the same, for the blocks of a network do nearly the same work (a double block of Flux spends on two
-streams what a single block spends on one), and what lies outside them next to nothing.
+streams what a single block spends on one), and what lies outside them next to nothing. Where the blocks are not
+even, the whole pass is counted, which is more than it costs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
@@ -61,9 +62,11 @@ def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Famil
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
     modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
+    if not family.even:
+        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0))
     from_here, maps = {}, {}
     for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
-        from_here[key] = 1 - position / len(modules) if family.late_rows else 1.0
+        from_here[key] = 1 - position / len(modules)
         # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices.
         width = None if group.values else _width(module)
         maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / len(modules) if width else 0.0
@@ -92,10 +95,7 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
                 maps |= {(*block, index): flops for index, flops in enumerate(_maps(layer, positions))}
             done += _flops(layer, positions) + sum(_maps(layer, positions))
     done += _flops(network.out, positions)
-    # A video U-Net takes inputs that the prefix does not know how to divide into rows.
-    is_video = any(isinstance(module, SpatialVideoTransformer) for module in network.modules())
-    whole = is_video or not can_share(network)
-    return PassCost({key: 1.0 if whole else 1 - joins[key[:2]] / done for key in keys},
+    return PassCost({key: 1 - joins[key[:2]] / done if can_share(network) else 1.0 for key in keys},
                     {key: maps[key] / done for key in keys})
 
 

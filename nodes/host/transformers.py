@@ -135,7 +135,7 @@ class TransformerWatch:
     def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[TransformerKey] | None,
                 sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
         """Let the perturbed rows join at the first of `layers` (None: at the start); see `late_blocks.LateBlocks`."""
-        if layers is None or not self.family.late_rows:
+        if layers is None:
             return nullcontext()
         names = [group.name for group in self.family.groups]
         first = min(layers, key=lambda key: (names.index(key[0]), key[1]))
