@@ -67,13 +67,13 @@ class Experiment:
 
 
 EXPERIMENTS = {experiment.key: experiment for experiment in (
-    Experiment("table8", "DPS", "PAG Table 8", 50, {
+    Experiment("table8", "DPS", "PAG Table 8", 100, {
         "box": Settings((1.0, 3.0), 1.0, ((33.12, 0.168), (26.74, 0.212))),
         "sr4": Settings((1.0, 3.0), 3.0),
         "sr8": Settings((1.0, 3.0), 3.0, ((34.00, 0.320), (34.05, 0.327))),
         "gaussian": Settings((3.0, 10.0), 10.0, ((44.05, 0.257), (29.42, 0.259))),
         "motion": Settings((3.0, 10.0), 10.0, ((39.92, 0.242), (30.57, 0.283))),
-    }, ((1.0, "d2-3"), (3.0, "d2-3")), 1.0, "d2-3"),
+    }, ((1.0, "d2-3"), (3.0, "d2-3"), (1.0, "u5")), 1.0, "d2-3"),
     Experiment("table4", "PSLD", "PAG Table 4", 50, {
         "box": Settings((0.3, 1.0, 3.0), 1.0, ((43.11, 0.167), (21.13, 0.149))),
         "sr4": Settings((0.3, 1.0, 3.0), 3.0),
