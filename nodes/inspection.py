@@ -16,8 +16,8 @@ from . import inputs
 from .drawing import Row, below, fit, grid, heat_map, line_plot, number, to_images
 from .host.decoding import Decoder, check_is_picture, still
 from .host.guider import CFGWindowGuider
-from .host.observation import Predictions
 from .host.patching import attach
+from .host.predictions import Predictions
 from .host.sampling import check_samples_something, sample_latent
 
 MAX_STEPS = 32

@@ -13,7 +13,8 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from ...pag_core.guidance import guide, perturbed_attention_delta
 from ...pag_core.perturbation import KINDS
 from ...pag_core.settings import PAGSettings
-from .run import Pair, Run
+from .predictions import Pair
+from .run import Run
 from .transformers import TransformerWatch
 from .u_nets import UNetWatch
 

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .calls import PerturbedPass
-    from .run import Pair, Run
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What the model predicted in one step: clean latents x̂0, [B, C, ...], in the model's own scaling.
-
-    Attributes:
-        sigma: the noise level.
-        scale: PAG's scale in this step; 0 where nothing of PAG is added.
-        cond: the plain prediction, which CFG and PAG start from.
-        uncond: the one that CFG pushes away from; None where CFG has no part in the step.
-        pair: the predictions whose difference PAG adds, made in this step or, with reuse_every, in an earlier one; None
-            where there is no perturbed prediction.
-        guided: what CFG, PAG and other guidance make of them.
-    """
-
-    sigma: float
-    scale: float
-    cond: torch.Tensor
-    uncond: torch.Tensor | None
-    pair: Pair | None
-    guided: torch.Tensor
-
+from .calls import PerturbedPass
+from .predictions import Predictions
+from .run import Run
 
 Observer = Callable[[int, int, Predictions], None]
 """(index of the sampler's step, number of steps, the step's predictions), after every step."""

@@ -11,7 +11,8 @@ from comfy.cli_args import LatentPreviewMethod
 from comfy.model_patcher import ModelPatcher
 
 from ..drawing import heat_map
-from .run import Pair, Run
+from .predictions import Pair
+from .run import Run
 
 
 class Progress:

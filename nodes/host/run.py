@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import NamedTuple
 
 import torch
 from comfy_execution.utils import get_executing_context
 
-from .observation import Predictions
+from .predictions import Pair, Predictions
 
 _log = logging.getLogger(__name__)
-
-
-class Pair(NamedTuple):
-    """The two predictions whose difference PAG adds, [B, C, ...], and the noise level they were made at.
-
-    The level is None where nobody asked for it.
-    """
-
-    cond: torch.Tensor
-    perturbed: torch.Tensor
-    sigma: float | None
 
 
 class Run:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod
 from pag_pack.nodes.drawing import heat_map
+from pag_pack.nodes.host.predictions import Pair
 from pag_pack.nodes.host.preview import delta_preview
-from pag_pack.nodes.host.run import Pair
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
