@@ -67,7 +67,7 @@ class Experiment:
 
 
 EXPERIMENTS = {experiment.key: experiment for experiment in (
-    Experiment("table8", "DPS", "PAG Table 8", 100, {
+    Experiment("table8", "DPS", "PAG Table 8", 50, {
         "box": Settings((1.0, 3.0), 1.0, ((33.12, 0.168), (26.74, 0.212))),
         "sr4": Settings((1.0, 3.0), 3.0),
         "sr8": Settings((1.0, 3.0), 3.0, ((34.00, 0.320), (34.05, 0.327))),
