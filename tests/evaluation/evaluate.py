@@ -20,7 +20,7 @@ from harness.in_process import import_pack, start_host
 
 from .arguments import LAYERS, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
 from .config import STEPS, Config
-from .plan import Choices, Found, Row, Table, layer_search, other_scale_search, pag_scale_search
+from .plan import Choices, Found, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
 from .restoration.plan import EXPERIMENTS, Experiment
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # these need torch or the host, which start later
     from .work import Ranks, Worker
 
 FINALISTS = 2  # layer selections that go on to the search for a scale
+FINAL = 4  # times as many samples choose among these: without a label PAG's scales differ least
 
 
 def main(argv: list[str]) -> None:
@@ -98,9 +99,9 @@ def evaluate(args: argparse.Namespace) -> None:
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
     searches = args.search and (not args.only or set(args.only) - {LAYERS, *EXPERIMENTS})
-    guess = search_rows(found) if searches else []
+    guess = search_samples(found, held_out) if searches else []
     plan = chosen_tables(args, found, sampler.share(found.layers))
-    worker.announce([(row.config, held_out) for row in guess] + wanted(args, plan))
+    worker.announce(guess + wanted(args, plan))
     if searches:
         found = search(worker, judge, held_out)
         plan = chosen_tables(args, found, sampler.share(found.layers))
@@ -115,7 +116,8 @@ def evaluate(args: argparse.Namespace) -> None:
         about = {
             "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
             "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
-            "search": f"Layers and scales were chosen on {args.search} other samples a setting."
+            "search": f"Layers and scales were chosen on {args.search} other samples a setting, PAG's scale without a "
+                      f"label on {FINAL * args.search}."
                       if searches else "Layers and scales are those that an earlier search found."}
         made = [judge.table(table, ids_of(args, table)) for table in plan]
         pictures = {table["key"]: grid(table, store) for table in made}
@@ -170,24 +172,26 @@ def search(worker: Worker, judge: Judge | None, ids: range) -> Found:
     """The best layers, then the best scales, by the Fréchet distance of held-out samples; the first rank judges."""
     from .judge import choose_scales
 
-    def sample(configs: list[Config]) -> None:
-        worker.run([(config, ids) for config in dict.fromkeys(configs)])
-
-    def choose(choices: Choices, found: Found) -> Found:
-        sample([config for options in choices.values() for _, config in options])
+    def choose(choices: Choices, found: Found, ids: range = ids) -> Found:
+        worker.run([(config, ids) for options in choices.values() for _, config in options])
         return worker.ranks.agree(judge and choose_scales(judge, choices, found, ids))
 
     rows = layer_search()
-    sample([row.config for row in rows])
+    worker.run([(row.config, ids) for row in rows])
     finalists = worker.ranks.agree(judge and judge.best([(row.name, row.config) for row in rows], ids)[:FINALISTS])
-    found = choose(pag_scale_search(finalists), Found())
+    found = choose(pag_scale_search(finalists), Found(), final(ids))
     return choose(other_scale_search(found.layers), found)
 
 
-def search_rows(found: Found) -> list[Row]:
+def final(ids: range) -> range:
+    return range(ids.start, ids.start + FINAL * len(ids))
+
+
+def search_samples(found: Found, ids: range) -> list[tuple[Config, range]]:
     """What the search will sample, as far as one can say beforehand."""
-    options = {**pag_scale_search([found.layers, "all"]), **other_scale_search(found.layers)}
-    return [*layer_search(), *(Row("", config) for values in options.values() for _, config in values)]
+    return [*((row.config, ids) for row in layer_search()),
+            *((config, final(ids)) for _, config in pag_scale_search([found.layers, "all"])["scale"]),
+            *((config, ids) for options in other_scale_search(found.layers).values() for _, config in options)]
 
 
 def write(args: argparse.Namespace, report: dict, pictures: dict[str, Image.Image]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from harness.in_process import ROOT
@@ -11,8 +12,9 @@ from harness.in_process import ROOT
 import evaluation.sampling as sampling
 from evaluation import arguments, evaluate
 from evaluation.config import Config, pag
-from evaluation.plan import Found
+from evaluation.plan import SCALES, SINGLE_LAYERS, Found
 from evaluation.store import Store
+from evaluation.work import Ranks
 
 
 @pytest.mark.parametrize(("given", "complaint"), [
@@ -99,6 +101,7 @@ def test_an_interrupted_run_goes_on_and_nothing_is_sampled_twice(tiny, monkeypat
 
 RANKS = """
 import sys
+from types import SimpleNamespace
 from pathlib import Path
 from harness.in_process import import_pack, start_host
 start_host(sys.argv[1], "--cpu")
@@ -106,6 +109,7 @@ import_pack()
 import evaluation.sampling as sampling
 from evaluation.config import Config, pag
 from evaluation.store import Store
+from evaluation.work import Ranks
 from evaluation.work import Ranks, Worker
 sampling.STEPS = 2
 ranks = Ranks.join()
@@ -127,3 +131,16 @@ def test_two_ranks_make_the_samples_of_one(tmp_path, monkeypatch):
     for config, count in ((Config(), 4), (pag(2, "u2"), 3)):
         alone = sampler.sample(config, list(range(count)))
         assert (alone.int() - two.load(config, range(count)).int()).abs().max() <= 1
+
+
+def test_more_samples_choose_pags_scale_than_its_layers():
+    """A judge that takes the first of all choices."""
+    runs, held_out = [], range(10, 15)
+    worker = SimpleNamespace(run=runs.extend, ranks=Ranks())
+    judge = SimpleNamespace(best=lambda choices, ids: [value for value, _ in choices])
+    found = evaluate.search(worker, judge, held_out)
+    assert (found.layers, found.scale) == (SINGLE_LAYERS[0], SCALES[0])
+    finals = {config for config, ids in runs if len(ids) > len(held_out)}
+    assert finals == {pag(s, layers) for s in SCALES for layers in SINGLE_LAYERS[:evaluate.FINALISTS]}
+    assert {ids.start for _, ids in runs} == {held_out.start}
+    assert len(runs) == len(evaluate.search_samples(found, held_out))
