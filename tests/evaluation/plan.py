@@ -30,7 +30,7 @@ class Found:
     """
 
     layers: str = "d2-3"
-    scale: float = 3.0
+    scale: float = 2.0
     conditional_scale: float = 1.0
     cfg: float = 1.5
     both: tuple[float, float] = (1.5, 2.0)
