@@ -105,13 +105,11 @@ class LateBlocks:
         name, index = self.first
         before: list[torch.nn.Module] = []
         for group in self.family.groups:
-            if group.name == name:
-                layer = list(group_modules(network, group))[index]
-                for block in group_blocks(network, group):
-                    if layer in block.modules():
-                        return before, block
-                    before.append(block)
-            before += group_blocks(network, group)
+            layer = list(group_modules(network, group))[index] if group.name == name else None
+            for block in group_blocks(network, group):
+                if layer in block.modules():
+                    return before, block
+                before.append(block)
         raise KeyError(self.first)
 
     def _start(self, network, args, kwargs) -> None:

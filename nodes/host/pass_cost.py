@@ -61,9 +61,9 @@ def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Famil
 
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
-    modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
     if not family.even:
         return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0))
+    modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
     from_here, maps = {}, {}
     for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
         from_here[key] = 1 - position / len(modules)

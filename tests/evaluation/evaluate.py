@@ -184,6 +184,7 @@ def search(worker: Worker, judge: Judge | None, ids: range) -> Found:
 
 
 def final(ids: range) -> range:
+    """The held-out samples that choose among the finalists, these among them."""
     return range(ids.start, ids.start + FINAL * len(ids))
 
 
