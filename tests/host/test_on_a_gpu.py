@@ -1,0 +1,172 @@
+"""On a device that is not the CPU everything runs as on the CPU: no tensor is on the wrong side, and nothing waits.
+
+There is no GPU here, so `harness.stand_in_gpu` is one; the host is told that it is there, and does the rest itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from harness.stand_in_gpu import NAME, stand_in
+from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
+from pag_pack.nodes.comparison import PAGGrid
+from pag_pack.pag_core.guidance import RESCALE_MODES
+from pag_pack.pag_core.perturbation import KINDS
+from pag_pack.pag_core.schedule import SCHEDULES
+from pag_pack.pag_core.settings import PAGOptions
+
+from . import models
+from .runs import WAYS, Run, relative_error
+from .test_distillation import guider, optimized
+from .test_inspection import inspect
+from .test_psld import run as psld_run
+from .test_psld import sampler as psld_sampler
+from .test_psld import vae
+
+SCALE = 3.0
+ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
+families = pytest.mark.parametrize("family", [models.sd15, models.sdxl, models.flux])
+both_kinds = pytest.mark.parametrize(("family", "heads"), [(models.sd15, "m0:h0+2"), (models.flux, "single.1:h0+2")],
+                                     ids=["U-Net", "transformer"])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The device, which the host loads models onto."""
+    free = comfy.model_management.get_free_memory
+    with stand_in() as gpu:
+        monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: gpu.device)
+        monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NORMAL_VRAM)
+        monkeypatch.setattr(comfy.model_management, "get_free_memory",
+                            lambda _=None, torch_free_too=False: free(torch.device("cpu"), torch_free_too))
+        yield gpu
+        comfy.model_management.unload_all_models()
+
+
+def on(device: torch.device, family: Callable[[], ModelPatcher]) -> ModelPatcher:
+    """The family's model, to be loaded onto the device."""
+    model = family.__wrapped__()
+    model.load_device = device
+    return model
+
+
+def run(family, **settings) -> Run:
+    channels = 16 if family is models.flux else 4
+    return Run(latent={"samples": torch.zeros(2, channels, 8, 12)}, **settings)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@ways
+@families
+def test_pictures_are_those_of_the_cpu(family, sample, cfg, gpu):
+    ran = run(family, cfg=cfg)
+    expected = sample(ran, family(), SCALE, "auto")
+    model = on(gpu.device, family)
+    assert torch.equal(sample(ran, model, SCALE, "auto"), expected)
+    assert {weight.device.type for weight in model.model.diffusion_model.parameters()} == {NAME}
+
+
+OPTIONS = {
+    **{f"perturbation {kind}": PAGOptions(perturbation=kind) for kind in KINDS},
+    **{f"rescale {mode}": PAGOptions(rescale=0.7, rescale_mode=mode) for mode in RESCALE_MODES},
+    **{f"schedule {schedule}": PAGOptions(schedule=schedule, adaptive_scale=0.01) for schedule in SCHEDULES},
+    "reuse_every": PAGOptions(reuse_every=2), "strength": PAGOptions(strength=0.5),
+    "range": PAGOptions(end_percent=0.6), "preview": PAGOptions(preview="delta"),
+    "whole pass": PAGOptions(share_prefix=False),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@both_kinds
+def test_every_option_works(family, heads, options, gpu):
+    if family is models.flux and KINDS[options.perturbation].needs_grid:
+        pytest.skip("for layers whose tokens lie in a picture")
+    ran, model = run(family), on(gpu.device, family)
+    for layers in ("auto", heads):
+        expected = ran.model_patch(family(), SCALE, layers, options)
+        assert torch.equal(ran.model_patch(model, SCALE, layers, options), expected)
+
+
+def crossings(gpu, sample: Callable[[Run], object], family, cfg: float) -> Counter:
+    """What happens between the device and the CPU because of three more steps, by kind."""
+    found = []
+    for steps in (3, 6):
+        gpu.crossings.clear()
+        sample(run(family, steps=steps, cfg=cfg))
+        found.append(Counter(crossing.what for crossing in gpu.crossings))
+    return found[1] - found[0]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@families
+def test_no_step_waits_for_the_device(family, cfg, gpu):
+    """A step that only queues work keeps the device busy: PAG's has no more to wait for than the host's own."""
+    model = on(gpu.device, family)
+    run(family).ksampler(model)  # loads it
+    host = crossings(gpu, lambda ran: ran.ksampler(model), family, cfg)
+    assert crossings(gpu, lambda ran: ran.model_patch(model, SCALE, "auto"), family, cfg) == host
+    # A scale that depends on sigma has to know it.
+    options = PAGOptions(schedule="linear")
+    more = crossings(gpu, lambda ran: ran.model_patch(model, SCALE, "auto", options), family, cfg) - host
+    assert more == Counter({"_local_scalar_dense": 3})
+
+
+@both_kinds
+def test_weights_that_do_not_fit_stay_with_the_cpu(family, heads, gpu, monkeypatch):
+    """The host then brings them over where they are needed, layer by layer."""
+    monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NO_VRAM)
+    model = on(gpu.device, family)
+    for layers in ("auto", heads):
+        expected = run(family).model_patch(family(), SCALE, layers)
+        assert torch.equal(run(family).model_patch(model, SCALE, layers), expected)
+    assert {weight.device.type for weight in model.model.diffusion_model.parameters()} == {"cpu"}
+
+
+def grid(model: ModelPatcher, first_stage) -> tuple[torch.Tensor, ...]:
+    ran = Run()
+    return PAGGrid.execute(model, 5, 2, 4.0, "0, 3", "m0", "identity\nseg", "euler", "normal", ran.positive,
+                           ran.negative, ran.latent, first_stage, cell_size=64).result
+
+
+def test_inspecting_and_comparing(request):
+    expected = (*inspect(Run(), models.sd15()), *grid(models.sd15(), vae()))
+    gpu = request.getfixturevalue("gpu")
+    model = on(gpu.device, models.sd15)
+    for found, picture in zip((*inspect(Run(), model), *grid(model, vae())), expected, strict=True):
+        assert torch.equal(found, picture)
+
+
+def test_restoring(request):
+    expected = psld_run(psld_sampler(vae()))
+    gpu = request.getfixturevalue("gpu")
+    model, first_stage = on(gpu.device, models.sd15), vae()
+    with torch.inference_mode(False):  # the stand-in's tensors cannot be made ordinary later
+        model.model.to(gpu.device)
+        first_stage.first_stage_model.to(gpu.device)
+    # Where autograd looks on, torch has no fused attention for the stand-in.
+    assert relative_error(psld_run(psld_sampler(first_stage), model), expected) < 1e-4
+
+
+def test_distilling(gpu):
+    """One step: in the next ones the host's noise is another on every kind of device."""
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    assert torch.equal(optimized(guider(on(gpu.device, models.sd15)), latent, steps=1),
+                       optimized(guider(models.sd15()), latent, steps=1))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_the_shipped_model(label, request):
+    def sample() -> torch.Tensor:
+        model, _ = PAGADMLoader.execute(SHIPPED).result
+        run = Run(positive=PAGADMClassLabel.execute(model, label).result[0],
+                  negative=PAGADMClassLabel.execute(model, -1).result[0], latent={"samples": torch.zeros(2, 3, 32, 32)})
+        return run.pag_ksampler(model, SCALE, "auto")
+
+    expected = sample()
+    request.getfixturevalue("gpu")
+    assert torch.equal(sample(), expected)
