@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from scipy.optimize import brentq
+
 from .checks import SettingError
 
 PercentToSigma = Callable[[float], float]
@@ -54,7 +56,7 @@ def window_from_percent(start_percent: float, end_percent: float, percent_to_sig
 
 
 def percent_from_sigma(sigma: float, percent_to_sigma: PercentToSigma) -> float:
-    """The progress in [0, 1] at which a model has this noise level, by bisection to 1e-9.
+    """The progress in [0, 1] at which a model has this noise level, to 1e-9.
 
     The ends are exact: what lies at or above the model's largest sigma is 0, at or below its smallest 1. They are taken
     a hair inside, for at 0 and 1 themselves some models answer with numbers that no step has.
@@ -64,13 +66,7 @@ def percent_from_sigma(sigma: float, percent_to_sigma: PercentToSigma) -> float:
         return 0.0
     if sigma <= float(percent_to_sigma(high)):
         return 1.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        if sigma < float(percent_to_sigma(middle)):
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return brentq(lambda percent: float(percent_to_sigma(percent)) - sigma, low, high, xtol=1e-9)
 
 
 def _timesteps_done(progress: float) -> float:

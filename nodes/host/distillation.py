@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pag_core.distillation import distillation_gradient
 from .gradients import differentiable, gradient, loaded_for_gradients, ordinary
-from .levels import mixing
+from .levels import mixing, percent_to_sigma
 from .sampling import intermediate, run_sampler
 from .sockets import check_guider, check_pixels, check_vae, shape_text
 
@@ -41,7 +41,7 @@ def optimized(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, levels:
 def sigmas(guider: comfy.samplers.CFGGuider, levels: list[float]) -> Tensor:
     """The model's own noise levels [steps]."""
     check_guider(guider)
-    sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
+    sigma = percent_to_sigma(guider.model_patcher)
     return torch.tensor([float(sigma(1.0 - level)) for level in levels])
 
 

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...pag_core.checks import check_percent_range, check_range
 from ...pag_core.schedule import Window, window_from_percent
+from .levels import percent_to_sigma
 from .sockets import check_conditioning, check_samples
 
 
@@ -19,8 +20,7 @@ class CFGWindowGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         check_range("cfg", cfg, 0.0, 100.0)
         check_percent_range("cfg_start_percent", start_percent, "cfg_end_percent", end_percent)
-        self.cfg_window: Window = window_from_percent(
-            start_percent, end_percent, model.get_model_object("model_sampling").percent_to_sigma)
+        self.cfg_window: Window = window_from_percent(start_percent, end_percent, percent_to_sigma(model))
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(name, conditioning)
         self.set_conds(positive, negative)

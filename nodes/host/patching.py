@@ -22,6 +22,7 @@ from ...pag_core.settings import PAGSettings
 from .attention import LayerPerturbation
 from .calls import JointCall, PerturbedPass, is_compiled
 from .layers import model_layers
+from .levels import percent_to_sigma
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Run
@@ -55,7 +56,7 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     layers = {found.layers[layer]: LayerPerturbation(layer.name, perturbation, heads)
               for layer, heads in chosen.items()}
     watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
-    schedule = settings.schedule(model.get_model_object("model_sampling").percent_to_sigma)
+    schedule = settings.schedule(percent_to_sigma(model))
     guidance = Guidance(settings, watch, schedule, observer)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
