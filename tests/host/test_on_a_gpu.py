@@ -16,13 +16,17 @@ from harness.stand_in_gpu import NAME, stand_in
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.comparison import PAGGrid
 from pag_pack.pag_core.guidance import RESCALE_MODES
-from pag_pack.pag_core.perturbation import KINDS
+from pag_pack.pag_core.perturbation import KINDS, Perturbation
 from pag_pack.pag_core.schedule import SCHEDULES
 from pag_pack.pag_core.settings import PAGOptions
+from torch.utils._pytree import tree_map_only
 
 from . import models
+from .family_models import CASES, forward
+from .older import what_older_hosts_lack
 from .runs import WAYS, Run, relative_error
 from .test_distillation import guider, optimized
+from .test_families import PERTURBED, PLAIN, watch
 from .test_inspection import inspect
 from .test_psld import run as psld_run
 from .test_psld import sampler as psld_sampler
@@ -125,6 +129,27 @@ def test_weights_that_do_not_fit_stay_with_the_cpu(family, heads, gpu, monkeypat
         expected = run(family).model_patch(family(), SCALE, layers)
         assert torch.equal(run(family).model_patch(model, SCALE, layers), expected)
     assert {weight.device.type for weight in model.model.diffusion_model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_family(case, gpu):
+    """Its last layer, which the perturbed row joins late: what our hooks into its network make is where it belongs."""
+    network = case.build().requires_grad_(False)
+
+    def run(device: torch.device) -> torch.Tensor:
+        inputs, sigmas = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (case.batch(), torch.ones(1)))
+        watcher = watch(network.to(device), case.layers[-1], Perturbation())
+        options = {"uuids": [PERTURBED, PLAIN], "cond_or_uncond": [1, 0], "sigmas": sigmas, "sample_sigmas": sigmas}
+        with watcher.sharing([network], options, set(watcher.layers), {PERTURBED: PLAIN}, lambda _: None):
+            watcher.install(options, PERTURBED.__eq__, lambda _: None, ())
+            with watcher.watching([network], PERTURBED.__eq__):
+                return forward(network, inputs, options)
+
+    with what_older_hosts_lack(RuntimeError):
+        expected = run(torch.device("cpu"))
+    found = run(gpu.device)
+    assert found.device.type == NAME
+    assert torch.equal(found.cpu(), expected)
 
 
 def grid(model: ModelPatcher, first_stage) -> tuple[torch.Tensor, ...]:
