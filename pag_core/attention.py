@@ -12,7 +12,7 @@ from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-CHUNK = 1 << 24  # numbers held at once by what is computed piece by piece: 64 MB in fp32
+CHUNK = 1 << 22  # numbers held at once by what is computed piece by piece: 16 MB in fp32
 
 
 class PerturbationError(ValueError):
@@ -37,7 +37,7 @@ class AttentionCall:
             raise PerturbationError(f"{image} holds none of the {tokens} tokens, or not side by side.")
         self.whole = (q, k, v)
         self.attend = attend
-        self.heads = None if len(self.numbers) == total else torch.tensor(self.numbers, device=q.device)
+        self.has_all_heads = len(self.numbers) == total
         self.image = slice(self.start, self.stop)
         self.is_self = self.stop - self.start == tokens
         self.scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -83,9 +83,18 @@ class AttentionCall:
     def chosen(self, x: Tensor) -> Tensor:
         """[B, H or Hkv, ...] -> [B, h, ...]"""
         group = self.whole[0].shape[1] // x.shape[1]
-        if self.heads is not None:
-            return x[:, self.heads // group]
-        return x if group == 1 else x.repeat_interleave(group, dim=1)
+        if self.has_all_heads:
+            return x if group == 1 else x.repeat_interleave(group, dim=1)
+        # An index would be brought from the CPU, and a GPU waited for.
+        return torch.stack([x[:, head // group] for head in self.numbers], dim=1)
+
+    def blend(self, out: Tensor, perturbed: Tensor, strength: float) -> None:
+        """Move `out` [B, H, N, D] towards `perturbed` [B, h, Ni, D] where that belongs, in place."""
+        if self.has_all_heads:
+            out[:, :, self.image].lerp_(perturbed, strength)
+            return
+        for place, head in enumerate(self.numbers):
+            out[:, head, self.image].lerp_(perturbed[:, place], strength)
 
     def image_mask(self, rows: slice) -> Tensor | None:
         """[B or 1, h or 1, rows or 1, N] the mask of these image tokens' queries."""
@@ -105,7 +114,7 @@ class AttentionCall:
         has one.
         """
         pieces = []
-        for rows in chunks(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2] // 16):
+        for rows in chunks(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2] // 64):
             mask = self.image_mask(rows)
             if mask is not None and mask.dtype != torch.bool:
                 mask = mask.to(q.dtype)

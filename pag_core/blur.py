@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Position = TypeVar("Position", int, Tensor)
 
 
 def gaussian(sigma: float, size: int) -> list[float]:
@@ -16,17 +19,17 @@ def gaussian(sigma: float, size: int) -> list[float]:
     return [tap / sum(taps) for tap in taps]
 
 
-def reflect(position: int, size: int) -> int:
-    """The place among `size` to which a border that reflects without repeating its edge sends this position."""
-    period = max(1, 2 * (size - 1))
-    position %= period
-    return min(position, period - position)
+def reflect(position: Position, size: int) -> Position:
+    """The place among `size` to which a border that reflects without repeating its edge sends this position, an int, or
+    each of these, a tensor."""
+    last = size - 1
+    return last - abs(position % max(1, 2 * last) - last)
 
 
 def blur(x: Tensor, dim: int, weights: list[float]) -> Tensor:
     """R·x: along `dim`, reflected at the borders."""
     size, radius = x.shape[dim], len(weights) // 2
-    places = torch.tensor([reflect(i, size) for i in range(-radius, size + radius)], device=x.device)
+    places = reflect(torch.arange(-radius, size + radius, device=x.device), size)
     return sum(weight * x.index_select(dim, places[i:i + size]) for i, weight in enumerate(weights))
 
 

@@ -105,15 +105,14 @@ def perturb_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, perturbat
     if perturbation.is_off:
         return call.attended
     perturbed = KINDS[perturbation.kind].perturb(call, perturbation)
-    if perturbation.strength == 1.0 and call.heads is None:
+    if perturbation.strength == 1.0 and call.has_all_heads:
         if call.is_self:
             return perturbed
         if mask is None or call.mask.shape[2] == 1:  # a mask with a row per query would not fit fewer queries
             text = attend(q[:, :, call.text], k, v)
             return torch.cat([text[:, :, :call.start], perturbed, text[:, :, call.start:]], dim=2)
     out = call.attended.clone()
-    own = (slice(None), slice(None) if call.heads is None else call.heads, call.image)
-    out[own] = torch.lerp(out[own], perturbed, perturbation.strength)
+    call.blend(out, perturbed, perturbation.strength)
     return out
 
 

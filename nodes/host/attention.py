@@ -100,6 +100,7 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
                                     layer.perturbation, heads=layer.heads, image=image, mask=cut,
                                     noise_key=(layer.name, *noise_key), **geometry)
             pieces.append(layout.close(out if queries is None else out[:, :, queries]))
+            del out  # its memory is needed for the result
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

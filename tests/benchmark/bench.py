@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from harness.in_process import ROOT, import_pack, start_host
@@ -70,7 +71,8 @@ def main() -> None:
 
 
 def count(shape) -> dict:
-    """FLOPs of a step at full size, by row; {"model", "flops": {row: number}}."""
+    """A step at full size in half precision: {"model", "layers", "flops" and "bytes": {row: number}}, where bytes are
+    the most that tensors hold at once, weights aside, with fused attention."""
     import torch
     from pag_pack.nodes.host.attention import LayerPerturbation
     from pag_pack.nodes.host.layers import model_layers
@@ -81,28 +83,41 @@ def count(shape) -> dict:
     from pag_pack.pag_core.selection import select
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = shape.build("meta", torch.float32)
+    from benchmark.memory import FusedAttention, LiveBytes
+
+    network = shape.build("meta", torch.bfloat16)
     found = model_layers(_Holder(network))
     layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(), heads)
               for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
     watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
 
-    def flops(rows: list[str], share: bool = True) -> int:
-        """Of one forward with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
-        options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
-        with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print):
-            watch.install(options, "p".__eq__, print, ())
-            with watch.watching([network], "p".__eq__), FlopCounterMode(display=False) as counter, torch.no_grad():
-                inputs = shape.inputs(len(rows), "meta", torch.float32)
+    def forward(rows: list[str], share: bool = True) -> dict[str, int]:
+        """Of one with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
+        found = {}
+        for key, mode in (("flops", FlopCounterMode(display=False)), ("bytes", LiveBytes())):
+            options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
+            inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
+            with ExitStack() as stack:
+                first = set(layers) if share else None
+                stack.enter_context(watch.sharing([network], options, first, {"p": "c"}, print))
+                watch.install(options, "p".__eq__, print, ())
+                stack.enter_context(watch.watching([network], "p".__eq__))
+                stack.enter_context(torch.no_grad() if key == "flops" else torch.inference_mode())
+                if key == "bytes":
+                    stack.enter_context(FusedAttention())
+                stack.enter_context(mode)
                 network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
-        return counter.get_total_flops()
+            found[key] = mode.get_total_flops() if key == "flops" else mode.peak
+        return found
 
-    plain, cfg, full, shared = flops(["c"]), flops(["u", "c"]), flops(["p", "u", "c"], False), flops(["p", "u", "c"])
-    alone = flops(["p", "c"])
-    scheduled = cfg * relative_cost((shared - cfg) / plain, CFG_END, 1 - PAG_START)
-    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, "flops": {
-        "no guidance": plain, "CFG": cfg, "CFG + PAG, full batch": full, "CFG + PAG, shared prefix": shared,
-        "CFG + PAG, scheduled": scheduled, "PAG without CFG": alone}}
+    rows = {"no guidance": forward(["c"]), "CFG": forward(["u", "c"]),
+            "CFG + PAG, full batch": forward(["p", "u", "c"], False),
+            "CFG + PAG, shared prefix": forward(["p", "u", "c"]), "PAG without CFG": forward(["p", "c"])}
+    flops, memory = ({name: row[key] for name, row in rows.items()} for key in ("flops", "bytes"))
+    extra = (flops["CFG + PAG, shared prefix"] - flops["CFG"]) / flops["no guidance"]
+    flops["CFG + PAG, scheduled"] = flops["CFG"] * relative_cost(extra, CFG_END, 1 - PAG_START)
+    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, "flops": flops,
+            "bytes": memory}
 
 
 class _Holder:
@@ -204,17 +219,19 @@ def peak(run: Callable[[], object], device: str) -> int | None:
 
 
 def print_tables(report: dict) -> None:
-    """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic."""
+    """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic.
+    Activations are counted, in half precision and with fused attention; peaks are measured, weights and all."""
     print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
-    for title, key, unit in (("FLOPs per step at full size", "flops", 1e12), ("Seconds per step", "seconds", 1)):
-        tables = report["flops"] if key == "flops" else report["times"]
-        for table in tables:
+    kinds = (("FLOPs per step at full size", "flops", ("TFLOP", 1e12), ("activations MiB", 2**20)),
+             ("Seconds per step", "seconds", ("s", 1), ("peak GiB", 2**30)))
+    for title, key, (name, unit), (memory_name, memory_unit) in kinds:
+        for table in report["flops" if key == "flops" else "times"]:
             print(f"\n{title}: {table['model']}{', layers ' + table['layers'] if 'layers' in table else ''}\n")
-            print(f"| row | {'TFLOP' if key == 'flops' else 's'} | ratio |{' peak GiB |' if key == 'seconds' else ''}")
-            print(f"|---|---:|---:|{'---:|' if key == 'seconds' else ''}")
-            for name, value in table[key].items():
-                memory = f" {(table['bytes'][name] or 0) / 2**30:.2f} |" if key == "seconds" else ""
-                print(f"| {name} | {value / unit:.3f} | {value / table[key]['CFG']:.3f} |{memory}")
+            print(f"| row | {name} | ratio | {memory_name} |\n|---|---:|---:|---:|")
+            for row, value in table[key].items():
+                memory = table["bytes"].get(row)
+                shown = "" if memory is None else f"{memory / memory_unit:.2f}"
+                print(f"| {row} | {value / unit:.3f} | {value / table[key]['CFG']:.3f} | {shown} |")
             if key == "seconds":
                 share = report["overhead"] / table[key]["CFG"]
                 print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")

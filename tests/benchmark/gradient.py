@@ -7,7 +7,6 @@ weights. Time is measured in this process, in turn, at a size that it can take.
 from __future__ import annotations
 
 import statistics
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,49 +16,15 @@ from pag_pack.nodes.host.gradients import differentiable
 from pag_pack.pag_core.inverse import SuperResolution, squared_norm
 from pag_pack.pag_core.posterior import gluing_error, measurement_error
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .bench import duration
+from .memory import LiveBytes
 from .networks import FULL, SCALED, Shape, TrainedADM
 
 WAYS = (("plain", False), ("checkpointing", True))
 _VAE = {"embed_dim": 4, "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3,
                                      "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
                                      "attn_resolutions": [], "dropout": 0.0}}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the memory of every tensor that is made inside.
-
-    Attributes:
-        peak: the most bytes at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self._storages: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place in self._storages:
-            return
-
-        def freed(_) -> None:
-            self.live -= size
-            del self._storages[place]
-
-        self._storages[place] = weakref.ref(storage, freed)
-        self.live += size
-        self.peak = max(self.peak, self.live)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmark import gradient, networks
 from benchmark.bench import count
+from benchmark.memory import LiveBytes
 from pag_pack.nodes.host.layers import network_layers
 from pag_pack.pag_core.selection import select
 
@@ -19,9 +20,14 @@ names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(val
 
 
 @functools.cache
-def flops(name: str) -> dict[str, int]:
+def counted(name: str) -> dict[str, dict[str, int]]:
+    """{"flops" or "bytes": {row: number}}"""
     (shape,) = (shape for shape in (*networks.FULL, SD15_ALL) if shape.name == name)
-    return count(shape)["flops"]
+    return count(shape)
+
+
+def flops(name: str) -> dict[str, int]:
+    return counted(name)["flops"]
 
 
 @names(("shape", "guided", "alone"), [
@@ -32,10 +38,19 @@ def flops(name: str) -> dict[str, int]:
     (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
 ])
 def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):
-    counted = flops(shape.name)
-    assert counted["CFG + PAG, shared prefix"] / counted["CFG"] <= guided
-    assert counted["PAG without CFG"] / counted["no guidance"] <= alone
-    assert counted["CFG + PAG, shared prefix"] < counted["CFG + PAG, full batch"] <= 1.5 * counted["CFG"]
+    cost = flops(shape.name)
+    assert cost["CFG + PAG, shared prefix"] / cost["CFG"] <= guided
+    assert cost["PAG without CFG"] / cost["no guidance"] <= alone
+    assert cost["CFG + PAG, shared prefix"] < cost["CFG + PAG, full batch"] <= 1.5 * cost["CFG"]
+
+
+@names("shape", [SD15, SDXL, SD3, FLUX, ADM])
+def test_memory_is_at_most_a_row_more(shape):
+    """A row: what CFG takes more than no guidance."""
+    memory = counted(shape.name)["bytes"]
+    row = memory["CFG"] - memory["no guidance"]
+    assert memory["CFG + PAG, shared prefix"] <= memory["CFG + PAG, full batch"] <= memory["CFG"] + row
+    assert memory["PAG without CFG"] <= memory["CFG"]
 
 
 @names(("shape", "error"), [
@@ -45,17 +60,17 @@ def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):
 def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
     found = network_layers(shape.build("meta", torch.float32))
     chosen = select(shape.layers, tuple(found.layers), found.auto)
-    counted = flops(shape.name)
-    extra = counted["PAG without CFG"] - counted["no guidance"]
-    assert found.share(chosen) == pytest.approx(extra / counted["no guidance"], abs=error)
-    extra = counted["CFG + PAG, full batch"] - counted["CFG"]
-    assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / counted["no guidance"], abs=error)
+    cost = flops(shape.name)
+    extra = cost["PAG without CFG"] - cost["no guidance"]
+    assert found.share(chosen) == pytest.approx(extra / cost["no guidance"], abs=error)
+    extra = cost["CFG + PAG, full batch"] - cost["CFG"]
+    assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / cost["no guidance"], abs=error)
 
 
 def test_memory_is_that_of_the_tensors_that_live_at_once():
     def chain(keep: bool) -> int:
         x, kept = torch.zeros(1000, device="meta"), []
-        with gradient.LiveBytes() as live:
+        with LiveBytes() as live:
             for _ in range(4):
                 x = x + 1
                 kept.append(x if keep else None)

@@ -114,10 +114,22 @@ def test_no_step_waits_for_the_device(family, cfg, gpu):
     run(family).ksampler(model)  # loads it
     host = crossings(gpu, lambda ran: ran.ksampler(model), family, cfg)
     assert crossings(gpu, lambda ran: ran.model_patch(model, SCALE, "auto"), family, cfg) == host
-    # A scale that depends on sigma has to know it.
-    options = PAGOptions(schedule="linear")
-    more = crossings(gpu, lambda ran: ran.model_patch(model, SCALE, "auto", options), family, cfg) - host
-    assert more == Counter({"_local_scalar_dense": 3})
+
+
+@both_kinds
+def test_options_wait_only_for_what_they_have_to_know(family, heads, gpu):
+    """The noise level, once a step, where the scale or the randomness depends on it; random numbers are the CPU's."""
+    model = on(gpu.device, family)
+    run(family).ksampler(model)
+    host = crossings(gpu, lambda ran: ran.ksampler(model), family, 7.0)
+    known = Counter({"_local_scalar_dense": 3})
+    for name, options in OPTIONS.items():
+        kind = KINDS[options.perturbation]
+        if kind.is_random or options.preview == "delta" or (family is models.flux and kind.needs_grid):
+            continue
+        depends = options.schedule != "constant" or options.reuse_every > 1 or options.end_percent < 1.0
+        more = crossings(gpu, lambda ran, options=options: ran.model_patch(model, SCALE, heads, options), family, 7.0)
+        assert more - host == (known if depends else Counter()), name
 
 
 @both_kinds
