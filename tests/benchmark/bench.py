@@ -71,8 +71,8 @@ def main() -> None:
 
 
 def count(shape) -> dict:
-    """A step at full size in half precision: {"model", "layers", "flops" and "bytes": {row: number}}, where bytes are
-    the most that tensors hold at once, weights aside, with fused attention."""
+    """A step at full size in half precision: {"model", "layers", "flops", "bytes" and "operations": {row: number}},
+    where bytes are the most that tensors hold at once, weights aside, with fused attention."""
     import torch
     from pag_pack.nodes.host.attention import LayerPerturbation
     from pag_pack.nodes.host.layers import model_layers
@@ -83,7 +83,7 @@ def count(shape) -> dict:
     from pag_pack.pag_core.selection import select
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmark.memory import FusedAttention, LiveBytes
+    from benchmark.counting import FusedAttention, LiveBytes, Operations
 
     network = shape.build("meta", torch.bfloat16)
     found = model_layers(_Holder(network))
@@ -93,31 +93,33 @@ def count(shape) -> dict:
 
     def forward(rows: list[str], share: bool = True) -> dict[str, int]:
         """Of one with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
-        found = {}
-        for key, mode in (("flops", FlopCounterMode(display=False)), ("bytes", LiveBytes())):
+        counters = FlopCounterMode(display=False), LiveBytes(), Operations()
+        for counter in counters:
             options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
             inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
+            first = set(layers) if share else None
             with ExitStack() as stack:
-                first = set(layers) if share else None
                 stack.enter_context(watch.sharing([network], options, first, {"p": "c"}, print))
                 watch.install(options, "p".__eq__, print, ())
                 stack.enter_context(watch.watching([network], "p".__eq__))
-                stack.enter_context(torch.no_grad() if key == "flops" else torch.inference_mode())
-                if key == "bytes":
+                if isinstance(counter, FlopCounterMode):  # it knows attention by its matrix products
+                    stack.enter_context(torch.no_grad())
+                else:
+                    stack.enter_context(torch.inference_mode())
                     stack.enter_context(FusedAttention())
-                stack.enter_context(mode)
+                stack.enter_context(counter)
                 network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
-            found[key] = mode.get_total_flops() if key == "flops" else mode.peak
-        return found
+        of_flops, of_bytes, of_operations = counters
+        return {"flops": of_flops.get_total_flops(), "bytes": of_bytes.peak, "operations": of_operations.number}
 
     rows = {"no guidance": forward(["c"]), "CFG": forward(["u", "c"]),
             "CFG + PAG, full batch": forward(["p", "u", "c"], False),
             "CFG + PAG, shared prefix": forward(["p", "u", "c"]), "PAG without CFG": forward(["p", "c"])}
-    flops, memory = ({name: row[key] for name, row in rows.items()} for key in ("flops", "bytes"))
+    counts = {key: {name: row[key] for name, row in rows.items()} for key in ("flops", "bytes", "operations")}
+    flops = counts["flops"]
     extra = (flops["CFG + PAG, shared prefix"] - flops["CFG"]) / flops["no guidance"]
     flops["CFG + PAG, scheduled"] = flops["CFG"] * relative_cost(extra, CFG_END, 1 - PAG_START)
-    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, "flops": flops,
-            "bytes": memory}
+    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, **counts}
 
 
 class _Holder:
@@ -152,12 +154,13 @@ def duration(run: Callable[[], object], device: str) -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
-    torch.cuda.synchronize()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    gpu = torch.get_device_module(device)
+    gpu.synchronize()
+    start, end = (gpu.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
     end.record()
-    torch.cuda.synchronize()
+    gpu.synchronize()
     return start.elapsed_time(end) / 1000
 
 
@@ -202,10 +205,11 @@ def peak(run: Callable[[], object], device: str) -> int | None:
     import torch
 
     if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        gpu = torch.get_device_module(device)
+        gpu.synchronize()
+        gpu.reset_peak_memory_stats()
         run()
-        return torch.cuda.max_memory_allocated()
+        return gpu.max_memory_allocated()
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return None
@@ -222,19 +226,20 @@ def print_tables(report: dict) -> None:
     """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic.
     Activations are counted, in half precision and with fused attention; peaks are measured, weights and all."""
     print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
-    kinds = (("FLOPs per step at full size", "flops", ("TFLOP", 1e12), ("activations MiB", 2**20)),
-             ("Seconds per step", "seconds", ("s", 1), ("peak GiB", 2**30)))
-    for title, key, (name, unit), (memory_name, memory_unit) in kinds:
-        for table in report["flops" if key == "flops" else "times"]:
-            print(f"\n{title}: {table['model']}{', layers ' + table['layers'] if 'layers' in table else ''}\n")
-            print(f"| row | {name} | ratio | {memory_name} |\n|---|---:|---:|---:|")
-            for row, value in table[key].items():
-                memory = table["bytes"].get(row)
-                shown = "" if memory is None else f"{memory / memory_unit:.2f}"
-                print(f"| {row} | {value / unit:.3f} | {value / table[key]['CFG']:.3f} | {shown} |")
-            if key == "seconds":
-                share = report["overhead"] / table[key]["CFG"]
-                print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")
+    for table in report["flops"]:
+        print(f"\nA step at full size: {table['model']}, layers {table['layers']}\n\n"
+              f"| row | TFLOP | ratio | activations MiB | operations |\n|---|---:|---:|---:|---:|")
+        for row, value in table["flops"].items():
+            memory, operations = table["bytes"].get(row), table["operations"].get(row, "")
+            shown = "" if memory is None else f"{memory / 2**20:.0f}"
+            print(f"| {row} | {value / 1e12:.3f} | {value / table['flops']['CFG']:.3f} | {shown} | {operations} |")
+    for table in report["times"]:
+        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | peak GiB |\n|---|---:|---:|---:|")
+        for row, value in table["seconds"].items():
+            memory = (table["bytes"][row] or 0) / 2**30
+            print(f"| {row} | {value:.3f} | {value / table['seconds']['CFG']:.3f} | {memory:.2f} |")
+        share = report["overhead"] / table["seconds"]["CFG"]
+        print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pag_pack.pag_core.posterior import gluing_error, measurement_error
 from torch import Tensor
 
 from .bench import duration
-from .memory import LiveBytes
+from .counting import LiveBytes
 from .networks import FULL, SCALED, Shape, TrainedADM
 
 WAYS = (("plain", False), ("checkpointing", True))

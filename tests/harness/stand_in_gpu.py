@@ -9,6 +9,7 @@ attention makes of its inputs take a real one.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ _in_use: list[StandIn] = []
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
     """The device, usable inside."""
-    found = StandIn(_device())
+    found = StandIn(register())
     _in_use.append(found)
     generator, torch.Generator = torch.Generator, _Generator
     try:
@@ -65,18 +66,37 @@ def stand_in() -> Iterator[StandIn]:
 
 
 @functools.cache
-def _device() -> torch.device:
-    """From the first call on torch knows it."""
+def register() -> torch.device:
+    """Make the device known to torch; to be called before the first gradient, for autograd counts the devices then."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     _library.fallback(_run, "PrivateUse1")
     return torch.device(NAME, 0)
 
 
 class _Module(_DummyBackendModule):
-    """torch.gpu, as torch.cuda is CUDA's."""
+    """torch.gpu, as torch.cuda is CUDA's. Nothing runs beside the CPU, and memory is not followed."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16]
+
+    def synchronize(self) -> None:
+        pass
+
+    def reset_peak_memory_stats(self) -> None:
+        pass
+
+    def max_memory_allocated(self) -> int:
+        return 0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.seconds = 0.0
+
+        def record(self) -> None:
+            self.seconds = time.perf_counter()
+
+        def elapsed_time(self, end) -> float:
+            return 1000 * (end.seconds - self.seconds)
 
 
 class _Generator(torch.Generator):
@@ -122,7 +142,7 @@ class DeviceTensor(torch.Tensor):
     def __new__(cls, raw: torch.Tensor) -> DeviceTensor:
         return torch.Tensor._make_wrapper_subclass(
             cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype,
-            device=_device())
+            device=register())
 
     def __init__(self, raw: torch.Tensor) -> None:
         self.raw = raw

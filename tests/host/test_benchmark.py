@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmark import gradient, networks
 from benchmark.bench import count
-from benchmark.memory import LiveBytes
+from benchmark.counting import LiveBytes
 from pag_pack.nodes.host.layers import network_layers
 from pag_pack.pag_core.selection import select
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import comfy.model_management
 import pytest
 import torch
+from benchmark import bench, gradient, networks
 from comfy.model_patcher import ModelPatcher
 from harness.stand_in_gpu import NAME, stand_in
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
@@ -207,3 +208,10 @@ def test_the_shipped_model(label, request):
     expected = sample()
     request.getfixturevalue("gpu")
     assert torch.equal(sample(), expected)
+
+
+def test_the_benchmark_runs(gpu, monkeypatch):
+    monkeypatch.setattr(bench, "STEPS", 1)
+    found = bench.measure(networks.NARROW, NAME, repeats=1)
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    gradient.Problem(networks.NARROW, has_vae=True).gradient(NAME, checkpointing=True)()

@@ -1,4 +1,4 @@
-"""The memory that tensors hold, counted one by one: exact, on the meta device too, where there is none."""
+"""What a forward holds and queues, counted one by one: exact, on the meta device too, where nothing is computed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,24 @@ class LiveBytes(TorchDispatchMode):
         self._storages[place] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute or copy, about one kernel of a GPU each.
+
+    Attributes:
+        number: of those inside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func._schema.returns
+        is_view = any(result.alias_info is not None and not result.alias_info.is_write for result in results)
+        self.number += bool(results) and not is_view
+        return func(*args, **(kwargs or {}))
 
 
 class FusedAttention(TorchFunctionMode):
