@@ -13,9 +13,13 @@ import pytest
 import torch
 from benchmark import bench, gradient, networks
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from harness.stand_in_gpu import NAME, stand_in
 from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.comparison import PAGGrid
+from pag_pack.nodes.distillation import PAGSDSImageGradient
+from pag_pack.nodes.guidance import PAGGuider
+from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
 from pag_pack.pag_core.guidance import RESCALE_MODES
 from pag_pack.pag_core.perturbation import KINDS, Perturbation
 from pag_pack.pag_core.schedule import SCHEDULES
@@ -32,6 +36,7 @@ from .test_inspection import inspect
 from .test_psld import run as psld_run
 from .test_psld import sampler as psld_sampler
 from .test_psld import vae
+from .test_restoration import last_sigmas, picture, restore
 
 SCALE = 3.0
 ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
@@ -144,6 +149,27 @@ def test_weights_that_do_not_fit_stay_with_the_cpu(family, heads, gpu, monkeypat
     assert {weight.device.type for weight in model.model.diffusion_model.parameters()} == {"cpu"}
 
 
+@both_kinds
+def test_rows_dealt_out_over_two_devices(family, heads, gpu):
+    """As the host's MultiGPU node does it; here one of them is the CPU."""
+    model, second = on(gpu.device, family), family.__wrapped__()
+    second.model.current_patcher = second
+    rows = []
+
+    def outer_sample(executor, *args, **kwargs):
+        guider = executor.class_obj
+        guider.model_options["multigpu_clones"] = {gpu.device: guider.model_patcher, torch.device("cpu"): second}
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "two devices", outer_sample)
+    second.get_model_object("diffusion_model").register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for layers in ("auto", heads):
+        ran = run(family, negative=models.conditioning(2, tokens=14))
+        expected = ran.model_patch(family(), SCALE, layers)
+        assert relative_error(ran.model_patch(model, SCALE, layers), expected) < 1e-4
+    assert rows, "the second device must have taken part"
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family(case, gpu):
     """Its last layer, which the perturbed row joins late: what our hooks into its network make is where it belongs."""
@@ -175,19 +201,45 @@ def test_inspecting_and_comparing(request):
     expected = (*inspect(Run(), models.sd15()), *grid(models.sd15(), vae()))
     gpu = request.getfixturevalue("gpu")
     model = on(gpu.device, models.sd15)
-    for found, picture in zip((*inspect(Run(), model), *grid(model, vae())), expected, strict=True):
-        assert torch.equal(found, picture)
+    for found, same in zip((*inspect(Run(), model), *grid(model, vae())), expected, strict=True):
+        assert torch.equal(found, same)
+
+
+def ordinary(network: torch.nn.Module, device: torch.device) -> None:
+    """On the device, as ordinary tensors; the stand-in's cannot be made ordinary where a gradient needs them."""
+    with torch.inference_mode(False):
+        network.to(device)
 
 
 def test_restoring(request):
-    expected = psld_run(psld_sampler(vae()))
+    def dps(model) -> torch.Tensor:
+        operator = PAGMeasurement.execute("gaussian_blur").result[0]
+        blurred = PAGMeasure.execute(picture(size=32), operator, 0.05, 3).result[0]
+        label = PAGADMClassLabel.execute(model, -1).result[0]
+        guider = PAGGuider.execute(model, label, label, 1.0, SCALE, "auto").result[0]
+        return restore(guider, PAGDPSSampler.execute(blurred, operator, 1.0, eta=0.0).result[0], last_sigmas(model),
+                       size=32)
+
+    expected = psld_run(psld_sampler(vae())), dps(PAGADMLoader.execute(SHIPPED).result[0])
     gpu = request.getfixturevalue("gpu")
-    model, first_stage = on(gpu.device, models.sd15), vae()
-    with torch.inference_mode(False):  # the stand-in's tensors cannot be made ordinary later
-        model.model.to(gpu.device)
-        first_stage.first_stage_model.to(gpu.device)
-    # Where autograd looks on, torch has no fused attention for the stand-in.
-    assert relative_error(psld_run(psld_sampler(first_stage), model), expected) < 1e-4
+    latent_model, first_stage = on(gpu.device, models.sd15), vae()
+    pixel_model = PAGADMLoader.execute(SHIPPED).result[0]
+    for network in (latent_model.model, first_stage.first_stage_model, pixel_model.model):
+        ordinary(network, gpu.device)
+    found = psld_run(psld_sampler(first_stage), latent_model), dps(pixel_model)
+    for restored, picture_of_cpu in zip(found, expected, strict=True):
+        # Where autograd looks on, torch has no fused attention for the stand-in.
+        assert relative_error(restored, picture_of_cpu) < 1e-4
+
+
+def test_the_gradient_of_an_image(request):
+    image, first_stage = torch.rand(1, 16, 16, 3), vae()
+    gradient_of_latent = {"samples": torch.randn_like(first_stage.encode(image))}
+    expected = PAGSDSImageGradient.execute(image, first_stage, gradient_of_latent).result[0]
+    gpu, first_stage = request.getfixturevalue("gpu"), vae()
+    ordinary(first_stage.first_stage_model, gpu.device)
+    assert relative_error(PAGSDSImageGradient.execute(image, first_stage, gradient_of_latent).result[0],
+                          expected) < 1e-4
 
 
 def test_distilling(gpu):
