@@ -14,7 +14,9 @@ from ...pag_core.schedule import PercentToSigma
 def percent_to_sigma(model: ModelPatcher) -> PercentToSigma:
     """The model's map from the progress of a run to noise levels, on the CPU: many models look them up in a table, and
     where that lies on the GPU every answer is waited for."""
-    return copy.deepcopy(model.get_model_object("model_sampling")).cpu().percent_to_sigma
+    sampling = copy.copy(model.get_model_object("model_sampling"))
+    sampling._buffers = {name: table.cpu() for name, table in sampling.named_buffers(recurse=False)}
+    return sampling.percent_to_sigma
 
 
 def mixing(model: BaseModel, sigma: Tensor) -> tuple[float, float]:

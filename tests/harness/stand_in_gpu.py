@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -27,25 +27,18 @@ _AWAITED = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique
             "unique_consecutive")
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """One meeting of the device and the CPU: "to the device", "to the CPU", or the operation that had to wait."""
-
-    what: str
-    shape: tuple[int, ...]
-
-
 class StandIn:
     """The device in use.
 
     Attributes:
         device: what tensors are to be moved to.
-        crossings: those that happened so far; may be cleared.
+        crossings: how often the CPU and the device met: copies "to the device" and "to the CPU", and operations by
+            name for which the CPU had to wait. May be cleared.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.crossings: list[Crossing] = []
+        self.crossings: Counter[str] = Counter()
 
 
 _in_use: list[StandIn] = []
@@ -209,21 +202,18 @@ def _check(name: str, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) ->
 
 
 def _note(name: str, args: tuple, ours: list[DeviceTensor], target: str | None) -> None:
-    if not (ours or target == NAME):
-        return
+    """Count what this operation brings over, or makes the CPU wait for."""
     found = []
     if name in _COPIES:
         source = args[1] if name == "copy_" else args[0]
         goal = args[0].device.type if name == "copy_" else target or source.device.type
         if goal != source.device.type:
-            found.append(Crossing("to the device" if goal == NAME else "to the CPU", tuple(source.shape)))
-    elif name in _AWAITED:
-        found.append(Crossing(name, tuple(ours[0].shape)))
-    elif name in _INDEXED:
+            found.append("to the device" if goal == NAME else "to the CPU")
+    elif name in _AWAITED and ours:
+        found.append(name)
+    elif name in _INDEXED and ours:
         indices = [index for index in tree_leaves(args[1]) if isinstance(index, torch.Tensor)]
-        found += [Crossing("to the device", tuple(index.shape)) for index in indices
-                  if not isinstance(index, DeviceTensor)]
-        found += [Crossing("nonzero", tuple(index.shape)) for index in indices
-                  if index.dtype in (torch.bool, torch.uint8)]
+        found += ["to the device" for index in indices if not isinstance(index, DeviceTensor)]
+        found += ["nonzero" for index in indices if index.dtype in (torch.bool, torch.uint8)]
     for user in _in_use:
-        user.crossings += found
+        user.crossings.update(found)

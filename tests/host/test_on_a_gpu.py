@@ -108,7 +108,7 @@ def crossings(gpu, sample: Callable[[Run], object], family, cfg: float) -> Count
     for steps in (3, 6):
         gpu.crossings.clear()
         sample(run(family, steps=steps, cfg=cfg))
-        found.append(Counter(crossing.what for crossing in gpu.crossings))
+        found.append(gpu.crossings.copy())
     return found[1] - found[0]
 
 
