@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from harness.in_process import ROOT, import_pack, start_host
@@ -91,26 +91,21 @@ def count(shape) -> dict:
               for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
     watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
 
+    def run(rows: list[str], share: bool, *modes: AbstractContextManager) -> None:
+        options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
+        inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
+        with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print), ExitStack() as stack:
+            watch.install(options, "p".__eq__, print, ())
+            for mode in (watch.watching([network], "p".__eq__), *modes):
+                stack.enter_context(mode)
+            network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
+
     def forward(rows: list[str], share: bool = True) -> dict[str, int]:
         """Of one with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
-        counters = FlopCounterMode(display=False), LiveBytes(), Operations()
-        for counter in counters:
-            options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
-            inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
-            first = set(layers) if share else None
-            with ExitStack() as stack:
-                stack.enter_context(watch.sharing([network], options, first, {"p": "c"}, print))
-                watch.install(options, "p".__eq__, print, ())
-                stack.enter_context(watch.watching([network], "p".__eq__))
-                if isinstance(counter, FlopCounterMode):  # it knows attention by its matrix products
-                    stack.enter_context(torch.no_grad())
-                else:
-                    stack.enter_context(torch.inference_mode())
-                    stack.enter_context(FusedAttention())
-                stack.enter_context(counter)
-                network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
-        of_flops, of_bytes, of_operations = counters
-        return {"flops": of_flops.get_total_flops(), "bytes": of_bytes.peak, "operations": of_operations.number}
+        flops, memory, operations = FlopCounterMode(display=False), LiveBytes(), Operations()
+        run(rows, share, torch.no_grad(), flops)  # which knows attention by its matrix products
+        run(rows, share, torch.inference_mode(), FusedAttention(), memory, operations)
+        return {"flops": flops.get_total_flops(), "bytes": memory.peak, "operations": operations.number}
 
     rows = {"no guidance": forward(["c"]), "CFG": forward(["u", "c"]),
             "CFG + PAG, full batch": forward(["p", "u", "c"], False),

@@ -20,8 +20,8 @@ names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(val
 
 
 @functools.cache
-def counted(name: str) -> dict[str, dict[str, int]]:
-    """{"flops" or "bytes": {row: number}}"""
+def counted(name: str) -> dict:
+    """What `count` says of the shape."""
     (shape,) = (shape for shape in (*networks.FULL, SD15_ALL) if shape.name == name)
     return count(shape)
 
