@@ -1,7 +1,7 @@
 """The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate, soak, train
 or switch.
 
-They run in an environment of their own with a real ComfyUI; tests/harness/host.py says which one, and how to choose.
+They run in an environment of their own with a real ComfyUI; tools/harness/host.py says which one, and how to choose.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
 from harness.errors import readable  # noqa: E402
@@ -46,13 +46,13 @@ def run(session: nox.Session, *arguments: str, without_host: bool = False, comfy
 @nox.session
 def demo(session: nox.Session) -> None:
     """Runs the example workflows on the shipped model and leaves one comparison picture in demo/."""
-    run(session, "-m", "harness.demo", *session.posargs)
+    run(session, "-m", "commands.demo", *session.posargs)
 
 
 @nox.session
 def serve(session: nox.Session) -> None:
     """Starts ComfyUI with this pack and opens the editor; -- --port N for another port than 8188."""
-    run(session, "-m", "harness.serve", *session.posargs)
+    run(session, "-m", "commands.serve", *session.posargs)
 
 
 @nox.session
@@ -92,7 +92,7 @@ def other_hosts(session: nox.Session) -> None:
     """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own."""
     for version in session.posargs or hosts.ARCHIVES:
         session.log(f"ComfyUI {version}")
-        run(session, "-m", "harness.internals", comfyui=version)
+        run(session, "-m", "commands.internals", comfyui=version)
         run(session, "-m", "pytest", "tests/host", comfyui=version)
         run(session, "-m", "pytest", "tests/server", comfyui=version)
 
@@ -100,7 +100,7 @@ def other_hosts(session: nox.Session) -> None:
 @nox.session
 def internals(session: nox.Session) -> None:
     """Lists what the nodes rely on inside ComfyUI, and whether it is there."""
-    run(session, "-m", "harness.internals", *session.posargs)
+    run(session, "-m", "commands.internals", *session.posargs)
 
 
 @nox.session

@@ -2,14 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adm import PAGADMClassLabel, PAGADMLoader
 from .comparison import PAGGrid
-from .distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
-from .host import routes
+from .host.editor import routes
 from .inspection import PAGInspect
 from .layers import PAGLayers
-from .restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
+from .research.adm import PAGADMClassLabel, PAGADMLoader
+from .research.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
+from .research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from .sampling import PAGKSampler
 
 routes.register()

@@ -11,15 +11,15 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..pag_core.checks import SettingError, check_choice, check_whole
+from ..pag_core.drawing import Row, fit, from_image, grid, to_images
 from ..pag_core.perturbation import KINDS
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
-from .drawing import Row, fit, from_image, grid, to_images
-from .host.decoding import Decoder, check_is_picture
-from .host.guider import CFGWindowGuider
-from .host.patching import attach
-from .host.preview import Progress
-from .host.sampling import check_samples_something, sample_latent
+from .host.run.patching import attach
+from .host.run.preview import Progress
+from .host.sampling.decoding import Decoder, check_is_picture
+from .host.sampling.guider import CFGWindowGuider
+from .host.sampling.sampling import check_samples_something, sample_latent
 from .host.sockets import check_model
 
 MAX_CELLS = 64

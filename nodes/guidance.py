@@ -9,8 +9,8 @@ from ..pag_core.perturbation import KINDS, MAX_SEED
 from ..pag_core.schedule import SCHEDULES
 from ..pag_core.settings import MAX_SIGMA, PREVIEWS, PAGOptions, PAGSettings
 from . import inputs
-from .host.guider import CFGWindowGuider
-from .host.patching import attach
+from .host.run.patching import attach
+from .host.sampling.guider import CFGWindowGuider
 
 
 class PAGModelPatch(io.ComfyNode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.sampling import SAMPLERS, SCHEDULERS
+from .host.sampling.sampling import SAMPLERS, SCHEDULERS
 
 CATEGORY = "model_patches/pag"
 PAGOptionsSocket = io.Custom("PAG_OPTIONS")

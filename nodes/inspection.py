@@ -11,14 +11,14 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..pag_core.checks import check_choice, check_whole
+from ..pag_core.drawing import Row, below, fit, grid, heat_map, line_plot, number, to_images
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
-from .drawing import Row, below, fit, grid, heat_map, line_plot, number, to_images
-from .host.decoding import Decoder, check_is_picture, still
-from .host.guider import CFGWindowGuider
-from .host.patching import attach
-from .host.predictions import Predictions
-from .host.sampling import check_samples_something, sample_latent
+from .host.run.patching import attach
+from .host.run.predictions import Predictions
+from .host.sampling.decoding import Decoder, check_is_picture, still
+from .host.sampling.guider import CFGWindowGuider
+from .host.sampling.sampling import check_samples_something, sample_latent
 
 MAX_STEPS = 32
 PANELS = {"all": (True, True), "predictions": (True, False), "deltas": (False, True)}

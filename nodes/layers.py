@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..pag_core.selection import Layer, heads_text, select
 from . import inputs
-from .host.families import Tokens
-from .host.layers import ModelLayers, model_layers
+from .host.models.families import Tokens
+from .host.models.layers import ModelLayers, model_layers
 from .host.sockets import check_model
 
 

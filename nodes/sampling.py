@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
-from .host.guider import CFGWindowGuider
-from .host.patching import attach
-from .host.sampling import sample_latent
+from .host.run.patching import attach
+from .host.sampling.guider import CFGWindowGuider
+from .host.sampling.sampling import sample_latent
 
 
 class PAGKSampler(io.ComfyNode):

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-sys.path.insert(0, str(ROOT / "tests"))  # for `harness`
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]  # for `harness` and the other tools, and for `support`
 
 
 class RootIsNoTestPackage:

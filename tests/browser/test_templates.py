@@ -4,7 +4,7 @@ import json
 
 import pytest
 from harness.host import ROOT
-from harness.workflow_pictures import foreign_weights
+from pictures.workflows import foreign_weights
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 

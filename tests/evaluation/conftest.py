@@ -3,10 +3,9 @@
 import os
 
 import pytest
-from harness.in_process import import_pack, start_host
-
 from evaluation.config import Config
 from evaluation.plan import Found, layer_search, other_scale_search, pag_scale_search, tables
+from harness.in_process import import_pack, start_host
 
 COMFYUI = os.environ.get("COMFYUI_PATH")
 NEEDS_HOST = ("test_sampling.py", "test_evaluate.py", "test_restoration.py")
@@ -40,7 +39,6 @@ def every_config() -> set[Config]:
 def tiny(monkeypatch, tmp_path):
     """Arguments for a run of seconds: two steps, four samples a row, a classifier that has learnt nothing."""
     import torch
-
     from evaluation import arguments, classifier, evaluate, sampling
 
     generator = torch.Generator().manual_seed(0)

@@ -6,15 +6,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import pytest
-from harness.in_process import ROOT
-
 import evaluation.sampling as sampling
+import pytest
 from evaluation import arguments, evaluate
 from evaluation.config import Config, pag
 from evaluation.plan import SCALES, SINGLE_LAYERS, Found
 from evaluation.store import Store
 from evaluation.work import Ranks
+from harness.in_process import ROOT
 
 
 @pytest.mark.parametrize(("given", "complaint"), [

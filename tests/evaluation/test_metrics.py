@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from evaluation.classifier import Classifier, Seen, look
 from evaluation.judge import tones, verdict, with_tones
 from evaluation.metrics import Real, Value, difference, frechet, frechet_between, measure, pair_distances, score

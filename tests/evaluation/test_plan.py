@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from evaluation.config import Config, pag
 from evaluation.plan import Found, quick, tables
 from evaluation.store import Store

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
-
 from evaluation import arguments, evaluate
 from evaluation.arguments import SEARCH_FIRST
 from evaluation.metrics import mean, paired, perceptual_distance
@@ -23,6 +21,7 @@ from evaluation.restoration.plan import (
 )
 from evaluation.restoration.restorer import LatentRestorer, PixelRestorer, Restorer, Truths
 from evaluation.sampling import SHIPPED
+from PIL import Image
 
 
 @pytest.fixture

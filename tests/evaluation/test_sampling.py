@@ -2,14 +2,14 @@
 
 from itertools import product
 
+import evaluation.sampling as sampling
 import pytest
 import torch
-from pag_pack.nodes.sampling import PAGKSampler
-
-import evaluation.sampling as sampling
-import nodes
 from evaluation.config import Config, pag
 from evaluation.sampling import Sampler, batches
+from pag_pack.nodes.sampling import PAGKSampler
+
+import nodes
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 

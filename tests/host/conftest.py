@@ -15,7 +15,7 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 if COMFYUI:
     start_host(COMFYUI, "--cpu", "--use-pytorch-cross-attention")
     import torch
-    from harness import stand_in_gpu
+    from support import stand_in_gpu
 
     torch.set_num_threads(2)
     stand_in_gpu.register()

@@ -17,9 +17,9 @@ from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGModelPatch
-from pag_pack.nodes.host.adm_model import FOLDER, load_adm
+from pag_pack.nodes.host.models.adm_model import FOLDER, load_adm
+from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.pag_core.adm import ADMConfig, ADMHooks, ADMUNet
 from safetensors.torch import save_file
 

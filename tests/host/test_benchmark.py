@@ -9,7 +9,7 @@ import torch
 from benchmark import gradient, networks
 from benchmark.bench import count
 from benchmark.counting import LiveBytes
-from pag_pack.nodes.host.layers import network_layers
+from pag_pack.nodes.host.models.layers import network_layers
 from pag_pack.pag_core.selection import select
 
 from .older import shared_u_net_prefix

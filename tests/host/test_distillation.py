@@ -10,9 +10,9 @@ import pytest
 import torch
 from comfy.samplers import calc_cond_batch
 from comfy_extras.nodes_custom_sampler import BasicGuider
-from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
-from pag_pack.nodes.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
+from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
+from pag_pack.nodes.research.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from pag_pack.pag_core.distillation import noise_levels
 
 from . import models
@@ -274,7 +274,7 @@ def test_an_interruption_leaves_the_model_in_order(monkeypatch):
         if step == 1:
             comfy.model_management.interrupt_current_processing()
 
-    monkeypatch.setattr("pag_pack.nodes.host.preview.Progress.__call__", look)
+    monkeypatch.setattr("pag_pack.nodes.host.run.preview.Progress.__call__", look)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         optimized(given, models.picture_latent(), steps=50)
     assert len(rows) == 2

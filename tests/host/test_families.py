@@ -19,11 +19,11 @@ import comfy.model_base
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from pag_pack.nodes.host.attention import LayerPerturbation
-from pag_pack.nodes.host.families import FAMILIES, REFUSED, family_of, group_modules, refusal_of
-from pag_pack.nodes.host.layers import UnsupportedModelError, model_layers
-from pag_pack.nodes.host.transformers import TransformerWatch
-from pag_pack.nodes.host.u_nets import UNetWatch, can_share
+from pag_pack.nodes.host.hooks.attention import LayerPerturbation
+from pag_pack.nodes.host.hooks.transformers import TransformerWatch
+from pag_pack.nodes.host.hooks.u_nets import UNetWatch, can_share
+from pag_pack.nodes.host.models.families import FAMILIES, REFUSED, family_of, group_modules, refusal_of
+from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layers
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
 from torch.utils.flop_counter import FlopCounterMode

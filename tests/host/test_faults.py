@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from pag_pack.nodes.host import attention, run
+from pag_pack.nodes.host.hooks import attention
+from pag_pack.nodes.host.run import run
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
@@ -139,9 +140,10 @@ def test_a_failure_after_every_wrapper_of_the_step_leaves_no_trace(family, sampl
     assert torch.equal(sample(settings, model, SCALE, "auto"), guided)
 
 
+ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from harness.in_process import import_pack, start_host
 start_host(os.environ["COMFYUI_PATH"], "--cpu", "--use-pytorch-cross-attention")
 import_pack()
@@ -166,7 +168,7 @@ def test_the_same_seed_gives_the_same_picture_again_after_other_nodes_and_in_ano
         settings.ksampler(patched(patched(model, 1.0, "auto"), 2.0, "all"))
         assert torch.equal(settings.pag_ksampler(model, SCALE, "auto"), first)
         found.append(hashlib.sha256(first.numpy().tobytes()).hexdigest())
-    script = ELSEWHERE.format(tests=str(Path(__file__).resolve().parents[1]), scale=SCALE)
+    script = ELSEWHERE.format(paths=[str(ROOT / folder) for folder in ("tools", "tests")], scale=SCALE)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     lines = [line.removeprefix("picture ") for line in done.stdout.splitlines() if line.startswith("picture ")]
     assert lines == found, done.stderr[-2000:]

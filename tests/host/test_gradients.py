@@ -9,7 +9,14 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
-from pag_pack.nodes.host.gradients import GradientError, OverwritingError, blocks, differentiable, gradient, ordinary
+from pag_pack.nodes.host.research.gradients import (
+    GradientError,
+    OverwritingError,
+    blocks,
+    differentiable,
+    gradient,
+    ordinary,
+)
 from torch.autograd.graph import saved_tensors_hooks
 
 from . import models

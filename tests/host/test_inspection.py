@@ -11,11 +11,11 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.patcher_extension import WrappersMP
-from pag_pack.nodes.drawing import to_images
-from pag_pack.nodes.host.decoding import Decoder
-from pag_pack.nodes.host.guider import CFGWindowGuider
-from pag_pack.nodes.host.patching import attach
+from pag_pack.nodes.host.run.patching import attach
+from pag_pack.nodes.host.sampling.decoding import Decoder
+from pag_pack.nodes.host.sampling.guider import CFGWindowGuider
 from pag_pack.nodes.inspection import PAGInspect, Record, spread
+from pag_pack.pag_core.drawing import to_images
 from pag_pack.pag_core.settings import PAGOptions, PAGSettings
 
 from . import models

@@ -4,7 +4,7 @@ import comfy.ldm.modules.attention
 import comfy.samplers
 import pytest
 from comfy.model_patcher import ModelPatcher
-from harness import internals
+from commands import internals
 
 
 def test_this_host_has_all_that_the_nodes_rely_on():
@@ -13,9 +13,9 @@ def test_this_host_has_all_that_the_nodes_rely_on():
 
 
 @pytest.mark.parametrize(("owner", "name", "place"), [
-    (comfy.samplers, "calc_cond_batch", "nodes/host/calls.py"),
-    (comfy.samplers.CFGGuider, "set_conds", "nodes/host/guider.py"),
-    (ModelPatcher, "add_wrapper_with_key", "nodes/host/patching.py")])
+    (comfy.samplers, "calc_cond_batch", "nodes/host/run/calls.py"),
+    (comfy.samplers.CFGGuider, "set_conds", "nodes/host/sampling/guider.py"),
+    (ModelPatcher, "add_wrapper_with_key", "nodes/host/run/patching.py")])
 def test_what_a_later_host_drops_is_named_with_its_place(monkeypatch, owner, name, place):
     needed = internals.needed_names()
     monkeypatch.delattr(owner, name)

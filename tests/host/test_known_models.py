@@ -8,14 +8,14 @@ import comfy.samplers
 import folder_paths
 import pytest
 import torch
-from harness.safetensors_files import write_sparse
-from pag_pack.nodes.adm import SHIPPED, PAGADMLoader
-from pag_pack.nodes.host.adm_model import FOLDER, HostConfig
-from pag_pack.nodes.host.known_models import UnknownFamilyError, of_family, of_loader
-from pag_pack.nodes.host.layers import model_layers, network_layers
-from pag_pack.nodes.host.meta_models import build
-from pag_pack.nodes.host.model_files import ModelFileError
-from pag_pack.nodes.host.published import PUBLISHED
+from pag_pack.nodes.host.editor.known_models import UnknownFamilyError, of_family, of_loader
+from pag_pack.nodes.host.editor.meta_models import build
+from pag_pack.nodes.host.editor.model_files import ModelFileError
+from pag_pack.nodes.host.editor.published import PUBLISHED
+from pag_pack.nodes.host.models.adm_model import FOLDER, HostConfig
+from pag_pack.nodes.host.models.layers import model_layers, network_layers
+from pag_pack.nodes.research.adm import SHIPPED, PAGADMLoader
+from support.safetensors_files import write_sparse
 
 FILE = "model.safetensors"
 CHECKPOINT = {"node": "CheckpointLoaderSimple", "input": "ckpt_name", "file": FILE}

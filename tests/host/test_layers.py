@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pag_pack.nodes.host.layers import model_layers
+from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models

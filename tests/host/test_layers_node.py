@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 from pag_pack.nodes import comfy_entrypoint
-from pag_pack.nodes.host.layers import UnsupportedModelError
+from pag_pack.nodes.host.models.layers import UnsupportedModelError
 from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.selection import SelectionError
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-from harness.safetensors_files import write_sparse
-from pag_pack.nodes.host.adm_model import FOLDER
-from pag_pack.nodes.host.model_files import ModelFileError, find_file, header_of
+from pag_pack.nodes.host.editor.model_files import ModelFileError, find_file, header_of
+from pag_pack.nodes.host.models.adm_model import FOLDER
+from support.safetensors_files import write_sparse
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 

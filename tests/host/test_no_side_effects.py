@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 RUN = """
 import asyncio, os, socket, sys
@@ -83,7 +83,7 @@ os._exit(0)  # past the clean-up of the host's folders
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(TESTS)})
+                          env={**os.environ, "PYTHONPATH": str(TOOLS)})
 
 
 def test_the_nodes_reach_nothing_outside():

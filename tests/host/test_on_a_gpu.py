@@ -1,6 +1,6 @@
 """On a device that is not the CPU everything runs as on the CPU: no tensor is on the wrong side, and nothing waits.
 
-There is no GPU here, so `harness.stand_in_gpu` is one; the host is told that it is there, and does the rest itself.
+There is no GPU here, so `support.stand_in_gpu` is one; the host is told that it is there, and does the rest itself.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from benchmark import bench, gradient, networks
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from harness.stand_in_gpu import NAME, stand_in
-from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.comparison import PAGGrid
-from pag_pack.nodes.distillation import PAGSDSImageGradient
 from pag_pack.nodes.guidance import PAGGuider
-from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
+from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
+from pag_pack.nodes.research.distillation import PAGSDSImageGradient
+from pag_pack.nodes.research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
 from pag_pack.pag_core.guidance import RESCALE_MODES
 from pag_pack.pag_core.perturbation import KINDS, Perturbation
 from pag_pack.pag_core.schedule import SCHEDULES
 from pag_pack.pag_core.settings import PAGOptions
+from support.stand_in_gpu import NAME, stand_in
 from torch.utils._pytree import tree_map_only
 
 from . import models

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod
-from pag_pack.nodes.drawing import heat_map
-from pag_pack.nodes.host.predictions import Pair
-from pag_pack.nodes.host.preview import delta_preview
+from pag_pack.nodes.host.run.predictions import Pair
+from pag_pack.nodes.host.run.preview import delta_preview
+from pag_pack.pag_core.drawing import heat_map
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models

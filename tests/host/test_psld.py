@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
-from pag_pack.nodes.restoration import PAGMeasurement, PAGPSLDSampler
+from pag_pack.nodes.research.restoration import PAGMeasurement, PAGPSLDSampler
 
 from . import models
 from .runs import patched, relative_error, snapshot

@@ -11,10 +11,10 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_freelunch import Fourier_filter, FreeU_V2
-from pag_pack.nodes.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.guidance import PAGGuider
-from pag_pack.nodes.host.adm_model import load_adm
-from pag_pack.nodes.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
+from pag_pack.nodes.host.models.adm_model import load_adm
+from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
+from pag_pack.nodes.research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from pag_pack.pag_core.adm import ADMConfig, ADMHooks, ADMUNet
 from pag_pack.pag_core.inverse import SuperResolution
 from safetensors.torch import save_file

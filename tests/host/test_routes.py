@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 from aiohttp import web
-from pag_pack.nodes.host import routes
+from pag_pack.nodes.host.editor import routes
 
 
 def test_registered_once_however_often_the_pack_is_installed(monkeypatch):

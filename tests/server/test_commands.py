@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import demo, host, keeper, picture
+from commands import demo
+from harness import host, keeper
 from harness.errors import HarnessError, command, readable
 from harness.server import Server
+from pictures import comparison as picture
 from PIL import Image
 
 from .prompts import adm
 
-TESTS = Path(__file__).resolve().parents[1]
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
@@ -44,10 +46,10 @@ def start_command(name: str, comfyui: Path, *arguments: str) -> subprocess.Popen
     def as_from_a_terminal():  # tests that run as a background job have SIGINT ignored, and children inherit that
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    return subprocess.Popen([sys.executable, "-m", f"harness.{name}", *arguments], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", f"commands.{name}", *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True,
                             preexec_fn=as_from_a_terminal if os.name == "posix" else None,
-                            env={**os.environ, "PYTHONPATH": str(TESTS), "COMFYUI_PATH": str(comfyui)})
+                            env={**os.environ, "PYTHONPATH": str(TOOLS), "COMFYUI_PATH": str(comfyui)})
 
 
 def test_taken_port_is_named_with_the_remedy(comfyui):

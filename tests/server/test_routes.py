@@ -7,7 +7,7 @@ from urllib.error import HTTPError
 from urllib.request import Request
 
 import pytest
-from harness.safetensors_files import write_sparse
+from support.safetensors_files import write_sparse
 
 ADM = {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}}
 SD = {"family": "SD 1.5"}

@@ -1,19 +1,13 @@
 """Labelled pictures, made without ComfyUI."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-PATH = Path(__file__).resolve().parents[2] / "nodes" / "drawing.py"  # the package around it needs the host
-spec = importlib.util.spec_from_file_location("pag_drawing", PATH)
-drawing = sys.modules["pag_drawing"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(drawing)
+from pag_core import drawing
 
 
 def picture(width: int = 32, height: int = 32, colour: str = "#ff0000") -> Image.Image:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness.attention_maps import (
+from support.attention_maps import (
     GRID,
     HEADS,
     IMAGE,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from harness.attention_maps import (
+from support.attention_maps import (
     BATCH,
     CHANNELS,
     GRID,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from harness.attention_maps import (
+from support.attention_maps import (
     BATCH,
     HEADS,
     IMAGE,

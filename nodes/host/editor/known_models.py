@@ -1,0 +1,105 @@
+"""Models as the editor's layer picker knows them: by the file that a loader names, or by a published family."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.samplers
+
+from ....pag_core.adm import ADMConfig
+from ....pag_core.schedule import PercentToSigma
+from ..models.adm_model import FOLDER, HostConfig
+from ..models.layers import ModelLayers, UnsupportedModelError, network_layers
+from .meta_models import UnknownModelError, build, from_adm_header, from_header
+from .model_files import ModelFileError, find_file, header_of
+from .published import PUBLISHED
+
+_NAMES = {"SD15": "SD 1.5", "SD20": "SD 2.x", "SD3": "SD3 / SD3.5"}  # those of the host that read badly
+
+
+class UnknownFamilyError(ValueError):
+    """A family that the chooser does not offer."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """What is known of a model without its weights.
+
+    Attributes:
+        name: for people.
+        layers: its self-attention layers and what they cost.
+        model_sampling: the host's object of this name: its noise levels.
+    """
+
+    name: str
+    layers: ModelLayers
+    model_sampling: object
+
+    @functools.cached_property
+    def percent_to_sigma(self) -> PercentToSigma:
+        """Its map from the progress of a run to noise levels; one plot after another asks for the same points."""
+        return functools.lru_cache(maxsize=1 << 12)(
+            lambda percent: float(self.model_sampling.percent_to_sigma(percent)))
+
+    def sigmas(self, steps: int, scheduler: str, denoise: float = 1.0) -> list[float]:
+        """The noise levels of a run's steps, as the host's KSampler spaces them."""
+        sampler = comfy.samplers.KSampler(self, steps, "cpu", "euler", scheduler, denoise)
+        return sampler.sigmas[:-1].tolist()
+
+    def get_model_object(self, name: str) -> object:
+        """What the host's KSampler asks a ModelPatcher for."""
+        return getattr(self, name)
+
+
+def of_loader(loader: dict) -> KnownModel:
+    """The model that a loader node would load; see `model_files.find_file`.
+
+    Raises:
+        ModelFileError: naming the value and the remedy.
+    """
+    path, status, kind = find_file(loader)
+    return _of_file(path, status.st_mtime_ns, status.st_size, kind)
+
+
+@functools.lru_cache(maxsize=32)
+def _of_file(path: Path, mtime_ns: int, size: int, kind: str) -> KnownModel:
+    header = header_of(path)
+    try:
+        return _known(from_adm_header(header) if kind == FOLDER else from_header(header))
+    except UnsupportedModelError as error:
+        raise ModelFileError(f"{path.name}: {error}") from None
+    except UnknownModelError as error:
+        raise ModelFileError(f"{path.name}: {error}. Choose the model's family by hand.") from None
+    except Exception as error:  # the host's detection counts on whole files: a missing tensor is a KeyError, and so on
+        raise ModelFileError(f"{path.name} has the tensors of no whole model that ComfyUI knows "
+                             f"({type(error).__name__}: {error}). Choose the model's family by hand.") from error
+
+
+@functools.cache
+def of_family(name: str) -> KnownModel:
+    """A family that the chooser offers, at its published size."""
+    if name not in PUBLISHED:
+        raise UnknownFamilyError(f"There is no family {name!r}. The families are {', '.join(PUBLISHED)}.")
+    shape = PUBLISHED[name]
+    config = HostConfig(shape, {}) if isinstance(shape, ADMConfig) else \
+        comfy.model_detection.model_config_from_unet_config(dict(shape))
+    return _known(build(config, {}), name)
+
+
+def _known(model: comfy.model_base.BaseModel, name: str | None = None) -> KnownModel:
+    layers = network_layers(model.diffusion_model)
+    # Its own may be on the meta device.
+    sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
+    return KnownModel(name or _name(model, layers), layers, sampling)
+
+
+def _name(model: comfy.model_base.BaseModel, layers: ModelLayers) -> str:
+    """The host's name of the configuration, which says more than the name of the family."""
+    if layers.name == "ADM":
+        return layers.name
+    host_name = type(model.model_config).__name__
+    return _NAMES.get(host_name, host_name.replace("_", " "))

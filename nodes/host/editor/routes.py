@@ -1,0 +1,216 @@
+"""What the editor asks the server: a model's layers, what a selection means, and what a run will do and cost.
+
+Every answer is JSON. Looking into a file and building a network take a moment, so they run in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+
+from aiohttp import web
+
+from ....pag_core.checks import SettingError, check_choice, check_range, check_whole
+from ....pag_core.cost import plan_run, run_cost
+from ....pag_core.schedule import PercentToSigma
+from ....pag_core.selection import Layer, SelectionError, select, text_of
+from ....pag_core.settings import PAGOptions, PAGSettings
+from ..sampling.sampling import SCHEDULERS
+from .known_models import KnownModel, UnknownFamilyError, of_family, of_loader
+from .model_files import ModelFileError
+from .published import PUBLISHED
+
+# One question after another: the second about a file then finds the first one's answer.
+_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pag")
+MAX_BODY = 64 * 1024  # bytes
+_FAMILIES = "/pag/families"
+_MAX_POINTS = 1000  # of a plot; of more steps as many are drawn, and the shares are the same
+_COLUMNS = {"input": "encoder", "middle": "middle", "output": "decoder"}
+_NOTE = "The run's FLOPs as a multiple of a plain CFG run with as many steps."
+_NOTE_WITHOUT_CFG = "FLOPs with PAG as a multiple of those without, where the sampler uses CFG in every step."
+
+
+def _straight(percent: float) -> float:
+    """Stands for the noise levels of a model that is not known."""
+    return 1.0 - percent
+
+
+class BadRequestError(ValueError):
+    """A body that is not what the route takes."""
+
+
+def register() -> None:
+    """Add the routes to the host's server, which may not be there: some programs use the host's nodes alone.
+
+    Where the pack is installed twice, the first keeps them; the host would not start with both.
+    """
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    if getattr(server, "instance", None) is None:
+        return
+    routes = server.instance.routes
+    if any(getattr(route, "path", None) == _FAMILIES for route in routes):
+        return
+    routes.get(_FAMILIES)(_families)
+    for path, answer in (("/pag/model", model_answer), ("/pag/select", select_answer), ("/pag/plot", plot_answer)):
+        routes.post(path)(_handler(answer))
+
+
+async def _families(request: web.Request) -> web.Response:
+    return web.json_response({"families": list(PUBLISHED)})
+
+
+def _handler(answer: Callable[[dict], dict]):
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            body = await _body(request)
+            return web.json_response(await asyncio.get_running_loop().run_in_executor(_worker, answer, body))
+        except (SelectionError, SettingError) as error:
+            return web.json_response({"error": str(error)})  # what someone is typing may be wrong; that is an answer
+        except (BadRequestError, UnknownFamilyError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except ModelFileError as error:
+            return web.json_response({"error": str(error)}, status=422)
+
+    return handle
+
+
+async def _body(request: web.Request) -> dict:
+    text = b""
+    async for chunk in request.content.iter_chunked(MAX_BODY):
+        text += chunk
+        if len(text) > MAX_BODY:
+            raise BadRequestError(f"The body is larger than {MAX_BODY} bytes.")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequestError("The body is not JSON.") from None
+    return _typed("the body", body, dict)
+
+
+def _typed(name: str, value: object, kind: type):
+    if not isinstance(value, kind):
+        raise BadRequestError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}.")
+    return value
+
+
+def _known(identity: object) -> KnownModel:
+    """The model that {"loader": {...}} or {"family": name} names."""
+    identity = _typed("the model", identity, dict)
+    if "family" in identity:
+        return of_family(_typed("family", identity["family"], str))
+    loader = _typed("loader", identity.get("loader"), dict)
+    return of_loader({key: _typed(f"loader.{key}", loader.get(key), str) for key in ("node", "input", "file")})
+
+
+def model_answer(body: dict) -> dict:
+    """The layers of a model, drawn in columns."""
+    known = _known(body)
+    found = known.layers
+    columns: dict[str, list[dict]] = {
+        kind: [] for kind in (_COLUMNS if found.family is None else [group.name for group in found.family.groups])}
+    for layer, key in found.layers.items():
+        columns[key[0]].append({"name": layer.name, "heads": layer.heads, "share": found.share({layer: None}),
+                                "aliases": layer.aliases})
+    return {
+        "id": {key: body[key] for key in ("family" if "family" in body else "loader",)},
+        "name": known.name, "kind": "transformer" if found.family else "u-net", "auto": found.auto,
+        "source": found.source,
+        "columns": [{"title": _COLUMNS.get(kind, kind) or "blocks", "layers": cells}
+                    for kind, cells in columns.items()],
+        "presets": _presets(known)}
+
+
+def _presets(known: KnownModel) -> list[dict]:
+    """Selections worth a click, of those that this model has."""
+    found = known.layers
+    layers = tuple(found.layers)
+    third = len(layers) // 3
+    offered = {"auto": "auto"}
+    if found.family is not None:
+        offered |= {"the middle third": f"{third}-{2 * third}"} if third else {}
+    elif found.name == "ADM":
+        offered |= {"the paper's, with labels (Table 1)": "input.14",
+                    "the paper's, without labels (Table 1)": "input.14,input.16-17,m0"}
+    else:
+        offered |= {"the paper's (Table 2)": "m0"}
+    offered["all"] = "all"
+    presets = []
+    for title, text in offered.items():
+        with contextlib.suppress(SelectionError):
+            select(text, layers, found.auto)
+            presets.append({"title": title, "layers": text})
+    return presets
+
+
+def select_answer(body: dict) -> dict:
+    """What a selection takes, whether it comes as text or as layers."""
+    found = _known(body.get("model")).layers
+    layers = tuple(found.layers)
+    if "selected" in body:
+        chosen = _selection(_typed("selected", body["selected"], dict), layers)
+        text = text_of(chosen, layers)
+        chosen = select(text, layers, found.auto)
+    else:
+        text = _typed("layers", body.get("layers"), str)
+        chosen = select(text, layers, found.auto)
+        text = text_of(chosen, layers)
+    return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
+            "share": found.share(chosen), "text": text}
+
+
+def _selection(selected: dict, layers: tuple[Layer, ...]) -> dict[Layer, frozenset[int] | None]:
+    named = {layer.name: layer for layer in layers}
+    chosen = {}
+    for name, heads in selected.items():
+        if name not in named:
+            raise BadRequestError(f"selected: this model has no layer {name!r}.")
+        layer = named[name]
+        if heads is not None:
+            numbers = _typed(f"selected.{name}", heads, list)
+            for head in numbers:
+                check_whole(f"selected.{name}: the head", head, 0, layer.heads - 1)
+            if not numbers:
+                continue
+            heads = frozenset(numbers) if len(set(numbers)) < layer.heads else None
+        chosen[layer] = heads
+    return chosen
+
+
+def plot_answer(body: dict) -> dict:
+    """What CFG and PAG do in each step, and what that costs."""
+    known = None if body.get("model") is None else _known(body["model"])
+    given = _typed("options", body.get("options", {}), dict)
+    if unknown := given.keys() - {field.name for field in fields(PAGOptions)}:
+        raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
+    options = PAGOptions(**given)
+    settings = PAGSettings(body.get("scale", 3.0), _typed("layers", body.get("layers", "auto"), str), options)
+    percent_to_sigma = known.percent_to_sigma if known else _straight
+    plan = plan_run(_sigmas(body, known, percent_to_sigma), settings, percent_to_sigma, body.get("cfg"),
+                    body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
+    share = None
+    if known:
+        chosen = select(settings.layers, tuple(known.layers.layers), known.layers.auto)
+        perturbation = options.attention_perturbation
+        share = known.layers.share(chosen, shares_prefix=options.share_prefix,
+                                   needs_maps=perturbation.kind != "identity" or perturbation.strength < 1.0)
+    return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
+            "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
+
+
+def _sigmas(body: dict, known: KnownModel | None, percent_to_sigma: PercentToSigma) -> list[float]:
+    """The noise levels of the run's steps: the sampler's where model and scheduler are known, else at even distances,
+    as the scheduler "normal" has them."""
+    steps, scheduler, denoise = body.get("steps", 25), body.get("scheduler"), body.get("denoise", 1.0)
+    check_whole("steps", steps, 1, 10000)
+    check_range("denoise", denoise, 0.0, 1.0)
+    steps = min(steps, _MAX_POINTS)
+    if known and scheduler is not None:
+        check_choice("scheduler", scheduler, tuple(SCHEDULERS))
+        return known.sigmas(steps, scheduler, denoise)
+    percents = (1.0 - denoise * (1.0 - step / max(steps - 1, 1)) for step in range(steps))
+    return [float(percent_to_sigma(percent)) for percent in percents]

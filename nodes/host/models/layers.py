@@ -1,0 +1,135 @@
+"""Which self-attention layers a loaded model has, and what they are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from torch.nn import Module
+
+from ....pag_core.selection import Layer
+from ..hooks.transformers import TransformerKey
+from ..hooks.u_nets import UNetKey
+from .adm_model import ADMNetwork
+from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
+from .pass_cost import PassCost, pass_cost, u_net_blocks
+
+_GROUPS = {"input": "d", "middle": "m", "output": "u"}
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose self-attention cannot be perturbed; the message says why and what works."""
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """What PAG can act on in one model.
+
+    Attributes:
+        name: what to call the model's family in messages.
+        layers: every self-attention layer, in the order in which the model runs them, with the host's key.
+        auto: the selection that "auto" stands for.
+        source: where that choice comes from.
+        cost: what perturbing them costs.
+        family: the transformer family; None for U-Nets and ADM.
+    """
+
+    name: str
+    layers: dict[Layer, UNetKey] | dict[Layer, TransformerKey]
+    auto: str
+    source: str
+    cost: PassCost
+    family: Family | None = None
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the perturbed pass of this model can begin at the first perturbed layer."""
+        return any(share < 1 for share in self.cost.from_here.values())
+
+    def share(self, chosen: Mapping[Layer, frozenset[int] | None], **how: bool) -> float:
+        """What the perturbed pass of these layers costs as a share of a whole forward; `how` as in `PassCost.share`."""
+        return self.cost.share({self.layers[layer]: heads for layer, heads in chosen.items()}, **how)
+
+
+def model_layers(model: ModelPatcher) -> ModelLayers:
+    """List the self-attention layers of a model; see `network_layers`."""
+    return network_layers(model.get_model_object("diffusion_model"))
+
+
+def network_layers(network: Module) -> ModelLayers:
+    """List the self-attention layers of a network, whose weights may be on any device, the meta device too.
+
+    Raises:
+        UnsupportedModelError: if the network is of a family that has none we can reach.
+    """
+    family, reason = family_of(network), refusal_of(network)
+    if reason:
+        raise UnsupportedModelError(f"Perturbed-Attention Guidance cannot work on this model: {reason}.")
+    if isinstance(network, UNetModel):
+        name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
+    elif isinstance(network, ADMNetwork):
+        name, layers = "ADM", _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
+    elif family:
+        name, layers = family.name, _transformer_layers(network, family)
+    else:
+        raise UnsupportedModelError(
+            f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
+            f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
+            f"on {', '.join(family.name for family in FAMILIES)}.")
+    if not layers:
+        raise UnsupportedModelError(f"This {name} model has no self-attention layer with a map that PAG could replace.")
+    if isinstance(network, ADMNetwork) and network.pag_layers:
+        auto, source = network.pag_layers, "the file's own recommendation"
+    elif family:
+        auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
+    else:
+        auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
+    return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
+
+
+def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:
+    """Name a transformer's layers: 12 counts through all blocks, double.3 and single.10 within one kind."""
+    layers: dict[Layer, TransformerKey] = {}
+    for group in family.groups:
+        for index, module in enumerate(group_modules(network, group)):
+            addresses = {"": len(layers)} | ({f"{group.name}.": index} if group.name else {})
+            name = f"{group.name}.{index}" if group.name else str(index)
+            layers[Layer(name, addresses, num_heads(module, group))] = (group.name, index)
+    return layers
+
+
+def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]:
+    """(block kind, block number, transformer block, heads) of every self-attention of the host's U-Net."""
+    for block, layers in u_net_blocks(network):
+        for module in layers:
+            for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
+                # With disable_self_attn (the x4 upscaler's outer levels) attn1 looks at the text.
+                if isinstance(transformer, BasicTransformerBlock) and not transformer.disable_self_attn:
+                    yield *block, index, transformer.n_heads
+
+
+def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer, UNetKey]:
+    """Name a U-Net's layers: d0, m0, u3.1 count the blocks with self-attention; input.4 is the host's own count."""
+    attentions = list(attentions)
+    depth = Counter((kind, number) for kind, number, _, _ in attentions)
+    counts: dict[str, dict[int, int]] = {kind: {} for kind in _GROUPS}
+    layers: dict[Layer, UNetKey] = {}
+    for kind, number, index, heads in attentions:
+        group = _GROUPS[kind]
+        counted = counts[kind].setdefault(number, len(counts[kind]))
+        block = f"{group}{counted}"
+        layer = Layer(name=block if depth[kind, number] == 1 else f"{block}.{index}", heads=heads, addresses={
+            group: counted, f"{block}.": index, f"{kind}.": number, f"{kind}.{number}.": index})
+        layers[layer] = (kind, number, index)
+    return layers
+
+
+def _nearest_to_the_bottleneck(layers: dict[Layer, UNetKey]) -> str:
+    """The paper's choice, the middle block (PAG Table 2, 10); where it has no attention, the deepest encoder block."""
+    by_kind = {kind: [layer for layer, key in layers.items() if key[0] == kind] for kind in _GROUPS}
+    nearest = (by_kind["middle"] or by_kind["input"][-1:] or by_kind["output"])[0]
+    return nearest.name.partition(".")[0]

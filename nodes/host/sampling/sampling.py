@@ -1,0 +1,61 @@
+"""The host's KSampler with a guider of our choice in it."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+
+from ..run.preview import Progress
+from ..sockets import check_latent
+from .guider import CFGWindowGuider
+
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+
+
+def check_samples_something(denoise: float) -> None:
+    """Raise ValueError where the host would hand the latent back without a single step."""
+    if denoise <= 0.0:
+        raise ValueError(f"denoise is {denoise:g}: no step is sampled, so there is nothing to show. Raise it.")
+
+
+def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
+                  denoise: float, progress: Progress | None = None) -> dict:
+    """Sample as the host's KSampler node does: same noise, same sigmas, progress bar, previews, inpainting mask.
+
+    Args:
+        latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
+        progress: the bar to go on with, where this is one of several runs.
+    """
+    model = guider.model_patcher
+    schedule = comfy.samplers.KSampler(model, steps=steps, device=model.load_device, sampler=sampler_name,
+                                       scheduler=scheduler, denoise=denoise, model_options=model.model_options)
+    return run_sampler(guider, latent, seed, comfy.samplers.sampler_object(sampler_name), schedule.sigmas, progress)
+
+
+def run_sampler(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, sampler: comfy.samplers.Sampler,
+                sigmas: torch.Tensor, progress: Progress | None = None) -> dict:
+    """The same with a sampler and noise levels [steps + 1] of one's own."""
+    check_latent(latent)
+    model = guider.model_patcher
+    samples = comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    samples = guider.sample(
+        noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=progress or Progress(model),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    return {**{key: value for key, value in latent.items() if key not in _DOWNSCALE}, "samples": intermediate(samples)}
+
+
+def intermediate(samples: torch.Tensor) -> torch.Tensor:
+    """Where and in what precision the host keeps what goes from node to node."""
+    # Older hosts have no intermediate dtype; there, what was sampled stays as it is.
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: samples.dtype)
+    return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype())
+
+
+# What a latent made for another scale factor says of itself; it no longer holds after sampling.
+_DOWNSCALE = ("downscale_ratio_spacial", "downscale_ratio_temporal")

@@ -1,0 +1,1 @@
+"""Nodes for what the paper did beyond guidance: pixel-space ADM models, restoration, score distillation."""

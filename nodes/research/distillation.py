@@ -1,0 +1,149 @@
+"""Score distillation (SDS) with CFG and PAG (PAG App. C.3): for a renderer of another pack, or for a picture alone."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ...pag_core.checks import check_choice, check_range, check_whole
+from ...pag_core.distillation import LEAST, MOST, ORDERS, WEIGHTINGS, noise_levels
+from ...pag_core.perturbation import MAX_SEED
+from .. import inputs
+from ..host.research.distillation import image_gradient, optimized, sds_gradient
+from ..host.sockets import check_latent
+
+MAX_STEPS = 100000
+LEAST_RATE, MOST_RATE = 0.00001, 10.0
+
+
+class PAGSDSGradient(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGSDSGradient",
+            display_name="PAG SDS Gradient",
+            category=inputs.CATEGORY,
+            description="Score distillation (DreamFusion): where should this latent go so that the guided model finds "
+                        "it likely? One call of the model; for a loop that renders and learns, such as text-to-3D.",
+            search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "gradient"],
+            inputs=[
+                guider(),
+                latent_image("What is being optimised, encoded: a rendered view, a picture. It is left alone. With a "
+                             "noise mask, the gradient is 0 where the mask is black."),
+                seed("The random seed of the noise and its level. Take another at every step of your loop."),
+                *levels(),
+                weighting(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="gradient",
+                                 tooltip="The gradient by the latent, in its own scaling: w(t)·(ε̂ − ε). Subtract it "
+                                         "times a learning rate, or hand it to the renderer's backward pass."),
+                io.Float.Output(display_name="norm",
+                                tooltip="The gradient's length, averaged over the batch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, guider, latent_image, seed: int, min_step_percent: float = 0.02,
+                max_step_percent: float = 0.98, weighting: str = "sigma_squared") -> io.NodeOutput:
+        check_choice("weighting", weighting, tuple(WEIGHTINGS))
+        (level,) = noise_levels(1, min_step_percent, max_step_percent, "random", seed)
+        gradient = sds_gradient(guider, latent_image, seed, level, weighting)
+        return io.NodeOutput({"samples": gradient}, float(gradient.flatten(1).norm(dim=1).mean()))
+
+
+class PAGSDSImageGradient(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGSDSImageGradient",
+            display_name="PAG SDS Image Gradient",
+            category=inputs.CATEGORY,
+            description="Carries the gradient of PAG SDS Gradient back through the VAE, to the picture that was "
+                        "encoded: what a renderer needs.",
+            search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "vae gradient"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture, as it went into VAE Encode."),
+                inputs.vae(False, "The VAE that encoded it."),
+                io.Latent.Input("gradient", tooltip="From PAG SDS Gradient, of the encoded picture."),
+            ],
+            outputs=[io.Image.Output(display_name="image_gradient",
+                                     tooltip="The gradient by the picture's values. Not a picture to look at: its "
+                                             "values lie around 0.")],
+        )
+
+    @classmethod
+    def execute(cls, image, vae, gradient: dict) -> io.NodeOutput:
+        check_latent(gradient, "gradient")
+        return io.NodeOutput(image_gradient(vae, image, gradient["samples"]))
+
+
+class PAGSDSOptimizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGSDSOptimizer",
+            display_name="PAG SDS Optimizer",
+            category=inputs.CATEGORY,
+            description="Score distillation in 2-D: optimises a latent by Adam until the guided model finds it likely. "
+                        "Not a sampler: it shows what the gradient of PAG SDS Gradient leads to.",
+            search_aliases=["score distillation sampling", "sds", "dreamfusion", "optimize image"],
+            inputs=[
+                guider(),
+                latent_image("What the optimisation starts from: an empty latent, which is grey, or an encoded "
+                             "picture. With a noise mask, only what it marks is changed."),
+                seed("The random seed of the noise. The same seed gives the same result."),
+                io.Int.Input("steps", default=200, min=1, max=MAX_STEPS,
+                             tooltip="Number of steps, each of which calls the model once. 100 to 200 suit "
+                                     "annealed; random takes more."),
+                io.Float.Input("learning_rate", default=0.05, min=LEAST_RATE, max=MOST_RATE, step=0.005, round=0.00001,
+                               tooltip="About how far a step of Adam moves each value of the latent (standard "
+                                       "deviations, which are near 1). Higher: coarser and noisier. Lower: it may not "
+                                       "get there in these steps."),
+                io.Combo.Input("order", options=list(ORDERS), default=ORDERS[0],
+                               tooltip="annealed: from the most noise to the least, so that the composition comes "
+                                       "first and details come last. random: any level at any step, as in DreamFusion; "
+                                       "needs more steps."),
+                *levels(),
+                weighting(),
+            ],
+            outputs=[io.Latent.Output(tooltip="The optimised latent.")],
+        )
+
+    @classmethod
+    def execute(cls, guider, latent_image, seed: int, steps: int, learning_rate: float, order: str,
+                min_step_percent: float = 0.02, max_step_percent: float = 0.98,
+                weighting: str = "sigma_squared") -> io.NodeOutput:
+        check_whole("steps", steps, 1, MAX_STEPS)
+        check_range("learning_rate", learning_rate, LEAST_RATE, MOST_RATE)
+        check_choice("weighting", weighting, tuple(WEIGHTINGS))
+        chosen = noise_levels(steps, min_step_percent, max_step_percent, order, seed)
+        return io.NodeOutput(optimized(guider, latent_image, seed, chosen, weighting, learning_rate))
+
+
+def guider() -> io.Guider.Input:
+    return io.Guider.Input("guider", tooltip="The model, its prompts and scales: PAG Guider, for CFG and PAG in one "
+                                             "call. The paper uses 100 for both; start lower. Any other guider works.")
+
+
+def latent_image(meaning: str) -> io.Latent.Input:
+    return io.Latent.Input("latent_image", tooltip=meaning)
+
+
+def seed(meaning: str) -> io.Int.Input:
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=meaning)
+
+
+def levels() -> list[io.Float.Input]:
+    def level(name: str, default: float, meaning: str) -> io.Float.Input:
+        return io.Float.Input(name, default=default, min=LEAST, max=MOST, step=0.01, round=0.001, optional=True,
+                              tooltip=f"{meaning} Share of the model's timesteps: near 0 is the clean picture, near 1 "
+                                      f"pure noise. DreamFusion uses {default:g}.")
+
+    return [level("min_step_percent", 0.02, "The least noise that is added."),
+            level("max_step_percent", 0.98, "The most noise that is added.")]
+
+
+def weighting() -> io.Combo.Input:
+    return io.Combo.Input("weighting", options=list(WEIGHTINGS), default="sigma_squared", optional=True, advanced=True,
+                          tooltip="What each noise level counts, w(t). sigma_squared: DreamFusion's, less where there "
+                                  "is little noise. uniform: 1.")

@@ -1,0 +1,1 @@
+"""What tests share and no tool needs: stand-ins, and answers written out to compare with."""

@@ -1,0 +1,242 @@
+"""What PAG costs: FLOPs, wall time and peak memory of a sampling step, as ratios to a CFG step; and what the gradient
+for restoration costs.
+
+Everything goes through the host's own sampling and this pack's nodes. FLOPs at full size are counted on the meta
+device, without weights, with torch's FlopCounterMode. Times are taken in turn in one process, run after run, and the
+medians are compared, so that a machine whose speed drifts slows all rows alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from harness.in_process import ROOT, import_pack, start_host
+from tqdm import tqdm
+
+STEPS = 5
+CFG, SCALE = 7.0, 3.0
+CFG_END, PAG_START = 0.6, 0.4  # the scheduled row: CFG early, PAG late (PAG Fig. 44, App. E.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: full-size models in bf16")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each row")
+    parser.add_argument("--only", default="", help="models whose name holds this text")
+    parser.add_argument("--flops-only", action="store_true", help="count, do not time")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON; must not exist yet")
+    arguments = parser.parse_args()
+    if arguments.json and arguments.json.exists():
+        parser.error(f"{arguments.json} exists; name a new file")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
+    on_cpu = arguments.device == "cpu"
+    start_host(os.environ["COMFYUI_PATH"], *(["--cpu"] if on_cpu else []), "--use-pytorch-cross-attention")
+    import torch
+
+    if not on_cpu and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: this machine has no CUDA device")
+    import_pack()
+    report = {"device": "CPU" if on_cpu else torch.cuda.get_device_name(), "threads": torch.get_num_threads(),
+              "torch": torch.__version__, "flops": [], "times": []}
+    from benchmark import gradient, networks
+
+    for shape in networks.FULL:
+        if arguments.only.lower() in shape.name.lower():
+            report["flops"].append(count(shape))
+    if not arguments.flops_only:
+        for shape in networks.SCALED if on_cpu else networks.FULL:
+            if arguments.only.lower() in shape.name.lower():
+                with torch.inference_mode():
+                    report["times"].append(measure(shape, arguments.device, arguments.repeats))
+        torch.set_num_threads(1)  # operations this small only lose by a second one
+        with torch.inference_mode():
+            seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
+        report["overhead"] = seconds["CFG + PAG, shared prefix"] - seconds["CFG"]
+    report["gradients"] = gradient.report(arguments.only, 0 if arguments.flops_only else arguments.repeats,
+                                          arguments.device)
+    print_tables(report)
+    print(gradient.table(report["gradients"]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def count(shape) -> dict:
+    """A step at full size in half precision: {"model", "layers", "flops", "bytes" and "operations": {row: number}},
+    where bytes are the most that tensors hold at once, weights aside, with fused attention."""
+    import torch
+    from pag_pack.nodes.host.hooks.attention import LayerPerturbation
+    from pag_pack.nodes.host.hooks.transformers import TransformerWatch
+    from pag_pack.nodes.host.hooks.u_nets import UNetWatch
+    from pag_pack.nodes.host.models.layers import model_layers
+    from pag_pack.pag_core.cost import relative_cost
+    from pag_pack.pag_core.perturbation import Perturbation
+    from pag_pack.pag_core.selection import select
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmark.counting import FusedAttention, LiveBytes, Operations
+
+    network = shape.build("meta", torch.bfloat16)
+    found = model_layers(_Holder(network))
+    layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(), heads)
+              for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
+    watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
+
+    def run(rows: list[str], share: bool, *modes: AbstractContextManager) -> None:
+        options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
+        inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
+        with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print), ExitStack() as stack:
+            watch.install(options, "p".__eq__, print, ())
+            for mode in (watch.watching([network], "p".__eq__), *modes):
+                stack.enter_context(mode)
+            network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
+
+    def forward(rows: list[str], share: bool = True) -> dict[str, int]:
+        """Of one with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
+        flops, memory, operations = FlopCounterMode(display=False), LiveBytes(), Operations()
+        run(rows, share, torch.no_grad(), flops)  # which knows attention by its matrix products
+        run(rows, share, torch.inference_mode(), FusedAttention(), memory, operations)
+        return {"flops": flops.get_total_flops(), "bytes": memory.peak, "operations": operations.number}
+
+    rows = {"no guidance": forward(["c"]), "CFG": forward(["u", "c"]),
+            "CFG + PAG, full batch": forward(["p", "u", "c"], False),
+            "CFG + PAG, shared prefix": forward(["p", "u", "c"]), "PAG without CFG": forward(["p", "c"])}
+    counts = {key: {name: row[key] for name, row in rows.items()} for key in ("flops", "bytes", "operations")}
+    flops = counts["flops"]
+    extra = (flops["CFG + PAG, shared prefix"] - flops["CFG"]) / flops["no guidance"]
+    flops["CFG + PAG, scheduled"] = flops["CFG"] * relative_cost(extra, CFG_END, 1 - PAG_START)
+    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, **counts}
+
+
+class _Holder:
+    """Stands for a ModelPatcher where only its network is asked for."""
+
+    def __init__(self, network) -> None:
+        self.network = network
+
+    def get_model_object(self, name: str):
+        return self.network
+
+
+def measure(shape, device: str, repeats: int) -> dict:
+    """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes": {row: number}}."""
+    rows = build_rows(shape, device)
+    for run in rows.values():
+        run()  # lazy initialisation is not what is measured
+    peaks = {name: peak(run, device) for name, run in rows.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
+        for name, run in rows.items():
+            seconds[name].append(duration(run, device) / STEPS)
+    return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            "spread": {name: [min(values), max(values)] for name, values in seconds.items()}, "bytes": peaks}
+
+
+def duration(run: Callable[[], object], device: str) -> float:
+    """Seconds that a run takes; on a GPU by its own clock."""
+    import torch
+
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    gpu = torch.get_device_module(device)
+    gpu.synchronize()
+    start, end = (gpu.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    gpu.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
+    """{row: a run of STEPS steps}."""
+    import comfy.samplers
+    import torch
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+    from pag_pack.nodes.sampling import PAGKSampler
+    from pag_pack.pag_core.settings import PAGOptions
+
+    import nodes
+    from benchmark.model import as_model, conditioning
+
+    model = as_model(shape, device)
+    host_pag = PerturbedAttentionGuidance.execute(model, SCALE).result[0]
+    latent = {"samples": torch.zeros(shape.batch, *shape.latent)}
+    positive, negative = conditioning(shape, 1), conditioning(shape, 2)
+
+    def stock(model, cfg: float):
+        return lambda: nodes.common_ksampler(model, 0, STEPS, cfg, "euler", "normal", positive, negative, latent)
+
+    def ours(cfg: float, cfg_end: float = 1.0, model=model, **options):
+        return lambda: PAGKSampler.execute(model, 0, STEPS, cfg, SCALE, shape.layers, "euler", "normal", positive,
+                                           negative, latent, cfg_end_percent=cfg_end, options=PAGOptions(**options))
+
+    rows = {"no guidance": stock(model, 1.0), "CFG": stock(model, CFG)}
+    if shape.has_host_pag:
+        rows["CFG + PAG, the host's node"] = stock(host_pag, CFG)
+    # Another node holds the slot of the joint call, as SLG does; then the perturbed pass is a call of its own.
+    apart = model.clone()
+    apart.set_model_sampler_calc_cond_batch_function(lambda args: comfy.samplers.calc_cond_batch(
+        args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]))
+    return rows | {
+        "CFG + PAG, two calls": ours(CFG, model=apart),
+        "CFG + PAG, full batch": ours(CFG, share_prefix=False), "CFG + PAG, shared prefix": ours(CFG),
+        "CFG + PAG, scheduled": ours(CFG, CFG_END, start_percent=PAG_START), "PAG without CFG": ours(1.0)}
+
+
+def peak(run: Callable[[], object], device: str) -> int | None:
+    """Bytes that a run holds at most, in all of the process; None where the system does not tell."""
+    import torch
+
+    if device != "cpu":
+        gpu = torch.get_device_module(device)
+        gpu.synchronize()
+        gpu.reset_peak_memory_stats()
+        run()
+        return gpu.max_memory_allocated()
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)  # else what glibc keeps of earlier runs would count
+    clear.write_text("5")  # the peak of the resident memory starts anew
+    run()
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def print_tables(report: dict) -> None:
+    """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic.
+    Activations are counted, in half precision and with fused attention; peaks are measured, weights and all."""
+    print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
+    for table in report["flops"]:
+        print(f"\nA step at full size: {table['model']}, layers {table['layers']}\n\n"
+              f"| row | TFLOP | ratio | activations MiB | operations |\n|---|---:|---:|---:|---:|")
+        for row, value in table["flops"].items():
+            memory, operations = table["bytes"].get(row), table["operations"].get(row, "")
+            shown = "" if memory is None else f"{memory / 2**20:.0f}"
+            print(f"| {row} | {value / 1e12:.3f} | {value / table['flops']['CFG']:.3f} | {shown} | {operations} |")
+    for table in report["times"]:
+        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | peak GiB |\n|---|---:|---:|---:|")
+        for row, value in table["seconds"].items():
+            memory = (table["bytes"][row] or 0) / 2**30
+            print(f"| {row} | {value:.3f} | {value / table['seconds']['CFG']:.3f} | {memory:.2f} |")
+        share = report["overhead"] / table["seconds"]["CFG"]
+        print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))
+    main()

@@ -1,0 +1,1 @@
+"""The commands that are one file each: nox -s demo, serve and internals."""

@@ -1,0 +1,143 @@
+"""nox -s demo: the example workflows on the shipped model, through a real server, in one comparison picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import workflow
+from harness.client import Client
+from harness.errors import HarnessError, command
+from harness.host import CACHE, ROOT, get_comfyui
+from harness.server import Server
+from pictures import comparison as picture
+from PIL import Image
+from tqdm import tqdm
+
+SAMPLER = "PAGKSampler"
+MODEL = ROOT / "models" / "adm-fashion-32.safetensors"
+CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+UNCONDITIONAL, CONDITIONAL = "unconditional", "class-conditional"
+EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class_conditional_cfg_pag.json"}
+NO_CFG, NO_PAG = {"cfg": 1.0}, {"pag_scale": 0.0}
+ROUNDS = 2  # every row is timed this often, in turn, and the quickest counts: other work only ever adds time
+WARM_UP_STEPS = 2
+
+
+@dataclass
+class Row:
+    """One row of the picture: an example workflow with a part of its guidance turned off."""
+
+    block: str
+    name: str
+    off: dict[str, float]
+    guidance: dict[str, float] = field(default_factory=dict)  # what is left: {"cfg": ..., "pag_scale": ...}
+    images: list[Image.Image] = field(default_factory=list)
+    seconds: float = math.inf
+
+    @property
+    def detail(self) -> str:
+        parts = [f"{name} {self.guidance[key]:g}" for name, key, off in (("cfg", "cfg", 1), ("scale", "pag_scale", 0))
+                 if self.guidance[key] != off]
+        return ", ".join(parts) or "no guidance"
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="nox -s demo --", description=__doc__)
+    parser.add_argument("--port", type=int, help="default: a free one")
+    parser.add_argument("--columns", type=int, default=8, help="pictures in a row, default: 8")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    options = parser.parse_args(arguments)
+    if options.columns < 1:
+        raise HarnessError(f"--columns is {options.columns}; it must be at least 1.")
+    if not MODEL.is_file():
+        raise HarnessError(f"The model {MODEL.relative_to(ROOT)} is missing. Restore it with git, or train it with: "
+                           "nox -s train")
+
+    rows = [Row(UNCONDITIONAL, "none", NO_CFG | NO_PAG), Row(UNCONDITIONAL, "PAG", NO_CFG),
+            Row(CONDITIONAL, "none", NO_CFG | NO_PAG), Row(CONDITIONAL, "PAG", NO_CFG),
+            Row(CONDITIONAL, "CFG", NO_PAG), Row(CONDITIONAL, "CFG + PAG", {})]
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="demo-", dir=CACHE) as base:
+        print("Starting ComfyUI ...", flush=True)
+        with Server(get_comfyui(), Path(base), options.port, Path(base, "server.log")) as server:
+            example = make_rows(server.client, rows, options.columns, options.seed)
+
+    path = picture.save_new(draw(rows, example, options.seed), ROOT / "demo", "comparison")
+    print(report(rows, options.columns))
+    print(f"\nThe picture: {path}")
+
+
+def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> workflow.Prompt:
+    """Fills in every row's images and seconds; the class-conditional example that it ran."""
+    info = client.object_info()
+    prompts = {block: load_example(name, info, columns) for block, name in EXAMPLES.items()}
+    steps = settings(prompts[CONDITIONAL])["steps"]
+    with tqdm(total=WARM_UP_STEPS + ROUNDS * len(rows) * steps, unit="step", smoothing=0) as bar:
+        warm_up = workflow.set_inputs(prompts[CONDITIONAL], SAMPLER, steps=WARM_UP_STEPS)
+        run(client, warm_up, rows[-1], seed, bar)  # loads the model
+        for turn in range(ROUNDS):
+            for row in rows:
+                images, seconds = run(client, prompts[row.block], row, seed + turn, bar)
+                row.seconds = min(row.seconds, seconds)
+                row.images = row.images or images
+    return prompts[CONDITIONAL]
+
+
+def load_example(name: str, info: dict, columns: int) -> workflow.Prompt:
+    """An example workflow, cut down to its PAGKSampler, for a row of pictures."""
+    prompt = workflow.only_branch_of(workflow.load(ROOT / "workflows" / name, info), SAMPLER)
+    return workflow.set_inputs(prompt, "EmptyLatentImage", batch_size=columns)
+
+
+def sampler_of(prompt: workflow.Prompt) -> str:
+    (node_id,) = [node_id for node_id, node in prompt.items() if node["class_type"] == SAMPLER]
+    return node_id
+
+
+def settings(prompt: workflow.Prompt) -> dict:
+    return prompt[sampler_of(prompt)]["inputs"]
+
+
+def run(client: Client, prompt: workflow.Prompt, row: Row, seed: int, bar: tqdm) -> tuple[list[Image.Image], float]:
+    """The row's pictures and the seconds its sampler took."""
+    bar.set_description(f"{row.block}: {row.name}")
+    prompt = workflow.set_inputs(prompt, SAMPLER, seed=seed, **row.off)
+    row.guidance = settings(prompt)
+    start, sampler = bar.n, sampler_of(prompt)
+
+    def advance(node_id: str, done: int, _: int) -> None:
+        if node_id == sampler:
+            bar.update(start + done - bar.n)
+
+    result = client.run(prompt, advance)
+    return [Image.open(io.BytesIO(client.image(entry))) for entry in result.images], result.seconds[sampler]
+
+
+def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
+    steps = settings(example)["steps"]
+    label = example[settings(example)["positive"][0]]["inputs"]["label"]
+    titles = {UNCONDITIONAL: "Unconditional", CONDITIONAL: f"Class-conditional: {CLASSES[label]}"}
+    blocks = [picture.Block(title, [picture.Row(row.name, row.detail, row.images) for row in rows
+                                    if row.block == block])
+              for block, title in titles.items()]
+    return picture.comparison(
+        "Perturbed-Attention Guidance",
+        f"ADM trained on Fashion-MNIST, 32 by 32 pixels, {steps} steps; each column starts from the same noise "
+        f"(seed {seed}).", blocks)
+
+
+def report(rows: list[Row], columns: int) -> str:
+    """The time of each row, and how it compares with CFG's."""
+    cfg = next(row for row in rows if row.name == "CFG").seconds
+    lines = [f"\n{f'row of {columns}':<34}{'seconds':>9}{'to CFG':>9}"]
+    lines += [f"{row.block + ': ' + row.name:<34}{row.seconds:>9.2f}{row.seconds / cfg:>8.2f}x" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command(main)

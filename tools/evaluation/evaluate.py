@@ -1,0 +1,229 @@
+"""The paper's tables and figures in miniature, on the shipped model, through this pack's nodes.
+
+Samples are kept in the --out folder, keyed by model file and settings: an interrupted run goes on, and a larger one
+uses what a smaller one made. Every sample has a seed of its own, so that neither batches nor ranks change it. Large
+runs: --ranks N on one machine, or torchrun -m evaluation.evaluate on several that share the --out folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError, command
+from harness.in_process import import_pack, start_host
+
+from .arguments import LAYERS, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
+from .config import STEPS, Config
+from .plan import Choices, Found, Table, layer_search, other_scale_search, pag_scale_search
+from .report import as_csv, markdown
+from .restoration.plan import EXPERIMENTS, Experiment
+
+if TYPE_CHECKING:  # these need torch or the host, which start later
+    from PIL import Image
+    from torch import Tensor
+
+    from .judge import Judge
+    from .restoration.restorer import Restorer, Truths
+    from .store import Store
+    from .work import Ranks, Worker
+
+FINALISTS = 2  # layer selections that go on to the search for a scale
+FINAL = 4  # times as many samples choose among these: without a label PAG's scales differ least
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv, __doc__.splitlines()[0])
+    if args.ranks > 1 and "RANK" not in os.environ:
+        from torch.distributed.run import main as torchrun
+
+        torchrun(["--standalone", "--nproc-per-node", str(args.ranks), "-m", "evaluation.evaluate", *argv])
+        return
+    if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # before CUDA starts: every rank its own GPU
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        rank = int(os.environ["LOCAL_RANK"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank] if visible else str(rank)
+    # On a GPU the host would take half precision; an error in ε is σ, up to 108, times as large in x̂0.
+    start_host(os.environ["COMFYUI_PATH"], "--cpu" if args.device == "cpu" else "--fp32-unet",
+               "--use-pytorch-cross-attention")
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise HarnessError("--device cuda: this machine has no CUDA device. Leave it out to run on the CPU.")
+    import_pack()
+    try:
+        evaluate(args)
+    except KeyboardInterrupt:
+        print("\nThe samples made so far are kept; the same command goes on from there.", file=sys.stderr)
+        raise
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    import comfy.utils
+    import folder_paths
+    import torch
+    from pag_pack.nodes.host.models.adm_model import FOLDER
+    from pag_pack.nodes.research.adm import SHIPPED
+
+    from .classifier import get_classifier
+    from .judge import Judge
+    from .plots import grid
+    from .restoration.restorer import Truths
+    from .restoration.run import run as restore
+    from .sampling import Sampler
+    from .store import Store, file_key
+    from .work import Ranks, Worker
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    name = args.model or SHIPPED
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise HarnessError(f"--model {name}: PAG ADM Loader knows no such file; it lists "
+                           f"{', '.join(folder_paths.get_filename_list(FOLDER))}.")
+    train, test = read_data(args.data)
+    ranks = Ranks.join()
+    key = file_key(Path(path))
+    store = Store(args.out / "samples" / f"{key}-{args.device}")
+    sampler = Sampler(name)
+    worker = Worker(sampler, store, ranks, args.batch)
+    judge = None
+    if ranks.rank == 0:
+        classifier, accuracy = get_classifier(args.out, train, test)
+        judge = Judge(store, classifier, train, test)
+
+    held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
+    found = Found()
+    searches = args.search and (not args.only or set(args.only) - {LAYERS, *EXPERIMENTS})
+    guess = search_samples(found, held_out) if searches else []
+    plan = chosen_tables(args, found, sampler.share(found.layers))
+    worker.announce(guess + wanted(args, plan))
+    if searches:
+        found = search(worker, judge, held_out)
+        plan = chosen_tables(args, found, sampler.share(found.layers))
+    worker.run(wanted(args, plan))
+    worker.bar.close()
+    truths = Truths(test[0])
+    restored = []
+    for experiment in chosen_restorations(args):
+        restorer, its_store = restoration_of(experiment, args, name, store, train[0], truths, ranks)
+        restored.append(restore(args, restorer, its_store, ranks, judge and judge.classifier))
+    if judge:
+        about = {
+            "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
+            "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
+            "search": f"Layers and scales were chosen on {args.search} other samples a setting, PAG's scale without a "
+                      f"label on {FINAL * args.search}."
+                      if searches else "Layers and scales are those that an earlier search found."}
+        made = [judge.table(table, ids_of(args, table)) for table in plan]
+        pictures = {table["key"]: grid(table, store) for table in made}
+        for table, picture in restored:
+            pictures[table["key"]] = picture
+            made.append(table)
+        write(args, {"about": about, "tables": made}, pictures)
+    ranks.leave()
+
+
+def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, store: Store, images: Tensor,
+                   truths: Truths, ranks: Ranks) -> tuple[Restorer, Store]:
+    """What restores, and where the pictures of its model are kept.
+
+    Args:
+        file, store: the ADM's, for DPS.
+        images: uint8 [N, 32, 32] of the training split, on which PSLD's latent model is trained.
+    """
+    from .restoration.latent import get_latent_model, latent_model_key, nothing
+    from .restoration.restorer import LatentRestorer, PixelRestorer
+    from .store import Store
+
+    if experiment.method == "DPS":
+        return PixelRestorer(experiment, file, truths), store
+    if ranks.rank == 0:
+        get_latent_model(args.out, images)
+    ranks.agree(None)  # that it is there
+    model, vae = get_latent_model(args.out, images)
+    place = args.out / "samples" / f"{latent_model_key(images)}-{args.device}"
+    return LatentRestorer(experiment, model, vae, nothing(), truths), Store(place)
+
+
+def read_data(folder: Path | None):
+    """((images, labels) of the training split, the same of the test split)."""
+    from training.data import DATA, read_data
+
+    return read_data(folder or DATA), read_data(folder or DATA, "t10k")
+
+
+def wanted(args: argparse.Namespace, plan: list[Table]) -> list[tuple[Config, range]]:
+    """What the tables need, the longest range of each configuration."""
+    longest: dict[tuple[Config, int], range] = {}
+    for table in plan:
+        ids = ids_of(args, table)
+        for row in table.rows:
+            place = row.config, ids.start
+            longest[place] = max(longest.get(place, ids), ids, key=len)
+    return [(config, ids) for (config, _), ids in longest.items()]
+
+
+def search(worker: Worker, judge: Judge | None, ids: range) -> Found:
+    """The best layers, then the best scales, by the Fréchet distance of held-out samples; the first rank judges."""
+    from .judge import choose_scales
+
+    def choose(choices: Choices, found: Found, ids: range = ids) -> Found:
+        worker.run([(config, ids) for options in choices.values() for _, config in options])
+        return worker.ranks.agree(judge and choose_scales(judge, choices, found, ids))
+
+    rows = layer_search()
+    worker.run([(row.config, ids) for row in rows])
+    finalists = worker.ranks.agree(judge and judge.best([(row.name, row.config) for row in rows], ids)[:FINALISTS])
+    found = choose(pag_scale_search(finalists), Found(), final(ids))
+    return choose(other_scale_search(found.layers), found)
+
+
+def final(ids: range) -> range:
+    """The held-out samples that choose among the finalists, these among them."""
+    return range(ids.start, ids.start + FINAL * len(ids))
+
+
+def search_samples(found: Found, ids: range) -> list[tuple[Config, range]]:
+    """What the search will sample, as far as one can say beforehand."""
+    return [*((row.config, ids) for row in layer_search()),
+            *((config, final(ids)) for _, config in pag_scale_search([found.layers, "all"])["scale"]),
+            *((config, ids) for options in other_scale_search(found.layers).values() for _, config in options)]
+
+
+def write(args: argparse.Namespace, report: dict, pictures: dict[str, Image.Image]) -> None:
+    """Into a new folder, and to --json. `pictures` are samples, by the table's key."""
+    from .plots import plot
+
+    folder = new_folder(args.out / "results")
+    text = json.dumps(report, indent=1) + "\n"
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    (folder / "evaluation.csv").write_text(as_csv(report), encoding="utf-8")
+    (folder / "evaluation.md").write_text(markdown(report), encoding="utf-8")
+    if args.json:
+        with args.json.open("x", encoding="utf-8") as file:
+            file.write(text)
+    for table in report["tables"]:
+        plot(table, folder / f"{table['key']}.png")
+        pictures[table["key"]].save(folder / f"{table['key']}-samples.jpg", quality=80)
+    print(f"\n{markdown(report)}\nWritten to {folder}")
+
+
+def new_folder(parent: Path) -> Path:
+    """The first free number, so that no earlier result is lost."""
+    number = 1
+    while True:
+        try:
+            (parent / f"{number:03}").mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / f"{number:03}"
+
+
+if __name__ == "__main__":
+    command(main)

