@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from .host.sampling.sampling import SAMPLERS, SCHEDULERS
 
-CATEGORY = "model_patches/pag"
+CATEGORY = "model/patch/pag"  # beside the host's own model patches
+RESEARCH = f"{CATEGORY}/research"
 PAGOptionsSocket = io.Custom("PAG_OPTIONS")
 
 

@@ -23,7 +23,7 @@ class PAGADMLoader(io.ComfyNode):
         return io.Schema(
             node_id="PAGADMLoader",
             display_name="PAG ADM Loader",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Loads an ADM (guided-diffusion) model, the pixel-space kind of the PAG paper, as an ordinary "
                         "MODEL with the VAE that belongs to it.",
             search_aliases=["adm", "guided-diffusion", "ablated diffusion model", "load checkpoint"],
@@ -72,7 +72,7 @@ class PAGADMClassLabel(io.ComfyNode):
         return io.Schema(
             node_id="PAGADMClassLabel",
             display_name="PAG ADM Class Label",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Tells an ADM model which of its classes to make, as a prompt does for other models.",
             search_aliases=["adm class", "class conditioning", "imagenet label"],
             inputs=[

@@ -21,7 +21,7 @@ class PAGSDSGradient(io.ComfyNode):
         return io.Schema(
             node_id="PAGSDSGradient",
             display_name="PAG SDS Gradient",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Score distillation (DreamFusion): where should this latent go so that the guided model finds "
                         "it likely? One call of the model; for a loop that renders and learns, such as text-to-3D.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "gradient"],
@@ -57,7 +57,7 @@ class PAGSDSImageGradient(io.ComfyNode):
         return io.Schema(
             node_id="PAGSDSImageGradient",
             display_name="PAG SDS Image Gradient",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Carries the gradient of PAG SDS Gradient back through the VAE, to the picture that was "
                         "encoded: what a renderer needs.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "vae gradient"],
@@ -83,7 +83,7 @@ class PAGSDSOptimizer(io.ComfyNode):
         return io.Schema(
             node_id="PAGSDSOptimizer",
             display_name="PAG SDS Optimizer",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Score distillation in 2-D: optimises a latent by Adam until the guided model finds it likely. "
                         "Not a sampler: it shows what the gradient of PAG SDS Gradient leads to.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "optimize image"],

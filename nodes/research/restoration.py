@@ -38,7 +38,7 @@ class PAGMeasurement(io.ComfyNode):
         return io.Schema(
             node_id="PAGMeasurement",
             display_name="PAG Measurement",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Says what happened to a picture: a part is missing, it is too small, or it is blurred. The "
                         "samplers PAG DPS and PAG PSLD undo it, without a prompt.",
             search_aliases=["inverse problem", "measurement operator", "inpainting", "super resolution", "deblur"],
@@ -115,7 +115,7 @@ class PAGMeasure(io.ComfyNode):
         return io.Schema(
             node_id="PAGMeasure",
             display_name="PAG Measure",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Spoils a good picture as PAG Measurement says, with noise, to try how well it is restored. "
                         "Pictures that are spoiled already go to the samplers as they are.",
             search_aliases=["degrade", "downscale", "blur", "add noise", "inverse problem"],
@@ -154,7 +154,7 @@ class PAGDPSSampler(io.ComfyNode):
         return io.Schema(
             node_id="PAGDPSSampler",
             display_name="PAG DPS Sampler (restoration)",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Diffusion Posterior Sampling: samples a picture that fits a measurement, with a model of "
                         "pixels such as PAG ADM Loader's. For SamplerCustomAdvanced with any guider; PAG sharpens what "
                         "it makes up, and no prompt is needed.",
@@ -189,7 +189,7 @@ class PAGPSLDSampler(io.ComfyNode):
         return io.Schema(
             node_id="PAGPSLDSampler",
             display_name="PAG PSLD Sampler (restoration)",
-            category=inputs.CATEGORY,
+            category=inputs.RESEARCH,
             description="Posterior Sampling with Latent Diffusion: DPS for models with a VAE, such as SD 1.5. Samples "
                         "a picture that fits a measurement; for SamplerCustomAdvanced with any guider and, if wanted, "
                         "an empty prompt.",
