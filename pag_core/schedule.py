@@ -7,10 +7,9 @@ every model, where timesteps (of which a flow model has none) and noise levels s
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from scipy.optimize import brentq
 
 from .checks import SettingError
 
@@ -66,7 +65,9 @@ def percent_from_sigma(sigma: float, percent_to_sigma: PercentToSigma) -> float:
         return 0.0
     if sigma <= float(percent_to_sigma(high)):
         return 1.0
-    return brentq(lambda percent: float(percent_to_sigma(percent)) - sigma, low, high, xtol=1e-9)
+    parts = 2**30
+    return bisect_left(range(parts), -sigma, int(low * parts), int(high * parts),
+                       key=lambda part: -float(percent_to_sigma(part / parts))) / parts
 
 
 def _timesteps_done(progress: float) -> float:
