@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import torch
-from comfy_execution.utils import get_executing_context
 
+from ..messages import tell
 from .predictions import Pair, Predictions
 
 _log = logging.getLogger(__name__)
@@ -72,9 +71,6 @@ class Run:
 
 
 def _tell(warning: str) -> None:
-    """Warn in the log, and on the node that is running where an editor watches."""
+    """Warn in the log, and on the node where an editor watches."""
     _log.warning("%s", warning)
-    context = get_executing_context()
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # absent where the host runs without a server
-    if context is not None and getattr(server, "instance", None) is not None:
-        server.instance.send_progress_text(warning, context.node_id)
+    tell(warning)

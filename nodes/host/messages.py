@@ -1,0 +1,43 @@
+"""What a running node has to say in the editor. web/ keeps it in the node's panel until the node runs again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+
+MESSAGE = "pag.message"  # {"node": id, "kind": "warning" | "info", "text": a sentence}
+PREVIEW = "pag.preview"  # {"node": id, "image": a data URL}
+KINDS = ("warning", "info")
+
+
+def tell(text: str, kind: str = "warning", node: str | None = None) -> None:
+    """Show a sentence in the panel of a node; of the running one where none is named.
+
+    The panel of a node that is not ours is the nearest PAG node's upstream. Nothing happens where no editor asked for
+    the run, so the log has to have it too.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _send(MESSAGE, node, kind=kind, text=text)
+
+
+def show(image: Image.Image, max_size: int) -> None:
+    """Show a picture on the way to the result, in the place where the result will stand."""
+    small = image.convert("RGB")
+    small.thumbnail((max_size, max_size))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    _send(PREVIEW, None, image=f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+
+
+def _send(event: str, node: str | None, **content: str) -> None:
+    context = get_executing_context()
+    module = sys.modules.get("server")  # absent where the host runs without one
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    if context is None or server is None or server.client_id is None:
+        return
+    server.send_sync(event, {"node": node or context.node_id, **content}, server.client_id)
