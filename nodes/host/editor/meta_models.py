@@ -16,8 +16,8 @@ import torch
 from comfy.model_base import BaseModel, ModelType
 
 from ....pag_core.adm_config import read_config
-from ....pag_core.headers import Header
 from ..models.adm_model import HostConfig
+from .headers import Header
 
 _TYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
           "F8_E8M0": "float8_e8m0fnu", "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
@@ -34,6 +34,9 @@ class UnknownModelError(ValueError):
 
 def from_header(header: Header) -> BaseModel:
     """The model that the host would load from a checkpoint or a diffusion model with this header."""
+    unknown = {tensor.dtype for tensor in header.tensors.values()} - _TYPES.keys()
+    if unknown:
+        raise UnknownModelError(f"it holds tensors of the type {min(unknown)}, which ComfyUI does not load")
     weights = {name: torch.empty(tensor.shape, dtype=getattr(torch, _TYPES[tensor.dtype]), device="meta")
                for name, tensor in header.tensors.items()}
     prefix = comfy.model_detection.unet_prefix_from_state_dict(weights)

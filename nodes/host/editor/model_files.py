@@ -13,8 +13,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ....pag_core.headers import Header, HeaderError, read_header
 from ..models.adm_model import FOLDER
+from .headers import Header, HeaderError, read_header
 
 _CHECKPOINT = "ckpt_name", "checkpoints"
 # {class_type of the loader: (its widget, the host's name for the folders it loads from)}

@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pag_pack.nodes.host.editor.headers import MAX_BYTES, HeaderError, TensorInfo, read_header
 from safetensors.torch import save, save_file
-
-from pag_core import headers
-from pag_core.headers import HeaderError, TensorInfo, read_header
 
 HALF = {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}
 
@@ -43,60 +41,43 @@ def test_no_tensor_is_read(file, monkeypatch):
     assert read_header(path).tensors["a"].shape == (2**40,)
 
 
-@pytest.mark.parametrize(("header", "quoted"), [
-    (b"", "not JSON"),
-    (b"{", "not JSON"),
-    (b"\xff\xfe{}", "not JSON"),
-    (b"[" * 100_000, "not JSON"),
-    (b'{"a": 1e99999, "a": ' + b"9" * 5000 + b"}", "not JSON"),
-    ([], "JSON list"),
-    ("a", "JSON str"),
-    ({"a": 3}, "'a' has no dtype"),
-    ({"a": {**HALF, "dtype": 16}}, "'a' has no dtype"),
-    ({"a": {"dtype": "F16", "shape": [2, 3]}}, "'a' has no dtype"),
-    ({"a": {**HALF, "shape": "23"}}, "'a' has no dtype"),
-    ({"a": {**HALF, "shape": [2, -3]}}, "right types"),
-    ({"a": {**HALF, "shape": [2, 3.0]}}, "right types"),
-    ({"a": {**HALF, "shape": [2, True]}}, "right types"),
-    ({"a": {**HALF, "shape": [0, 2**63]}}, "right types"),
-    ({"a": {**HALF, "shape": [1] * 9}}, "do not fit its shape"),
-    ({"a": {**HALF, "data_offsets": [0, 12, 24]}}, "do not fit its shape"),
-    ({"a": {**HALF, "data_offsets": [12, 0]}}, "do not fit its shape"),
-    ({"a": {**HALF, "shape": [2, 4]}}, "do not fit its shape"),
-    ({"a": {**HALF, "dtype": "F17"}}, "unknown type 'F17'"),
-    ({"a": {**HALF, "data_offsets": [4, 16]}}, "starts at byte 4"),
-    ({"a": HALF, "b": HALF}, "starts at byte 0 of the data, expected 12"),
-    ({"a" * 10_000: 3}, "aaa...'"),
-    ({"a": HALF, "__metadata__": {"x": 1}}, "__metadata__"),
-    ({"a": HALF, "__metadata__": []}, "__metadata__"),
-    ({"a": HALF, "b": {"dtype": "F16", "shape": [4], "data_offsets": [12, 20]}}, "need 20 bytes of data, but it has"),
-    ({}, "need 0 bytes of data, but it has 12"),
+@pytest.mark.parametrize("header", [
+    b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"a": 1e99999, "a": ' + b"9" * 5000 + b"}", [], "a", {},
+    {"a": 3},
+    {"a": {**HALF, "dtype": 16}},
+    {"a": {**HALF, "dtype": "F17"}},
+    {"a": {"dtype": "F16", "shape": [2, 3]}},
+    *({"a": {**HALF, "shape": shape}} for shape in ("23", [2, -3], [2, 3.0], [2, True], [0, 2**63], [2, 4])),
+    *({"a": {**HALF, "data_offsets": offsets}} for offsets in ([0, 12, 24], [12, 0], [4, 16])),
+    {"a": HALF, "b": HALF},
+    {"a": HALF, "b": {"dtype": "F16", "shape": [4], "data_offsets": [12, 20]}},
+    {"a" * 10_000: 3},
+    {"a": HALF, "__metadata__": {"x": 1}},
+    {"a": HALF, "__metadata__": []},
 ])
-def test_a_header_that_is_wrong_is_refused(file, header, quoted):
-    with pytest.raises(HeaderError) as caught:
+def test_a_header_that_is_wrong_is_refused(file, header):
+    with pytest.raises(HeaderError, match="damaged") as caught:
         read_header(file(header))
-    assert quoted in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 320
 
 
-@pytest.mark.parametrize(("length", "quoted"), [
-    (headers.MAX_BYTES + 1, "more than the 100000000"), (2**64 - 1, "more than"), (1000, "it is cut off")])
-def test_a_length_that_is_wrong_is_refused_before_it_is_read(file, length, quoted):
-    with pytest.raises(HeaderError, match=quoted):
+@pytest.mark.parametrize("length", [1000, MAX_BYTES, MAX_BYTES + 1, 2**64 - 1])
+def test_a_length_that_is_wrong_is_refused(file, length):
+    with pytest.raises(HeaderError, match=f"claims {length} bytes" if length > MAX_BYTES else "length"):
         read_header(file({"a": HALF}, length=length))
-
-
-def test_too_many_tensors_are_refused(file):
-    empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
-    with pytest.raises(HeaderError, match="20001 tensors"):
-        read_header(file({f"a{i}": empty for i in range(20_001)}, data=0))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x02", bytes(7)])
 def test_a_file_that_is_too_short_is_refused(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
-    with pytest.raises(HeaderError, match="too few"):
+    with pytest.raises(HeaderError, match="too small"):
         read_header(tmp_path / "f")
+
+
+def test_a_file_that_is_not_there_is_an_error_without_its_place(tmp_path):
+    with pytest.raises(OSError, match="No such file") as caught:
+        read_header(tmp_path / "f")
+    assert str(tmp_path) not in caught.value.strerror
 
 
 WHOLE = save({"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.float16)}, {"k": "v"})
