@@ -68,7 +68,7 @@ class PAGOptionsNode(io.ComfyNode):
                             "smoothed energy guidance", "token perturbation guidance"],
             inputs=[
                 io.Combo.Input(
-                    "perturbation", options=list(KINDS), default="identity", optional=True,
+                    "perturbation", options=list(KINDS)[:10], default="identity", optional=True,
                     tooltip="How the guess that PAG steers away from is spoiled, in the selected layers. identity "
                             "(neutral): PAG itself; no part of the picture sees another. seg, seg_mean: SEG; every "
                             "part looks around as the average of its surroundings, or of the whole picture, would. "

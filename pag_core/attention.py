@@ -103,9 +103,8 @@ class AttentionCall:
         return self.mask[:, :, self.image][:, :, rows]
 
     def generator(self, sample: int, head: int | None = None) -> torch.Generator:
-        """On the CPU, where every machine draws the same; for this call, sample and head whatever else is drawn."""
-        digest = hashlib.sha256(repr((*self.key, sample, head)).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        """For this call, sample and head whatever else is drawn."""
+        return seeded(*self.key, sample, head)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, h, Ni, D'] softmax attention of image queries over all keys, with the call's mask.
@@ -131,6 +130,12 @@ class AttentionCall:
         keys = F.pad(self.k, (0, channels))
         keys[:, :, self.image] = keys[:, :, self.image].roll(channels, dims=-1)
         return self.attention(torch.cat([self.q, queries], dim=-1), keys, self.v)
+
+
+def seeded(*key: Hashable) -> torch.Generator:
+    """A generator for what this key names; on the CPU, where every machine draws the same."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

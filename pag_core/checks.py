@@ -1,6 +1,10 @@
-"""Refusing a bad value by name; needed wherever a setting is declared."""
+"""Settings that say what they accept, and refusing a bad value by name."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 class SettingError(ValueError):
@@ -39,3 +43,43 @@ def check_percent_range(start_name: str, start: float, end_name: str, end: float
     if start >= end:
         raise SettingError(f"{start_name} ({start:g}) must be smaller than {end_name} ({end:g}); "
                            f"set the scale to 0 to turn the guidance off.")
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What a field of a settings class accepts: the metadata "accepts" of the field.
+
+    Attributes:
+        check: (name, value, *arguments) raises SettingError for anything else.
+        arguments: (low, high) of a number, (choices,) of a choice, () of a switch.
+    """
+
+    check: Callable[..., None]
+    arguments: tuple
+
+
+def number(default: float, low: float = 0.0, high: float = 1.0) -> Any:
+    """A dataclass field for a number in [low, high]."""
+    return field(default=default, metadata={"accepts": Accepts(check_range, (low, high))})
+
+
+def whole(default: int, low: int, high: int) -> Any:
+    """A dataclass field for a whole number in [low, high]."""
+    return field(default=default, metadata={"accepts": Accepts(check_whole, (low, high))})
+
+
+def choice(default: str, choices: tuple[str, ...]) -> Any:
+    """A dataclass field for one of `choices`."""
+    return field(default=default, metadata={"accepts": Accepts(check_choice, (choices,))})
+
+
+def switch(default: bool) -> Any:
+    """A dataclass field for True or False."""
+    return field(default=default, metadata={"accepts": Accepts(check_switch, ())})
+
+
+def check_fields(settings: Any) -> None:
+    """Raise SettingError for the first field of a dataclass that does not hold what it accepts."""
+    for one in fields(settings):
+        if accepts := one.metadata.get("accepts"):
+            accepts.check(one.name, getattr(settings, one.name), *accepts.arguments)

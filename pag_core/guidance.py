@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .blur import blur, gaussian
+from .delta import along
 
 
 def perturbed_attention_delta(cond: Tensor, perturbed: Tensor, scale: float) -> Tensor:
@@ -90,11 +91,7 @@ def _snf(step: _Step, rescale: float) -> Tensor:
 def _apg(step: _Step, rescale: float) -> Tensor:
     """Take out the part of PAG's delta that is parallel to the conditional x̂0: it saturates more than it improves
     (Adaptive Projected Guidance, Sadat et al. 2024, arXiv 2410.02416, with η = 1 − rescale)."""
-    axes = tuple(range(1, step.cond.ndim))
-    length = torch.linalg.vector_norm(step.cond.float(), dim=axes, keepdim=True)
-    direction = step.cond.float() / length.clamp_min(torch.finfo(torch.float32).tiny)
-    parallel = (step.delta.float() * direction).sum(axes, keepdim=True) * direction
-    return step.guided + (step.delta - (rescale * parallel).to(step.delta.dtype))
+    return step.guided + (step.delta - rescale * along(step.delta, step.cond))
 
 
 RESCALE_MODES: dict[str, Callable[[_Step, float], Tensor]] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pag_core.perturbation import Perturbation, perturb_attention
+from pag_core.perturbation import KINDS, Perturbation, perturb_attention
 
 BATCH, HEADS, CHANNELS, TEXT = 2, 4, 6, 5
 GRID = (6, 6)
@@ -15,7 +15,8 @@ IMAGE = math.prod(GRID)
 SCALE = 0.5
 LAYOUTS = {"self": None, "text first": slice(TEXT, TEXT + IMAGE), "text last": slice(0, IMAGE),
            "text around": slice(2, 2 + IMAGE)}
-RANDOM = ["random_mask", "random_off_diagonal_mask", "noise", "tpg"]
+ATTENTION = [name for name, kind in KINDS.items() if not kind.acts_on_block]
+RANDOM = [name for name in ATTENTION if KINDS[name].is_random]
 layouts = pytest.mark.parametrize("image", LAYOUTS.values(), ids=LAYOUTS)
 two_layouts = pytest.mark.parametrize("image", [None, LAYOUTS["text around"]], ids=["self", "joint"])
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.attention_maps import (
+    ATTENTION,
     GRID,
     HEADS,
     IMAGE,
@@ -24,7 +25,7 @@ from pag_core.perturbation import KINDS, Perturbation, PerturbationError, pertur
 
 
 @two_layouts
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in RANDOM])
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTION if kind not in RANDOM])
 def test_piece_by_piece_is_the_same(kind, image, monkeypatch):
     q, k, v = tensors(image)
     whole = perturb(q, k, v, Perturbation(kind), image=image)
@@ -44,13 +45,13 @@ def test_identity_with_grouped_heads_repeats_v():
     assert torch.equal(perturb_attention(q, k, v, attend_not_expected, Perturbation()), v.repeat_interleave(2, dim=1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_a_wholly_perturbed_self_attention_is_not_computed_plainly_too(kind):
     perturb_attention(*tensors(None), attend_not_expected, Perturbation(kind), grid=GRID)
 
 
 @layouts
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 @pytest.mark.parametrize(("heads", "strength"), [(None, 1.0), (None, 0.5), ({1}, 1.0)], ids=str)
 def test_the_models_attention_runs_once_at_most_and_on_its_own_tensors(kind, image, heads, strength):
     q, k, v = tensors(image)
@@ -69,7 +70,7 @@ def test_the_models_attention_runs_once_at_most_and_on_its_own_tensors(kind, ima
 
 
 @two_layouts
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_text_and_other_heads_stay_bit_for_bit(kind, image):
     q, k, v = tensors(image, dtype=torch.float32)
     plain = model_attention()(q, k, v)
@@ -81,7 +82,7 @@ def test_text_and_other_heads_stay_bit_for_bit(kind, image):
     assert not torch.allclose(result[:, 1], plain[:, 1])
 
 
-NEUTRAL = [Perturbation(kind, strength=0.0) for kind in KINDS] + [
+NEUTRAL = [Perturbation(kind, strength=0.0) for kind in ATTENTION] + [
     Perturbation(kind, **{field: value}) for kind, (field, value) in
     ((name, kind.neutral) for name, kind in KINDS.items() if kind.neutral)]
 
@@ -93,14 +94,14 @@ def test_neutral_settings_are_the_models_attention_bit_for_bit(perturbation):
     assert torch.equal(perturb(q, k, v, perturbation), model_attention()(q, k, v))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_defaults_perturb(kind):
     assert not Perturbation(kind).is_off
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @two_layouts
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_half_precision_keeps_its_dtype_and_is_accurate(kind, image, dtype):
     q, k, v = tensors(image, 2, dtype)
     expected = perturb(q.double(), k.double(), v.double(), Perturbation(kind, strength=0.9), image=image)
@@ -122,7 +123,7 @@ def test_joint_identity_survives_logits_beyond_the_half_precision_range():
 
 
 @two_layouts
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_nothing_given_is_written_to(kind, image):
     q, k, v = tensors(image)
     kept = [x.clone() for x in (q, k, v)]
@@ -144,14 +145,15 @@ def test_frames_are_blurred_one_by_one():
 
 def test_seg_with_one_column_or_row_works():
     for grid in ((1, IMAGE), (IMAGE, 1)):
-        result = perturb_attention(*tensors(None), model_attention(), Perturbation("seg", sigma=50.0), grid=grid)
+        result = perturb_attention(*tensors(None), model_attention(), Perturbation("seg", perturbation_sigma=50.0),
+                                   grid=grid)
         assert result.isfinite().all()
 
 
 def test_limits_meet_each_other():
     q, k, v = tensors(None)
     assert_same(perturb(q, k, v, Perturbation("uniform")), v.mean(2, keepdim=True).expand_as(v))
-    flat = perturb(q * 1e-9, k, v, Perturbation("temperature", temperature=100.0))
+    flat = perturb(q * 1e-9, k, v, Perturbation("temperature", perturbation_temperature=100.0))
     assert_same(flat, v.mean(2, keepdim=True).expand_as(v))
 
 
@@ -161,7 +163,7 @@ def test_seg_refuses_tokens_that_form_no_picture(grid):
         perturb_attention(*tensors(None), model_attention(), Perturbation("seg"), grid=grid)
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.needs_grid])
+@pytest.mark.parametrize("kind", [name for name in ATTENTION if not KINDS[name].needs_grid])
 def test_the_others_need_no_grid(kind):
     perturb_attention(*tensors(None), model_attention(), Perturbation(kind), grid=None)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attention_maps import (
+    ATTENTION,
     BATCH,
     CHANNELS,
     GRID,
@@ -15,13 +16,14 @@ from support.attention_maps import (
     assert_same,
     layouts,
     logits_of,
+    map_of,
     perturb,
     tensors,
     two_layouts,
 )
 from torch import Tensor
 
-from pag_core.perturbation import KINDS, Perturbation, PerturbationError
+from pag_core.perturbation import Perturbation, PerturbationError
 
 # What each kind makes of the map, from its definition. Each gets the logits (mask included) and their softmax
 # [B, H, N, N], q and k of every head [B, H, N, D], and the image tokens; rows of text are put back by the caller.
@@ -80,15 +82,35 @@ def temperature(logits, attention_map, q, k, image):
     return with_other_image_logits(logits, q, k, image, q[:, :, image] / TEMPERATURE)
 
 
+def skip_attention(logits, attention_map, q, k, image):
+    attention_map = attention_map.clone()
+    attention_map[..., image, :] = 0.0
+    return attention_map
+
+
+def sinkhorn(logits, attention_map, q, k, image):
+    """exp(−logits), its rows and columns normalised in turn, twice, and the rows once more (ASAG)."""
+    plan = torch.exp(-logits[..., image, image])
+    for _ in range(2):
+        plan = plan / plan.sum(-1, keepdim=True)
+        plan = plan / plan.sum(-2, keepdim=True)
+    plan = plan / plan.sum(-1, keepdim=True)
+    attention_map = attention_map.clone()
+    attention_map[..., image, image] = attention_map[..., image, image].sum(-1, keepdim=True) * plan
+    return attention_map
+
+
 SIGMA, TEMPERATURE = 1.3, 2.5
 DEFINITIONS = {
     "identity": (identity, Perturbation()),
-    "identity by masking": (identity, Perturbation("random_off_diagonal_mask", rate=1.0)),
-    "map_blur": (map_blur, Perturbation("map_blur", sigma=SIGMA)),
+    "identity by masking": (identity, Perturbation("random_off_diagonal_mask", perturbation_rate=1.0)),
+    "map_blur": (map_blur, Perturbation("map_blur", perturbation_sigma=SIGMA)),
     "uniform": (uniform, Perturbation("uniform")),
-    "seg": (seg, Perturbation("seg", sigma=SIGMA)),
+    "seg": (seg, Perturbation("seg", perturbation_sigma=SIGMA)),
     "seg_mean": (seg_mean, Perturbation("seg_mean")),
-    "temperature": (temperature, Perturbation("temperature", temperature=TEMPERATURE)),
+    "temperature": (temperature, Perturbation("temperature", perturbation_temperature=TEMPERATURE)),
+    "skip_attention": (skip_attention, Perturbation("skip_attention")),
+    "sinkhorn": (sinkhorn, Perturbation("sinkhorn")),
 }
 defined = pytest.mark.parametrize(("definition", "perturbation"), DEFINITIONS.values(), ids=DEFINITIONS)
 
@@ -149,8 +171,8 @@ MASKS = {
 def test_masks_are_respected(definition, perturbation, image, make_mask, heads):
     q, k, v = tensors(image, 2)
     mask = make_mask(q.shape[2])
-    if perturbation.kind == "uniform" and mask.shape[-2] > 1:
-        with pytest.raises(PerturbationError, match="uniform needs a mask that is the same for every query"):
+    if perturbation.perturbation == "sinkhorn" or (perturbation.perturbation == "uniform" and mask.shape[-2] > 1):
+        with pytest.raises(PerturbationError, match=f"^{perturbation.perturbation} needs .* mask"):
             perturb(q, k, v, perturbation, mask, image=image, heads=heads)
         return
     expected = expected_map(definition, q, k, mask, image=image, heads=heads)
@@ -160,8 +182,16 @@ def test_masks_are_respected(definition, perturbation, image, make_mask, heads):
     assert_same(result[answered], (expected @ v.repeat_interleave(2, dim=1))[answered])
 
 
+def test_the_sinkhorn_map_is_nearly_doubly_stochastic_and_looks_where_tokens_are_least_alike():
+    q, k, _ = tensors(None)
+    result = map_of(q, k, Perturbation("sinkhorn"))
+    assert_same(result.sum(-1), torch.ones_like(result.sum(-1)))
+    torch.testing.assert_close(result.sum(-2), torch.ones_like(result.sum(-2)), rtol=0, atol=0.2)
+    assert (result * logits_of(q, k, None)).sum() < 0
+
+
 @two_layouts
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"uniform"}))  # uniform refuses a mask of this form
+@pytest.mark.parametrize("kind", sorted({*ATTENTION} - {"uniform", "sinkhorn"}))  # these refuse a mask of this form
 def test_tokens_that_see_nothing_stay_finite(kind, image):
     """An image token whose own key and whole text are hidden: nothing remains for the identity."""
     q, k, v = tensors(image)

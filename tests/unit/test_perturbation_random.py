@@ -25,7 +25,7 @@ from pag_core.perturbation import Perturbation
 def test_random_mask_hides_a_share_of_the_image_keys_and_shares_out_the_rest(kind, image):
     q, k, v = tensors(image)
     own = image or slice(0, IMAGE)
-    perturbation = Perturbation(kind, rate=0.3, seed=5)
+    perturbation = Perturbation(kind, perturbation_rate=0.3, perturbation_seed=5)
     result = map_of(q, k, perturbation, image=image)
     hidden = result == 0
     block = hidden[..., own, own].clone()
@@ -42,7 +42,7 @@ def test_random_mask_hides_a_share_of_the_image_keys_and_shares_out_the_rest(kin
 @two_layouts
 def test_random_mask_at_rate_1_leaves_the_text_alone(image):
     q, k, _ = tensors(image)
-    result = map_of(q, k, Perturbation("random_mask", rate=1.0), image=image)
+    result = map_of(q, k, Perturbation("random_mask", perturbation_rate=1.0), image=image)
     own = image or slice(0, IMAGE)
     assert not result[..., own, own].any()
     assert_same(result[..., own, :].sum(-1), torch.full((BATCH, HEADS, IMAGE), 0.0 if image is None else 1.0).double())
@@ -52,7 +52,7 @@ def test_random_mask_at_rate_1_leaves_the_text_alone(image):
 def test_noise_is_added_to_the_image_block_and_nothing_is_renormalised(image):
     q, k, v = tensors(image)
     own = image or slice(0, IMAGE)
-    perturbation = Perturbation("noise", sigma=0.2, seed=5)
+    perturbation = Perturbation("noise", perturbation_sigma=0.2, perturbation_seed=5)
     result = map_of(q, k, perturbation, image=image)
     noise = (result - torch.softmax(logits_of(q, k, None), dim=-1)) / 0.2
     block = noise[..., own, own].clone()
@@ -90,14 +90,15 @@ def test_tpg_shuffles_the_rows_of_the_image_block(image):
 class TestRandomness:
     def test_same_seed_and_key_give_the_same(self, kind, image):
         q, k, v = tensors(image)
-        one, other = (perturb(q, k, v, Perturbation(kind, seed=3), image=image, noise_key=("m0.0", 1.5)) for _ in "ab")
+        how = Perturbation(kind, perturbation_seed=3)
+        one, other = (perturb(q, k, v, how, image=image, noise_key=("m0.0", 1.5)) for _ in "ab")
         assert torch.equal(one, other)
 
     @pytest.mark.parametrize(("seed", "key"), [(4, ("m0.0", 1.5)), (3, ("m0.1", 1.5)), (3, ("m0.0", 1.25)), (3, ())])
     def test_another_seed_layer_or_step_gives_another(self, kind, image, seed, key):
         q, k, v = tensors(image)
-        one = perturb(q, k, v, Perturbation(kind, seed=3), image=image, noise_key=("m0.0", 1.5))
-        other = perturb(q, k, v, Perturbation(kind, seed=seed), image=image, noise_key=key)
+        one = perturb(q, k, v, Perturbation(kind, perturbation_seed=3), image=image, noise_key=("m0.0", 1.5))
+        other = perturb(q, k, v, Perturbation(kind, perturbation_seed=seed), image=image, noise_key=key)
         assert not torch.allclose(one, other)
 
     def test_a_sample_does_not_depend_on_the_rest_of_its_batch(self, kind, image):
@@ -130,5 +131,6 @@ class TestRandomness:
 def test_the_numbers_drawn_never_change():
     """Written down once: other numbers would mean other pictures for saved workflows."""
     q = k = torch.zeros(1, 1, 16, 1, dtype=torch.float64)
-    hidden = map_of(q, k, Perturbation("random_mask", rate=0.5, seed=1), noise_key=("m0.0", 14.6))[0, 0, 0] == 0
+    how = Perturbation("random_mask", perturbation_rate=0.5, perturbation_seed=1)
+    hidden = map_of(q, k, how, noise_key=("m0.0", 14.6))[0, 0, 0] == 0
     assert hidden.int().tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1]

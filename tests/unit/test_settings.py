@@ -162,11 +162,19 @@ def test_settings_cannot_be_changed_after_the_check(settings):
         setattr(settings, field, -1.0)
 
 
-def test_the_perturbation_is_what_the_options_say():
+def test_the_options_are_a_perturbation_whose_setting_is_the_kinds_own():
     options = PAGOptions("seg", 0.5, perturbation_rate=0.1, perturbation_sigma=7.0, perturbation_temperature=3.0,
                          perturbation_seed=MAX_SEED)
-    assert options.attention_perturbation == Perturbation("seg", 0.5, 0.1, 7.0, 3.0, MAX_SEED)
-    assert PAGOptions().attention_perturbation == Perturbation()
+    assert isinstance(options, Perturbation)
+    assert options.kind is KINDS["seg"]
+    assert options.setting == 7.0
+    assert [PAGOptions(kind, perturbation_rate=0.1, perturbation_temperature=3.0).setting
+            for kind in ("identity", "random_mask", "temperature")] == [0.0, 0.1, 3.0]
+
+
+@pytest.mark.parametrize("options", [Perturbation, PAGOptions])
+def test_every_field_says_what_it_accepts(options):
+    assert all("accepts" in field.metadata for field in dataclasses.fields(options))
 
 
 def percent_to_sigma(percent: float) -> float:

@@ -195,9 +195,7 @@ def plot_answer(body: dict) -> dict:
     share = None
     if known:
         chosen = select(settings.layers, tuple(known.layers.layers), known.layers.auto)
-        perturbation = options.attention_perturbation
-        share = known.layers.share(chosen, shares_prefix=options.share_prefix,
-                                   needs_maps=perturbation.kind != "identity" or perturbation.strength < 1.0)
+        share = known.layers.share(chosen, shares_prefix=options.share_prefix, needs_maps=options.needs_map)
     return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
             "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
 

@@ -46,7 +46,7 @@ class TransformerWatch:
     """
 
     def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation]) -> None:
-        kinds = {layer.perturbation.kind for layer in layers.values()} - {"identity"}
+        kinds = {layer.perturbation.perturbation for layer in layers.values()} - {"identity"}
         if kinds and any(group.values for group in family.groups):
             raise PerturbationError(f"{family.name} takes the identity only, not {', '.join(sorted(kinds))}: ComfyUI "
                                     f"shows no one the attention maps of this family.")

@@ -1,0 +1,77 @@
+"""Rules on what guidance adds, s·(D_cond − D_perturbed): none of them costs a pass.
+
+Tensors are predictions of x̂0, [B, C, ...], of any floating dtype and device; samples stay independent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .blur import blur
+
+_BINOMIAL = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]  # the kernel of Laplacian pyramids
+MEMORY = 0.6  # the share of the older predictions that a step keeps in `History`
+
+
+def damped(delta: Tensor, perturbed: Tensor, alpha: float, scale: float, origin: Tensor | None = None) -> Tensor:
+    """The delta smaller where it is large beside the prediction, as it is early in a run: times exp(−α·r), with
+    r = ‖D_cond − D_perturbed‖ / ‖D_perturbed‖ for each sample (MAMBO-G, arXiv 2508.03442, for this delta).
+
+    Args:
+        delta: s·(D_cond − D_perturbed).
+        alpha: α; 0 changes nothing, the paper takes 8.
+        scale: s, which r does without.
+        origin: the x̂0 of a network output of zero, as in `guidance.guide`; the paper measures the network's output.
+    """
+    output = perturbed if origin is None else perturbed - origin
+    ratio = _length(delta) / (scale * _length(output)).clamp_min(torch.finfo(torch.float32).tiny)
+    return delta * torch.exp(-alpha * ratio).to(delta.dtype)
+
+
+def low_frequencies(x: Tensor) -> Tensor:
+    """What is coarse in each picture, frame or track: a binomial blur, twice, along the last two axes, or the one."""
+    low = x.float()
+    for axis in range(max(2, x.ndim - 2), x.ndim):
+        low = blur(blur(low, axis, _BINOMIAL), axis, _BINOMIAL)
+    return low.to(x.dtype)
+
+
+def split(delta: Tensor, low: float) -> Tensor:
+    """The coarse part of the delta times `low`, the fine part as it is (Frequency-Decoupled Guidance, arXiv 2506.19713,
+    with a blur for its Laplacian pyramid): below 1, composition and colours are left to the model."""
+    return delta + (low - 1.0) * low_frequencies(delta)
+
+
+def tangential(delta: Tensor, x: Tensor, amount: float) -> Tensor:
+    """The part of the delta across x_t times `amount`, the part along it as it is (TAG, arXiv 2510.04533): above 1 it
+    changes what is shown more than how strongly it is."""
+    return amount * delta - (amount - 1.0) * along(delta, x)
+
+
+class History:
+    """What the model predicted in the earlier steps of one run, as an exponential moving average."""
+
+    def __init__(self) -> None:
+        self.mean: Tensor | None = None
+
+    def momentum(self, cond: Tensor) -> Tensor:
+        """D_cond − its average over the earlier steps (Momentum Guidance, arXiv 2602.20360; HiGS, arXiv 2509.22300,
+        without its filter); 0 in a first step, or where the latent has another shape than before. Takes note of this
+        step."""
+        if self.mean is None or self.mean.shape != cond.shape:
+            self.mean = cond
+        change = cond - self.mean
+        self.mean = torch.lerp(cond, self.mean, MEMORY)
+        return change
+
+
+def _length(x: Tensor) -> Tensor:
+    """[B, 1, ...] in fp32."""
+    return torch.linalg.vector_norm(x.float(), dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def along(delta: Tensor, x: Tensor) -> Tensor:
+    """The part of each sample's delta that is parallel to its x; both [B, C, ...]."""
+    direction = x.float() / _length(x).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((delta.float() * direction).sum(tuple(range(1, x.ndim)), keepdim=True) * direction).to(delta.dtype)

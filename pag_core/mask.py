@@ -1,0 +1,39 @@
+"""Where guidance acts: a mask that weighs the delta by place, by picture of a batch, or by frame of a video."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import SettingError
+
+
+def check_mask(mask: object) -> None:
+    """Raise SettingError unless `mask` is a mask as the host has it: [n, H, W] or [H, W], values 0 to 1."""
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
+        shape = "×".join(map(str, mask.shape)) if isinstance(mask, Tensor) else repr(mask)
+        raise SettingError(f"scale_mask must be a mask of one or more pictures, got {shape}.")
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise SettingError(f"scale_mask must hold numbers from 0 to 1, got {mask.min():g} to {mask.max():g}.")
+
+
+def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
+    """The mask for a latent of this shape, broadcastable to it.
+
+    One picture counts for all; for images [B, C, H, W] else one for each of the batch; for videos [B, C, T, H, W] any
+    number, spread over the frames.
+
+    Raises:
+        SettingError: where the latent has no picture, or the mask another number of pictures than the batch.
+    """
+    mask = mask[None] if mask.ndim == 2 else mask
+    if len(latent) == 5:
+        return F.interpolate(mask[None, None].float(), size=latent[2:] if mask.shape[0] > 1 else (1, *latent[3:]),
+                             mode="area")
+    if len(latent) != 4:
+        raise SettingError("scale_mask needs a latent of pictures or video; this one has neither rows nor columns. "
+                           "Disconnect the mask.")
+    if mask.shape[0] not in (1, latent[0]):
+        raise SettingError(f"scale_mask holds {mask.shape[0]} pictures, but the batch has {latent[0]}; give it one for "
+                           f"all, or one for each.")
+    return F.interpolate(mask[:, None].float(), size=latent[2:], mode="area")

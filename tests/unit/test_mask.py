@@ -1,0 +1,62 @@
+"""A mask that weighs guidance by place, picture or frame."""
+
+import pytest
+import torch
+
+from pag_core.checks import SettingError
+from pag_core.mask import check_mask, fit_mask
+
+
+def left_half(n: int = 1) -> torch.Tensor:
+    """[n, 64, 96], 1 on the left."""
+    mask = torch.zeros(n, 64, 96)
+    mask[:, :, :48] = 1.0
+    return mask
+
+
+@pytest.mark.parametrize("mask", [left_half(), left_half()[0]], ids=["one", "without a first axis"])
+def test_one_picture_counts_for_the_whole_batch(mask):
+    fitted = fit_mask(mask, (3, 4, 8, 12))
+    assert fitted.shape == (1, 1, 8, 12)
+    assert torch.equal(fitted[0, 0], left_half()[0, ::8, ::8])
+
+
+def test_a_batch_of_pictures_has_a_mask_each():
+    masks = torch.stack([torch.full((64, 96), value) for value in (0.0, 0.5, 1.0)])
+    assert fit_mask(masks, (3, 4, 8, 12)).flatten(1).unique(dim=1).squeeze().tolist() == [0.0, 0.5, 1.0]
+
+
+def test_each_place_gets_the_mean_of_what_it_covers():
+    mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fit_mask(mask, (1, 4, 8, 8))[0, 0],
+                               mask[0].unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean((1, 3)))
+
+
+def test_a_video_spreads_masks_over_its_frames():
+    masks = torch.arange(12.0)[:, None, None].expand(-1, 16, 16) / 11
+    fitted = fit_mask(masks, (1, 16, 4, 2, 2))
+    assert fitted.shape == (1, 1, 4, 2, 2)
+    torch.testing.assert_close(fitted[0, 0, :, 0, 0], torch.arange(12.0).view(4, 3).mean(1) / 11)
+    assert fit_mask(masks[:1], (2, 16, 4, 2, 2)).shape == (1, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(("mask", "latent", "complaint"), [
+    (left_half(2), (3, 4, 8, 12), "holds 2 pictures, but the batch has 3"),
+    (left_half(3), (1, 4, 8, 12), "holds 3 pictures, but the batch has 1"),
+    (left_half(), (1, 64, 500), "neither rows nor columns"),
+])
+def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
+    with pytest.raises(SettingError, match=f"^scale_mask .*{complaint}"):
+        fit_mask(mask, latent)
+
+
+@pytest.mark.parametrize("mask", [None, "mask", torch.zeros(3), torch.zeros(1, 4, 8, 8), torch.zeros(0, 8, 8),
+                                  left_half() * 2, -left_half(), left_half() * torch.nan], ids=str)
+def test_what_is_no_mask_is_refused(mask):
+    with pytest.raises(SettingError, match=r"^scale_mask must"):
+        check_mask(mask)
+
+
+def test_masks_are_accepted():
+    for mask in (left_half(), left_half(5), left_half()[0], left_half().half()):
+        check_mask(mask)
