@@ -6,6 +6,8 @@ a tensor of nothing, or of what is no number. The host would sample that, and gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
@@ -82,23 +84,27 @@ def check_guider(guider: object) -> None:
         raise ValueError(f"guider is {_short(guider)}, expected the GUIDER output of a node such as PAG Guider.")
 
 
-def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None) -> None:
+def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None,
+                  latent_shapes: Sequence[Sequence[int]] | None = None) -> None:
     """Raise ValueError where a latent [B, C, ...] is empty, no numbers, or has not the channels that `model` denoises.
 
     Args:
         noise: as many values as there are to sample.
         samples: what the sampling starts from; None for nothing.
+        latent_shapes: of the latents that the host has packed into one [B, 1, N], such as video and sound. No model
+            says how many channels each of those has.
     """
-    if noise.is_nested or noise.ndim < 3:  # several latents in one, for example video with sound
-        return
-    if noise.numel() == 0:
-        raise ValueError(f"The latent is empty: its shape is {shape_text(noise)}. Give it a size, and "
-                         f"a batch, of at least 1.")
+    several = noise.is_nested or len(latent_shapes or ()) > 1
+    for part in noise.unbind() if noise.is_nested else [noise]:
+        if part.numel() == 0:
+            raise ValueError(f"The latent is empty: its shape is {shape_text(part)}. Give it a size, and "
+                             f"a batch, of at least 1.")
     expected = model.get_model_object("latent_format").latent_channels
-    if noise.shape[1] != expected:
+    if not several and noise.shape[1] != expected:
         raise ValueError(f"The latent has {noise.shape[1]} channels, but this model works on {expected}. Encode the "
                          f"image with the VAE that belongs to this model, or start from an empty latent.")
-    if samples is not None and not all_finite(samples):
+    starts = [] if samples is None else samples.unbind() if samples.is_nested else [samples]
+    if not all(map(all_finite, starts)):
         raise ValueError("The latent holds values that are no numbers (NaN or infinite), of which no picture can come. "
                          "Look at the nodes that make it: a VAE in half precision is a frequent cause.")
 

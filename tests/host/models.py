@@ -153,6 +153,38 @@ def flux() -> comfy.model_patcher.ModelPatcher:
     return model_patcher(config, lambda: comfy.model_base.Flux(config))
 
 
+def sd3(depth: int = 2) -> comfy.model_patcher.ModelPatcher:
+    """Of so many blocks, and heads."""
+    config = comfy.supported_models.SD3({
+        "in_channels": 16, "input_size": None, "patch_size": 2, "depth": depth, "num_blocks": depth,
+        "adm_in_channels": POOLED, "pos_embed_max_size": 16, "num_patches": 256, "qk_norm": "rms",
+        "context_embedder_config": {"target": "torch.nn.Linear",
+                                    "params": {"in_features": CONTEXT, "out_features": 64 * depth}}})
+
+    def build() -> comfy.model_base.SD3:
+        model = comfy.model_base.SD3(config)
+        with torch.no_grad():
+            model.diffusion_model.pos_embed.fill_(0.1)  # a buffer that a checkpoint would bring
+        return model
+
+    return model_patcher(config, build)
+
+
+def wan() -> comfy.model_patcher.ModelPatcher:
+    config = comfy.supported_models.WAN21_T2V({
+        "image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "dim": 96, "ffn_dim": 64, "freq_dim": 32,
+        "text_dim": CONTEXT, "out_dim": 16, "num_heads": 4, "num_layers": 2})
+    return model_patcher(config, lambda: comfy.model_base.WAN21(config))
+
+
+def pixart() -> comfy.model_patcher.ModelPatcher:
+    config = comfy.supported_models.PixArtSigma({
+        "image_model": "pixart_sigma", "in_channels": 4, "hidden_size": 48, "depth": 2, "num_heads": 4,
+        "caption_channels": CONTEXT, "model_max_length": 7, "micro_condition": False, "input_size": 8,
+        "patch_size": 2, "pe_interpolation": 1})
+    return model_patcher(config, lambda: comfy.model_base.PixArt(config))
+
+
 class StrangeNetwork(torch.nn.Module):
     """No family that anyone knows; it predicts no noise at all."""
 

@@ -68,6 +68,12 @@ class Run:
                                                *self.cfg_window, options).result[0])
 
 
+def latent_run(size: tuple[int, ...], cfg: float) -> Run:
+    """Two steps of a flow model, from an empty latent of 16 channels."""
+    return Run(cfg=cfg, steps=2, scheduler="simple", positive=conditioning(1),
+               latent={"samples": torch.zeros(1, 16, *size)})
+
+
 # The three ways to sample with PAG: (run, model, scale, layers, options) -> [B, C, H, W].
 WAYS: dict[str, Callable[..., torch.Tensor]] = {
     "PAGModelPatch": Run.model_patch, "PAGKSampler": Run.pag_ksampler, "PAGGuider": Run.pag_guider}

@@ -19,8 +19,7 @@ from pag_pack.pag_core.drawing import to_images
 from pag_pack.pag_core.settings import PAGOptions, PAGSettings
 
 from . import models
-from .runs import Run, counted, relative_error, snapshot
-from .test_family_sampling import latent_run, wan
+from .runs import Run, counted, latent_run, relative_error, snapshot
 from .test_leaves_no_trace import at_call
 
 SCALE = 3.0
@@ -97,8 +96,8 @@ def test_transformers_too():
 
 def test_of_videos_the_first_frames_are_shown():
     run = latent_run((3, 4, 6), 4.0)
-    latent, grids, plot = inspect(run, wan(), layers="1")
-    assert torch.equal(latent, run.pag_ksampler(wan(), SCALE, "1"))
+    latent, grids, plot = inspect(run, models.wan(), layers="1")
+    assert torch.equal(latent, run.pag_ksampler(models.wan(), SCALE, "1"))
     assert latent.shape == (1, 16, 3, 4, 6)
     assert grids.std() > 0.05
     assert plot.std() > 0.01

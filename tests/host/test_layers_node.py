@@ -12,7 +12,6 @@ from pag_pack.pag_core.selection import SelectionError
 from . import models
 from .family_models import CASES
 from .older import shared_u_net_prefix
-from .test_family_sampling import pixart
 
 
 def lines(model, layers: str) -> list[list[str]]:
@@ -49,7 +48,7 @@ def test_transformer_with_heads():
 
 def test_family_whose_maps_no_one_sees():
     """What the identity saves of each layer is not counted there."""
-    assert lines(pixart(), "1")[1][0].startswith("The extra pass costs 50% of a whole one")
+    assert lines(models.pixart(), "1")[1][0].startswith("The extra pass costs 50% of a whole one")
 
 
 def test_family_whose_blocks_are_not_even():

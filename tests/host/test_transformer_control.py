@@ -20,8 +20,8 @@ import nodes
 
 from . import models
 from .family_models import Case
-from .runs import WAYS, Run, relative_error
-from .test_family_sampling import SCALE, latent_run, sd3, separate_pass
+from .runs import WAYS, Run, latent_run, relative_error
+from .test_family_sampling import SCALE, separate_pass
 
 BATCH, SIZE = 2, (8, 12)
 DEPTH = 3
@@ -45,13 +45,13 @@ def flux_control() -> tuple[comfy.controlnet.ControlNet, tuple[int, ...]]:
 
 def sd3_control() -> tuple[comfy.controlnet.ControlNet, tuple[int, ...]]:
     """The hint is a latent. Residuals for all blocks but the last."""
-    config = sd3(DEPTH).model.model_config.unet_config
+    config = models.sd3(DEPTH).model.model_config.unet_config
     return control_net(comfy.cldm.mmdit.ControlNet, config, compression_ratio=1), (*SIZE, 16)
 
 
 FAMILIES = {
     "Flux": (models.flux, flux_control, Case("", "", {}, {}, "double.0 double.1 single.0 single.1 single.2", image=24)),
-    "SD3": (lambda: sd3(DEPTH), sd3_control, Case("", "", {}, {}, "0 1 2", image=24, heads=DEPTH)),
+    "SD3": (lambda: models.sd3(DEPTH), sd3_control, Case("", "", {}, {}, "0 1 2", image=24, heads=DEPTH)),
 }
 LAYERS = [(name, layer) for name, (*_, case) in FAMILIES.items() for layer in case.layers]
 
