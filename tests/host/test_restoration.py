@@ -196,8 +196,8 @@ def test_pictures_of_a_batch_are_restored_each_by_itself(path):
 
     noise = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
     both, apart = run(y, noise), torch.cat([run(y[i:i + 1], noise[:1]) for i in range(2)])
-    torch.testing.assert_close(both, apart, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(run(y[:1], noise)[1], apart[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both, apart, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(run(y[:1], noise)[1], apart[0], atol=1e-3, rtol=1e-3)
     assert (both[0] - both[1]).abs().max() > 1e-2
 
 
