@@ -126,14 +126,18 @@ def seg(call: AttentionCall, sigma: float) -> Tensor:
         raise PerturbationError("seg blurs over the picture, and how this layer's tokens lie in it is not known; take "
                                 "seg_mean, its limit for a large sigma.")
     height, width = call.grid
-    if height * width == 0 or call.q.shape[2] % (height * width):
-        raise PerturbationError(f"seg: {call.q.shape[2]} image tokens do not fill frames of {height}×{width}; take "
+    frames = call.q.shape[2] // (height * width) if height * width else 0
+    if not frames:
+        raise PerturbationError(f"seg: {call.q.shape[2]} image tokens do not fill a frame of {height}×{width}; take "
                                 f"seg_mean, its limit for a large sigma.")
-    queries = call.q.to(call.precise).unflatten(2, (-1, height, width))  # [B, h, frames, height, width, D]
+    # What lies behind the frames is padding, or reference pictures of another size.
+    queries, others = call.q.to(call.precise).split_with_sizes(
+        [frames * height * width, call.q.shape[2] - frames * height * width], dim=2)
+    queries = queries.unflatten(2, (frames, height, width))  # [B, h, frames, height, width, D]
     size = math.ceil(6 * sigma) // 2 * 2 + 1
     for dim, tokens in ((3, height), (4, width)):
         queries = blur(queries, dim, gaussian(sigma, min(size, tokens // 2 * 2 + 1)))
-    return call.attention_to_image_by(queries.flatten(2, 4).to(call.q.dtype))
+    return call.attention_to_image_by(torch.cat([queries.flatten(2, 4), others], dim=2).to(call.q.dtype))
 
 
 def seg_mean(call: AttentionCall, _: float) -> Tensor:

@@ -34,7 +34,7 @@ def flops(name: str) -> dict[str, int]:
     # The ratio to a CFG step, and without CFG to one forward. A transformer perturbed at layer d of N: 1 + (N - d)/2N.
     pytest.param(SD15, 1.35, 1.72, marks=shared_u_net_prefix),
     pytest.param(SDXL, 1.35, 1.72, marks=shared_u_net_prefix),
-    (SD3, 1.02 * (1 + (24 - 13) / 48), 1.02 * (1 + (24 - 13) / 24)),
+    (SD3, 1.02 * (1 + (24 - 9) / 48), 1.02 * (1 + (24 - 9) / 24)),
     (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
 ])
 def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):

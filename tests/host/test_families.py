@@ -254,7 +254,7 @@ def test_every_network_of_the_host_is_known():
 
 
 @pytest.mark.parametrize(("name", "depth", "auto"), [
-    ("SD3.5", {"depth": 24, "num_blocks": 24}, "13"), ("HunyuanDiT", {"depth": 40}, "14"),
+    ("SD3.5", {"depth": 24, "num_blocks": 24}, "7-9"), ("HunyuanDiT", {"depth": 40}, "14"),
     ("PixArt", {"depth": 28}, "14"), ("Flux", {"depth": 19, "depth_single_blocks": 38}, "single.9"),
     ("Wan", {"num_layers": 40}, "20")])
 def test_auto_is_the_published_choice_or_the_middle(name, depth, auto):

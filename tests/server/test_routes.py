@@ -67,7 +67,7 @@ def test_a_grammar_error_is_an_answer_in_the_nodes_words(ask):
 
 
 def test_plot(ask):
-    status, answer = ask("/pag/plot", {"model": SD3, "layers": "auto", "steps": 25, "cfg": 5.0, "scale": 3.0,
+    status, answer = ask("/pag/plot", {"model": SD3, "layers": "13", "steps": 25, "cfg": 5.0, "scale": 3.0,
                                        "cfg_end_percent": 0.6, "options": {"start_percent": 0.4}})
     assert status == 200
     assert answer["cost"] == pytest.approx(0.934, abs=1e-3)

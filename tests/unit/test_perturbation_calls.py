@@ -157,10 +157,22 @@ def test_limits_meet_each_other():
     assert_same(flat, v.mean(2, keepdim=True).expand_as(v))
 
 
-@pytest.mark.parametrize("grid", [None, (5, 5), (0, 6), (7, 6)], ids=str)
+@pytest.mark.parametrize("grid", [None, (0, 6), (7, 6)], ids=str)
 def test_seg_refuses_tokens_that_form_no_picture(grid):
     with pytest.raises(PerturbationError, match=r"seg.*take seg_mean"):
         perturb_attention(*tensors(None), model_attention(), Perturbation("seg"), grid=grid)
+
+
+def test_seg_leaves_tokens_behind_the_frames_alone():
+    """Padding, or reference pictures of another size: their queries stay, and they are no part of the blur."""
+    q, k, v = tensors(None)
+    result = perturb_attention(q, k, v, model_attention(), Perturbation("seg"), grid=(5, 7), scale=SCALE)
+    plain = model_attention()(q, k, v)
+    assert_same(result[:, :, 35:], plain[:, :, 35:])
+    other = torch.cat([q[:, :, :35], q[:, :, 35:] * 2], dim=2)
+    again = perturb_attention(other, k, v, model_attention(), Perturbation("seg"), grid=(5, 7), scale=SCALE)
+    assert_same(again[:, :, :35], result[:, :, :35])
+    assert (result - plain)[:, :, :35].abs().amin(dim=-1).min() > 0
 
 
 @pytest.mark.parametrize("kind", [name for name in ATTENTION if not KINDS[name].needs_grid])

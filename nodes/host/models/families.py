@@ -43,6 +43,12 @@ class Group:
         tokens: the order of the sequence.
         image: the argument [B, image tokens, C] that tells how many tokens are the image's; None where an earlier group
             or the family's counter said so in the same forward.
+        streams: what a block of the group hands on: the arguments, in the order in which it returns them; empty where
+            that is its first argument alone. Mind that this is of the block, and `path` may lead further into it.
+        image_stream: which of these the image tokens are in.
+        channels: the axis of a stream's channels.
+        returns_more: whether a block also returns what the network keeps from call to call, the text's keys and values;
+            it then always runs, and only its image tokens can be altered.
         values: (what ends in V, what projects the attention's output), two linear layers of the module, where the
             network does not tell its attention which rows it holds; see `values`.
     """
@@ -52,6 +58,10 @@ class Group:
     heads: str
     tokens: Tokens = Tokens.IMAGE
     image: Argument | None = None
+    streams: tuple[Argument, ...] = ()
+    image_stream: int = 0
+    channels: int = -1
+    returns_more: bool = False
     values: tuple[str, str] | None = None
 
 
@@ -71,6 +81,8 @@ class Family:
             is more than it does.
         axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch}, where that is not
             the first; None for no axis. Only other axes than the first may hold a multiple of the batch.
+        patch: how many of the latent's positions a token is wide: a number, or the network's attribute that says so;
+            None where the tokens do not lie in a picture.
         one_row: conditions of the model with which the host's code takes a batch of one only.
     """
 
@@ -82,25 +94,32 @@ class Family:
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
     even: bool = True
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
+    patch: int | str | None = "patch_size"
     one_row: tuple[str, ...] = ()
 
 
 RESULT = "return"  # in `Family.axes`: what a block returns
 _LDM = "comfy.ldm"
-_FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0)),
+_FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0),
+               (Argument("img", 0), Argument("txt", 1))),
          Group("single", "single_blocks.*", "num_heads", Tokens.TEXT_FIRST))
-_QWEN = (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),)
-_CASCADE = tuple(Group(name, f"{name}_blocks.*.*.attention.attn", "heads", Tokens.IMAGE_FIRST, Argument("q", 0))
-                 for name in ("down", "up"))
+_TEXT_THEN_IMAGE = (Argument("encoder_hidden_states", 1), Argument("hidden_states", 0))
+_IMAGE_THEN_TEXT = (Argument("hidden_states", 0), Argument("encoder_hidden_states", 1))
+_QWEN = (Group("", "transformer_blocks.*.attn", "heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0),
+               _TEXT_THEN_IMAGE, 1),)
+_CASCADE = tuple(Group(name, f"{name}_blocks.*.*.attention.attn", "heads", Tokens.IMAGE_FIRST, Argument("q", 0),
+                       channels=1) for name in ("down", "up"))
 _WAN = (Group("", "blocks.*.self_attn", "num_heads"),)
 _LTX = (Group("", "transformer_blocks.*.attn1", "heads"),)
 
 FAMILIES = (
     Family("SD3 / SD3.5", f"{_LDM}.modules.diffusionmodules.mmdit.MMDiT",
-           (Group("", "joint_blocks.*", "x_block.attn.num_heads", Tokens.TEXT_FIRST, Argument("x", 1)),),
+           (Group("", "joint_blocks.*", "x_block.attn.num_heads", Tokens.TEXT_FIRST, Argument("x", 1),
+                  (Argument("context", 0), Argument("x", 1)), 1),),
            auto=13 / 24, source="blocks.13 of 24, as in diffusers' SD3 PAG example"),
     Family("AuraFlow", f"{_LDM}.aura.mmdit.MMDiT",
-           (Group("double", "double_layers.*.attn", "n_heads", Tokens.TEXT_FIRST, Argument("x", 1)),
+           (Group("double", "double_layers.*.attn", "n_heads", Tokens.TEXT_FIRST, Argument("x", 1),
+                  (Argument("c", 0), Argument("x", 1)), 1),
             Group("single", "single_layers.*.attn", "n_heads", Tokens.TEXT_FIRST))),
     Family("HunyuanDiT", f"{_LDM}.hydit.models.HunYuanDiT",
            (Group("", "blocks.*.attn1", "num_heads", values=("Wqkv", "out_proj")),),
@@ -113,7 +132,7 @@ FAMILIES = (
     Family("Chroma, Chroma Radiance", f"{_LDM}.chroma.model.Chroma", _FLUX),
     Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX,
            one_row=("attention_mask",)),
-    Family("Hunyuan3D 2", f"{_LDM}.hunyuan3d.model.Hunyuan3Dv2", _FLUX),
+    Family("Hunyuan3D 2", f"{_LDM}.hunyuan3d.model.Hunyuan3Dv2", _FLUX, patch=None),
     Family("Lumina 2, Z-Image", f"{_LDM}.lumina.model.NextDiT",
            (Group("", "layers.*.attention", "n_local_heads", Tokens.TEXT_FIRST),),
            counter=("image", "noise_refiner.-1")),
@@ -121,54 +140,65 @@ FAMILIES = (
            (Group("", "layers.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("text", "context_refiner.-1")),
     Family("Boogu", f"{_LDM}.boogu.model.BooguTransformer2DModel",
            (Group("double", "double_stream_layers.*", "img_instruct_attn.heads", Tokens.TEXT_FIRST,
-                  Argument("img_hidden_states", 0)),
+                  Argument("img_hidden_states", 0),
+                  (Argument("img_hidden_states", 0), Argument("instruct_hidden_states", 1))),
             Group("single", "single_stream_layers.*.attn", "heads", Tokens.TEXT_FIRST))),
     Family("HiDream-I1", f"{_LDM}.hidream.model.HiDreamImageTransformer2DModel",
            (Group("double", "double_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST,
-                  Argument("image_tokens", 0)),
+                  Argument("image_tokens", 0), (Argument("image_tokens", 0), Argument("text_tokens", 2))),
             Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST))),
     Family("HiDream-O1", f"{_LDM}.hidream_o1.model.HiDreamO1Transformer",
-           (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
+           (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST,
+                  streams=(Argument("x", 0),), returns_more=True),),
            counter=("image", "x_embedder")),
     Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN),
     Family("Mage-Flow", f"{_LDM}.mage_flow.model.MageFlowTransformer2DModel", _QWEN),
     Family("Krea 2", f"{_LDM}.krea2.model.SingleStreamDiT",
-           (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first")),
+           (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first"),
+           patch="patch"),
     Family("Ideogram 4", f"{_LDM}.ideogram4.model.Ideogram4Transformer2DModel",
-           (Group("", "layers.*.attention", "num_heads", Tokens.TEXT_FIRST),), counter=("text", "llm_cond_proj")),
+           (Group("", "layers.*.attention", "num_heads", Tokens.TEXT_FIRST),), counter=("text", "llm_cond_proj"),
+           patch=1),
     Family("JoyImage", f"{_LDM}.joyimage.model.JoyImageTransformer3DModel",
-           (Group("", "double_blocks.*.attn", "num_attention_heads", Tokens.IMAGE_FIRST, Argument("img", 0)),)),
+           (Group("", "double_blocks.*.attn", "num_attention_heads", Tokens.IMAGE_FIRST, Argument("img", 0),
+                  _IMAGE_THEN_TEXT),)),
     Family("Lens", f"{_LDM}.lens.model.LensTransformer2DModel",
-           (Group("", "transformer_blocks.*.attn", "heads", Tokens.IMAGE_FIRST, Argument("hidden_states", 0)),)),
+           (Group("", "transformer_blocks.*.attn", "heads", Tokens.IMAGE_FIRST, Argument("hidden_states", 0),
+                  _TEXT_THEN_IMAGE, 1),), patch=1),
     Family("PixelDiT", f"{_LDM}.pixeldit.model.PixDiT_T2I",
-           (Group("patch", "patch_blocks.*.attn", "num_heads", Tokens.TEXT_FIRST, Argument("x", 0)),
+           (Group("patch", "patch_blocks.*.attn", "num_heads", Tokens.TEXT_FIRST, Argument("x", 0),
+                  (Argument("x", 0), Argument("y", 1))),
             Group("pixel", "pixel_blocks.*.attn", "num_heads"))),
     Family("CogVideoX", f"{_LDM}.cogvideo.model.CogVideoXTransformer3DModel",
-           (Group("", "blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0)),),
+           (Group("", "blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0), _IMAGE_THEN_TEXT),),
            axes={"image_rotary_emb": None}),
     Family("Mochi", f"{_LDM}.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
-           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0)),),
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST, Argument("x", 0),
+                  (Argument("x", 0), Argument("y", 2))),),
            axes={"rope_cos": None, "rope_sin": None}),
     Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", _WAN),
     Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN),
     Family("Wan S2V", f"{_LDM}.wan.model.WanModel_S2V", _WAN),
     Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN),
     Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN),
-    Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX),
-    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX),
+    Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX, patch=1),
+    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX, patch=1),
     Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
-           axes={0: 3, 2: 1, "rope_emb_L_1_1_D": None, RESULT: 3}),  # tokens T, H, W, B, C; text M, B, C
+           axes={0: 3, 2: 1, "rope_emb_L_1_1_D": None, RESULT: 3},  # tokens T, H, W, B, C; text M, B, C
+           patch="patch_spatial"),
     Family("Cosmos Predict 2, Anima", f"{_LDM}.cosmos.predict2.MiniTrainDIT",
-           (Group("", "blocks.*.self_attn", "n_heads"),)),
+           (Group("", "blocks.*.self_attn", "n_heads"),), patch="patch_spatial"),
     Family("Kandinsky 5", f"{_LDM}.kandinsky5.model.Kandinsky5",
            (Group("", "visual_transformer_blocks.*.self_attention", "num_heads"),)),
-    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, even=False),
-    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, even=False),
+    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, even=False, patch=None),
+    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, even=False, patch=None),
     Family("Stable Audio", f"{_LDM}.audio.dit.AudioDiffusionTransformer",
            (Group("", "transformer.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
-           counter=("image", "transformer.project_in"), axes={"rotary_pos_emb": None}),
+           counter=("image", "transformer.project_in"), axes={"rotary_pos_emb": None},
+           patch=None),
     Family("TripoSplat", f"{_LDM}.triposplat.model.LatentSeqMMFlowModel",
-           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST),), counter=("image", "input_layer")),
+           (Group("", "blocks.*.attn", "num_heads", Tokens.IMAGE_FIRST),), counter=("image", "input_layer"),
+           patch=None),
 )
 
 # Denoisers of the host that cannot be perturbed, and why.
@@ -220,6 +250,15 @@ def _has_map(module: torch.nn.Module) -> bool:
 def group_blocks(network: torch.nn.Module, group: Group) -> list[torch.nn.Module]:
     """The blocks among which are those that hold a group's modules, in the same order."""
     return list(_matching(network, group.path[:group.path.rindex("*") + 1].split(".")))
+
+
+def token_grid(network: torch.nn.Module, family: Family, latent: torch.Size) -> tuple[int, int] | None:
+    """(h, w) of the image tokens of each frame of a latent [B, C, ..., H, W]; None where they lie in no picture."""
+    patch = getattr(network, family.patch) if isinstance(family.patch, str) else family.patch
+    if patch is None or len(latent) < 4:
+        return None
+    side = patch if isinstance(patch, int) else patch[-1]
+    return -(-latent[-2] // side), -(-latent[-1] // side)  # the host fills up the last patch
 
 
 def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:

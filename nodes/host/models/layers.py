@@ -15,6 +15,7 @@ from ....pag_core.selection import Layer
 from ..hooks.transformers import TransformerKey
 from ..hooks.u_nets import UNetKey
 from .adm_model import ADMNetwork
+from .defaults import published_for
 from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
 from .pass_cost import PassCost, pass_cost, u_net_blocks
 
@@ -33,7 +34,7 @@ class ModelLayers:
         name: what to call the model's family in messages.
         layers: every self-attention layer, in the order in which the model runs them, with the host's key.
         auto: the selection that "auto" stands for.
-        source: where that choice comes from.
+        source: where that choice comes from, and what else belongs to it.
         cost: what perturbing them costs.
         family: the transformer family; None for U-Nets and ADM.
     """
@@ -82,8 +83,11 @@ def network_layers(network: Module) -> ModelLayers:
             f"on {', '.join(family.name for family in FAMILIES)}.")
     if not layers:
         raise UnsupportedModelError(f"This {name} model has no self-attention layer with a map that PAG could replace.")
+    published = published_for(network)
     if isinstance(network, ADMNetwork) and network.pag_layers:
         auto, source = network.pag_layers, "the file's own recommendation"
+    elif published:
+        auto, source = published.layers, str(published)
     elif family:
         auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
     else:

@@ -1,0 +1,71 @@
+"""What "auto" means on the models for which somebody has published something, at their true sizes."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from pag_pack.nodes.host.editor.known_models import of_family
+from pag_pack.nodes.host.models.defaults import _DEFAULTS, published_for
+from pag_pack.nodes.host.models.layers import network_layers
+from pag_pack.pag_core.perturbation import Perturbation
+from pag_pack.pag_core.schedule import window_from_percent
+from pag_pack.pag_core.selection import select
+
+from .family_models import CASES, OPTIONS
+from .older import newest_only
+
+# {model: (the test's case of the same class, arguments for its true size, the layers of "auto", what belongs to them)}
+SIZES = {
+    "SD3.5 medium": ("SD3.5", {"depth": 24, "num_blocks": 24}, "7 8 9", "skip_block, scale 2.5, from 1% to 20%"),
+    "SD3 medium": ("SD3.5", {"depth": 24, "num_blocks": 24, "x_block_self_attn_layers": []}, "9", "identity, scale 3"),
+    "LTX-2.3 and later": ("LTX-Video with sound", {"num_layers": 48, "cross_attention_adaln": True}, "28",
+                          "identity, scale 1"),
+    "LTX-2.0": ("LTX-Video with sound", {"num_layers": 48}, "29", "identity, scale 1"),
+    "LTX-Video 2B": ("LTX-Video", {"num_layers": 28}, "19", "identity, scale 1"),
+    "LTX-Video 13B": ("LTX-Video", {"num_layers": 48}, "28", "identity, scale 1"),
+    "Wan 2.1 and 2.2, 14B": ("Wan, text", {"num_layers": 40, "dim": 5120, "num_heads": 40}, "2", "skip_block, scale 2"),
+    "Wan 2.1 1.3B": ("Wan, text", {"num_layers": 30, "dim": 1536, "num_heads": 12}, "2", "skip_block, scale 2"),
+    "HunyuanVideo": ("HunyuanVideo", {"depth": 20, "depth_single_blocks": 40}, "double.2", "skip_block, scale 1"),
+    "Mochi": ("Mochi", {"depth": 48}, "34", "skip_block, scale 1"),
+    "CogVideoX-5B": ("CogVideoX", {"num_layers": 42}, "11", "skip_block, scale 1"),
+}
+
+
+def built(case_name: str, arguments: dict) -> torch.nn.Module:
+    case = next(case for case in CASES if case.name.startswith(case_name))
+    module, _, cls = case.network.rpartition(".")
+    return getattr(importlib.import_module(f"comfy.ldm.{module}"), cls)(
+        **case.arguments | arguments, **OPTIONS | {"device": "meta"})
+
+
+@newest_only
+@pytest.mark.parametrize("model", SIZES)
+def test_auto_takes_the_published_layers_and_says_who_published_them(model):
+    case, arguments, layers, details = SIZES[model]
+    network = built(case, arguments)
+    published, found = published_for(network), network_layers(network)
+    assert published.model == model
+    assert [layer.name for layer in select("auto", tuple(found.layers), found.auto)] == layers.split()
+    assert found.source == f"{details}: {published.source}"
+
+
+@pytest.mark.parametrize(("family", "layers"), [("ADM 256", "d3 d4 d5 m0"), ("Z-Image", "10 15 20")])
+def test_published_shapes_of_the_chooser_have_theirs(family, layers):
+    found = of_family(family).layers
+    assert sorted(layer.name for layer in select("auto", tuple(found.layers), found.auto)) == layers.split()
+
+
+def test_a_network_of_another_size_keeps_the_familys_default():
+    for case in CASES:
+        if case.network.split(".")[-1] not in ("UNetModel", "OpenAISignatureMMDITWrapper"):
+            assert published_for(case.build()) is None, case.name
+
+
+def test_every_entry_makes_sense():
+    assert {*SIZES} < {published.model for _, published in _DEFAULTS}
+    for _, published in _DEFAULTS:
+        Perturbation(published.perturbation, published.strength)
+        window_from_percent(published.start_percent, published.end_percent, lambda percent: 1 - percent)
+        assert published.source and (published.scale is None or published.scale > 0)
