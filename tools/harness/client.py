@@ -6,10 +6,11 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -21,10 +22,16 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]  # (node id, steps done, steps in all)
 Preview = Callable[[bytes], None]  # (the picture's file)
 PREVIEW_IMAGE = b"\0\0\0\1"  # how the host marks a binary message that holds one
+PATIENCE = 120.0  # seconds for one answer: a server on a busy machine may be silent while it loads a model
+POLL = 1.0  # seconds between two looks at whether the server still lives
 
 
 class WorkflowError(HarnessError):
     """A prompt that the server refused, or that failed or was interrupted while it ran."""
+
+
+class UnreachableError(HarnessError):
+    """No answer from the server, or half of one."""
 
 
 @dataclass
@@ -43,13 +50,17 @@ class Client:
         self.id = uuid.uuid4().hex
         self.open = build_opener(ProxyHandler({})).open  # the server is local, whatever proxy is set
 
-    def get(self, path: str, timeout: float = 60.0) -> bytes:
-        with self.open(self.server.url + path, timeout=timeout) as response:
-            return response.read()
+    def get(self, path: str, timeout: float | None = None) -> bytes:
+        return self.ask(Request(self.server.url + path), timeout)
 
-    def post(self, path: str, body: dict, timeout: float = 60.0) -> bytes:
-        request = Request(self.server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with self.open(request, timeout=timeout) as response:
+    def post(self, path: str, body: dict, timeout: float | None = None) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        return self.ask(Request(self.server.url + path, json.dumps(body).encode(), headers), timeout)
+
+    def ask(self, request: Request, timeout: float | None) -> bytes:
+        """The answer's body. HTTPError for an answer that is an error, UnreachableError where there is none."""
+        timeout = PATIENCE if timeout is None else timeout
+        with network_errors(self.server.url, timeout), self.open(request, timeout=timeout) as response:
             return response.read()
 
     def object_info(self) -> dict[str, dict]:
@@ -81,13 +92,25 @@ class Client:
         WorkflowError when it is refused, fails, is interrupted or takes longer than `timeout` seconds; HarnessError
         when the server dies.
         """
-        import websocket
-
-        address = self.server.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
-        with contextlib.closing(websocket.create_connection(address, timeout=1.0)) as channel:
+        with contextlib.closing(self.connect()) as channel:
             prompt_id = self.submit(prompt, preview_method="latent2rgb" if preview else "none")
             seconds = self.follow(channel, prompt_id, progress, timeout, preview)
         return Result(json.loads(self.get(f"/history/{prompt_id}"))[prompt_id]["outputs"], seconds)
+
+    def connect(self):
+        """A websocket on which the server says what becomes of this client's prompts; its recv() waits for `POLL`."""
+        import websocket
+
+        address = self.server.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
+        with network_errors(self.server.url, PATIENCE):
+            try:
+                channel = websocket.create_connection(address, timeout=PATIENCE)
+            except websocket.WebSocketTimeoutException as error:
+                raise TimeoutError(error) from None
+            except websocket.WebSocketException as error:
+                raise ConnectionError(error) from None
+        channel.settimeout(POLL)
+        return channel
 
     def follow(self, channel, prompt_id: str, progress: Progress | None, timeout: float,
                preview: Preview | None = None) -> dict[str, float]:
@@ -128,7 +151,7 @@ class Client:
                 message = b""
             except (websocket.WebSocketException, OSError) as error:
                 self.server.check_alive(patience=5.0)  # a server that dies closes the channel first
-                raise HarnessError(f"The connection to ComfyUI broke: {error}") from None
+                raise UnreachableError(f"The connection to ComfyUI broke: {error}") from None
             if isinstance(message, str) and message:
                 content = json.loads(message)
                 yield content["type"], content["data"]
@@ -138,6 +161,19 @@ class Client:
             if time.monotonic() > deadline:
                 self.interrupt()
                 raise WorkflowError("The workflow did not end in time and was interrupted.")
+
+
+@contextlib.contextmanager
+def network_errors(url: str, timeout: float) -> Iterator[None]:
+    """Turns whatever the network raises into an UnreachableError that says what happened."""
+    try:
+        yield
+    except HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        what = f"did not answer within {timeout:g} s" if isinstance(cause, TimeoutError) else f"gave no answer: {cause}"
+        raise UnreachableError(f"ComfyUI at {url} {what}.") from None
 
 
 def refusal(error: HTTPError) -> str:

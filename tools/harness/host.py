@@ -1,9 +1,10 @@
 """A ComfyUI to run in, and a Python environment for it. Standard library only: the noxfile imports this.
 
 The ComfyUI is, in this order: the one that the variable COMFYUI_PATH names; the one whose custom_nodes folder this
-pack lies in; a copy fetched once into the ignored folder .host. Whichever it is, nothing is written into it and
-nothing is installed into its environment: packages go into an environment of our own under .host, and the server
-runs on a base directory of our own (see server.py) that holds a link to this pack.
+pack lies in; a copy fetched once into the ignored folder .host. Whichever it is, nothing is written into it: the server
+runs on a base directory of our own (see server.py) that holds a link to this pack, and packages go into an environment
+of our own under .host. Where the variable COMFYUI_PYTHON names a Python, it is used in place of that environment, and
+nothing is installed into it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +39,8 @@ NEWEST = "0.30.0"
 
 PYTHON_VERSIONS = ((3, 10), (3, 13))  # what the host's requirements can be installed on, first and last
 DEPENDENCY_GROUPS = ("host", "demo", "lint", "test", "train")
+# What the environment takes on Linux, where torch brings CUDA; elsewhere it is a fraction of that.
+DOWNLOAD, DISK = 3.4e9, 6.4e9  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,25 @@ class Host:
                 "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
 
 
-def prepare(version: str | None = None) -> Host:
-    """Finds or fetches a ComfyUI and makes its environment; the second call takes no time.
+def prepare(version: str | None = None, groups: tuple[str, ...] = DEPENDENCY_GROUPS) -> Host:
+    """Finds or fetches a ComfyUI and the Python to run it with; the second call takes no time.
 
-    With one of the `ARCHIVES`' versions it is that one, whatever the user has.
+    With one of the `ARCHIVES`' versions it is that one, in an environment of its own, whatever the user has. `groups`
+    are the dependency groups that will be used.
     """
-    comfyui = get_comfyui() if version is None else fetch_comfyui(version)
-    return Host(comfyui, make_environment(comfyui))
+    if version is not None:
+        comfyui = fetch_comfyui(version)
+        return Host(comfyui, make_environment(comfyui))
+    comfyui = get_comfyui()
+    python = users_python()
+    if python:
+        check_packages(python, groups)
+        return Host(comfyui, python)
+    python = make_environment(comfyui)
+    if rare := [group for group in groups if group not in DEPENDENCY_GROUPS]:
+        run([*uv(), "pip", "install", "--quiet", "--python", str(python), *group_options(rare)],
+            "The installation failed; the lines above say why.")
+    return Host(comfyui, python)
 
 
 def get_comfyui() -> Path:
@@ -76,6 +93,44 @@ def users_comfyui() -> Path | None:
         return path
     installed_in = ROOT.parent.parent
     return installed_in if ROOT.parent.name == "custom_nodes" and is_comfyui(installed_in) else None
+
+
+def users_python() -> Path | None:
+    """The Python that COMFYUI_PYTHON names, if it is set. HarnessError when it is none, or has no torch."""
+    named = os.environ.get("COMFYUI_PYTHON")
+    if not named:
+        return None
+    path = Path(named).expanduser().absolute()  # not resolved: a link in an environment leads out of it
+    try:
+        done = subprocess.run([path, "-c", "import importlib.util; print(importlib.util.find_spec('torch') is None)"],
+                              capture_output=True, text=True)
+    except OSError as error:
+        raise HarnessError(f"COMFYUI_PYTHON is {named}, which cannot be run ({error.strerror}). It must be the Python "
+                           "that starts your ComfyUI, such as .../venv/bin/python or ...\\python_embeded\\python.exe."
+                           ) from None
+    if done.stdout.strip() != "False":
+        raise HarnessError(f"COMFYUI_PYTHON is {named}, which is not a Python with torch. It must be the one that "
+                           "starts your ComfyUI; unset it to have an environment made.")
+    return path
+
+
+def check_packages(python: Path, groups: tuple[str, ...]) -> None:
+    """HarnessError, with the line that installs them, when the user's Python lacks packages of these groups."""
+    groups = tuple(group for group in groups if group != "host")  # their torch is what they want to use
+    done = subprocess.run([*uv(), "pip", "install", "--dry-run", "--break-system-packages", "--color", "never",
+                           "--python", str(python), *group_options(groups)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise HarnessError(f"uv could not tell what {python} lacks:\n{done.stderr.strip()}")
+    wanted = [line[3:] for line in done.stderr.splitlines() if line.startswith(" + ")]
+    if wanted:
+        line = shlex.join([*uv(), "pip", "install", "--python", str(python), *wanted])
+        raise HarnessError(f"The Python of COMFYUI_PYTHON lacks {len(wanted)} packages that this command needs. "
+                           f"Nothing is installed into it unasked. To do it yourself:\n  {line}\n"
+                           "Or unset COMFYUI_PYTHON to have an environment made in .host.")
+
+
+def group_options(groups: Iterable[str]) -> list[str]:
+    return [option for group in groups for option in ("--group", group)]
 
 
 def is_comfyui(path: Path) -> bool:
@@ -144,17 +199,35 @@ def make_environment(comfyui: Path) -> Path:
     if installed == wanted:
         return python
 
-    print(f"Installing the requirements of {comfyui} (once; torch is several GB) ...", flush=True)
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)
-    if installed is None:
+    if installed is not None:
+        print(f"Bringing {environment} up to date: the requirements have changed ...", flush=True)
+    else:
+        announce(environment)
         run([*uv(), "venv", "--quiet", "--clear", "--python", base_python(), str(environment)],
             f"uv found no Python {text(PYTHON_VERSIONS[0])} to {text(PYTHON_VERSIONS[1])}. Install one and try again.")
-    groups = [option for group in DEPENDENCY_GROUPS for option in ("--group", group)]
-    run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements), *groups],
+    run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements),
+         *group_options(DEPENDENCY_GROUPS)],
         "The installation failed; the lines above say why. Then run the command again; downloads are kept.")
     stamp.write_text(wanted, encoding="utf-8")
     return python
+
+
+def announce(environment: Path) -> None:
+    """Says what an installation takes, before it begins. HarnessError when the disk has no room for it."""
+    if sys.platform == "linux":
+        free = shutil.disk_usage(environment.parent).free
+        if free < DISK:
+            raise HarnessError(f"{environment.parent} needs {DISK / 1e9:.1f} GB for torch and the other requirements "
+                               f"of ComfyUI, and has {free / 1e9:.1f} GB free. To use the Python of a ComfyUI that "
+                               "you have, set COMFYUI_PATH and COMFYUI_PYTHON.")
+        size = (f"{DOWNLOAD / 1e9:.1f} GB to download and {DISK / 1e9:.1f} GB on the disk, nearly all of it torch with "
+                f"CUDA; {DOWNLOAD * 8 / 100e6 / 60:.0f} minutes at 100 Mbit/s")
+    else:
+        size = "most of it torch"
+    print(f"Installing what ComfyUI needs into {environment}, once: {size}. To use the Python of a ComfyUI that you "
+          "have instead, end this and set COMFYUI_PATH and COMFYUI_PYTHON.", flush=True)
 
 
 def base_python() -> str:

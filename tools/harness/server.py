@@ -18,15 +18,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.error import URLError
 
-from .client import Client
+from .client import Client, UnreachableError
 from .errors import HarnessError
 from .host import ROOT
 
 PACK_NAME = "perturbed-attention-guidance"  # the folder's name as ComfyUI-Manager would make it
 ADDRESS = "127.0.0.1"
 STOP_TIMEOUT = 15.0  # seconds; longer than the keeper's own grace
+LAST_PORT = 65535
 LOG_TAIL = 40  # lines shown when the server dies
 
 
@@ -77,7 +77,7 @@ class Server:
         deadline = time.monotonic() + self.ready_timeout
         while True:
             self.check_alive()
-            with contextlib.suppress(URLError, ConnectionError, TimeoutError):
+            with contextlib.suppress(UnreachableError):
                 nodes = self.client.object_info()
                 break
             if time.monotonic() > deadline:
@@ -119,15 +119,20 @@ class Server:
 
 
 def claim_port(port: int | None) -> int:
-    """The port asked for, or a free one. HarnessError if another program listens there."""
+    """The port asked for, or a free one. HarnessError if there is no such port, or another program listens there."""
+    if port is not None and not 1 <= port <= LAST_PORT:
+        raise HarnessError(f"There is no port {port}: ports go from 1 to {LAST_PORT}. Choose one with: -- --port N")
     with socket.socket() as probe:
         if os.name == "posix":  # as the server does, so that a port just left counts as free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, port or 0))
-        except (OSError, OverflowError) as error:
-            raise HarnessError(f"Port {port} cannot be used ({getattr(error, 'strerror', None) or error}). End the "
-                               "program that uses it, or choose another port with: -- --port N") from None
+        except PermissionError:
+            raise HarnessError(f"Port {port} is for the system's own programs. Choose one above 1023 with: -- --port N"
+                               ) from None
+        except OSError as error:
+            raise HarnessError(f"Port {port} cannot be used ({error.strerror or error}). End the program that uses "
+                               "it, or choose another port with: -- --port N") from None
         return probe.getsockname()[1]
 
 

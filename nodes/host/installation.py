@@ -1,0 +1,43 @@
+"""What may be wrong with where the pack lies, said in ComfyUI's log: where it matters, the editor cannot say it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+FOLDER = Path(__file__).parents[2]  # as ComfyUI found it; a link is not followed
+SERVED_AS_THEY_ARE = "!$&'()*+,;=:@"  # beside letters, digits and _.-~
+NODE = "PAGModelPatch"
+
+
+def warn() -> None:
+    """Logs what is wrong."""
+    for problem in problems(FOLDER, already_loaded()):
+        logging.warning("Perturbed-Attention Guidance (PAG): %s", problem)
+
+
+def problems(folder: Path, other: Path | None) -> Iterator[str]:
+    """Sentences for a person to act on.
+
+    Args:
+        folder: where the pack is being loaded from.
+        other: the folder that already gave ComfyUI a node of this pack's name.
+    """
+    if quote(folder.name, safe=SERVED_AS_THEY_ARE) != folder.name:
+        yield (f"the folder's name, {folder.name!r}, has a space or another character under which ComfyUI does not "
+               "serve a pack's JavaScript. The nodes work, but without the layer picker and the plot. Rename the "
+               "folder to perturbed-attention-guidance and restart ComfyUI.")
+    if other is not None and other != folder:
+        yield (f"it is installed twice, in {other} and in {folder}. ComfyUI mixes both: the nodes of one, and perhaps "
+               "the layer picker of the other. Remove one of the folders and restart ComfyUI.")
+
+
+def already_loaded() -> Path | None:
+    """The folder of another copy of this pack that the host has loaded before this one."""
+    known = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(NODE)
+    module = sys.modules.get(getattr(known, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    return Path(file).parents[1] if file else None
