@@ -1,4 +1,4 @@
-"""The examples without a prompt, from loader to picture, with small random models in the place of their checkpoints."""
+"""The examples on published models: from loader to picture on small random ones, and as their generator makes them."""
 
 from __future__ import annotations
 
@@ -6,89 +6,78 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-import torch
-from comfy_extras.nodes_canny import Canny
-from comfy_extras.nodes_mask import MaskComposite, SolidMask
-from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
-from harness import workflow
-from pag_pack.nodes.sampling import PAGKSampler
+from examples.build import build, template_files
+from examples.catalogue import EXAMPLES
 from PIL import Image
 
-import nodes
+from . import examples
+from .older import newest_only
 
-from . import models
-from .test_psld import vae
-from .test_without_prompt import control_net
-
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-FAMILIES = {"sd15_controlnet_empty_prompt": models.sd15, "sd2_inpainting_empty_prompt": models.sd15_inpainting,
-            "sd_x4_upscaler_empty_prompt": models.x4_upscaler}
-NEWER = {node.GET_SCHEMA().node_id: node for node in (
-    Canny, MaskComposite, SolidMask, SD_4XUpscale_Conditioning, PAGKSampler)}
-SMALLER = ("width", "height", "x", "y")  # pixels; an eighth of them
+NAMES = [example.name for example in EXAMPLES]
+BOTH = ("sd15_controlnet_empty_prompt", "sd2_inpainting_empty_prompt", "sd_x4_upscaler_empty_prompt")
+OFF = {"scale": 0.0, "pag_scale": 0.0}
 
 
-class EmptyPrompts:
-    """In the place of a CLIP."""
-
-    def tokenize(self, text: str) -> str:
-        assert text == ""
-        return text
-
-    def encode_from_tokens_scheduled(self, tokens: str) -> list:
-        return models.empty_conditioning()
-
-
-def definitions() -> dict[str, dict]:
-    """What the server says of these nodes."""
-    older = {name: {"input": node.INPUT_TYPES()} for name, node in nodes.NODE_CLASS_MAPPINGS.items()}
-    return {**older, **{name: node.GET_NODE_INFO_V1() for name, node in NEWER.items()}}
-
-
-def run(name: str, family) -> dict[str, torch.Tensor]:
-    """{the prefix that it is saved under: IMAGE [B, H, W, 3]} of two steps."""
-    prompt = workflow.load(WORKFLOWS / f"{name}.json", definitions())
-    done: dict[str, tuple] = {}
-    saved = {}
-
-    def outputs(node_id: str) -> tuple:
-        if node_id not in done:
-            kind, inputs = prompt[node_id]["class_type"], dict(prompt[node_id]["inputs"])
-            for given, value in inputs.items():
-                if isinstance(value, list):
-                    inputs[given] = outputs(value[0])[value[1]]
-                elif given in SMALLER:
-                    inputs[given] = value // 8
-            done[node_id] = execute(kind, {**inputs, **({"steps": 2} if "steps" in inputs else {})})
-        return done[node_id]
-
-    def execute(kind: str, inputs: dict) -> tuple:
-        if kind == "CheckpointLoaderSimple":
-            return family(), EmptyPrompts(), vae()
-        if kind == "ControlNetLoader":
-            return (control_net(),)
-        if kind == "SaveImage":
-            saved[inputs["filename_prefix"]] = inputs["images"]
-            return ()
-        if kind == "PreviewImage":
-            return ()
-        if kind in NEWER:
-            return NEWER[kind].execute(**inputs).result
-        node = nodes.NODE_CLASS_MAPPINGS[kind]
-        return getattr(node(), node.FUNCTION)(**inputs)
-
-    for node_id in prompt:
-        outputs(node_id)
-    return saved
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_runs_and_pag_changes_its_picture(name):
+@pytest.fixture(autouse=True)
+def example_picture():
     folder = Path(folder_paths.get_input_directory())
     folder.mkdir(exist_ok=True)
     Image.linear_gradient("L").convert("RGB").save(folder / "example.png")
-    pictures = run(name, FAMILIES[name])
-    plain, guided = pictures[f"pag/{name}"], pictures[f"pag/{name}_pag"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_runs_and_pag_changes_its_picture(name):
+    plain, guided = examples.run(name)
     assert plain.shape == guided.shape
     assert plain.isfinite().all()
     assert (plain - guided).abs().max() > 1e-2
+
+
+PACKED = pytest.mark.xfail(reason="PAG Model Patch takes a packed latent for one of a channel", strict=False)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=PACKED if "LTX" in name else ())
+                                  for name in examples.STAGES if name not in BOTH])
+def test_runs_from_loader_to_picture_and_its_scale_is_what_changes_it(name):
+    pictures, plain = examples.run(name), examples.run(name, **OFF)
+    assert pictures
+    for picture in (*pictures, *plain):
+        assert picture.ndim == 4
+        assert picture.shape[-1] == 3
+        assert picture.isfinite().all()
+    assert (pictures[-1] - plain[-1]).abs().max() > 1e-4  # a random VAE hardly shows it; without PAG it would be 0
+
+
+@newest_only
+def test_the_files_are_what_the_generator_makes():
+    files = template_files()
+    for example in EXAMPLES:
+        assert examples.content(example.name) == build(example, examples.known(), files), (
+            f"{example.name} is not as tools/examples makes it: run python -m examples")
+
+
+@newest_only
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_has_the_link_of_the_hosts_template(name):
+    content = examples.content(name)
+    linked = {model["name"] for node in content["nodes"] for model in node["properties"].get("models", [])}
+    named = {value for node in content["nodes"] if "Note" not in node["type"] for value in node["widgets_values"]
+             if isinstance(value, str) and value.endswith(".safetensors")}
+    assert named
+    assert named == linked
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in examples.WORKFLOWS.glob("*.json")))
+def test_nodes_do_not_overlap_and_stay_inside_their_groups(name):
+    content = examples.content(name)
+    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in content["nodes"]}
+    inside = {group["title"]: group["bounding"] for group in content["groups"]}
+    for number, (x, y, width, height) in boxes.items():
+        for other, (left, top, across, down) in boxes.items():
+            if other > number:
+                assert (x + width <= left or left + across <= x or y + height <= top - 30 or top + down <= y - 30), (
+                    f"nodes {number} and {other} overlap")
+        for title, (left, top, across, down) in inside.items():
+            if left <= x < left + across and top <= y < top + down:
+                assert x + width <= left + across, f"node {number} leaves {title}"
+                assert y + height <= top + down, f"node {number} leaves {title}"

@@ -11,7 +11,8 @@ from .errors import HarnessError
 Prompt = dict[str, dict]  # node id -> {"class_type": ..., "inputs": {name: value or [node id, output index]}}
 
 NOTES = {"Note", "MarkdownNote"}
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# A dynamic combo is known by its choices without inputs of their own, which are all that the examples use.
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 AFTER_GENERATE = {"fixed", "increment", "decrement", "randomize"}
 MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".sft", ".gguf")
 
@@ -50,12 +51,17 @@ def inputs_of(definition: dict) -> Iterator[tuple[str, object, dict, bool]]:
             yield name, spec[0], options, group == "required"
 
 
+def is_widget(kind, options: dict) -> bool:
+    """Whether the editor shows the input as a widget."""
+    return (isinstance(kind, list) or options.get("widgetType", kind) in WIDGET_TYPES) and not options.get("forceInput")
+
+
 def widget_values(definition: dict, saved: list) -> dict:
     """The saved list, which the editor keeps in widget order, as {input name: value}."""
     rest = list(saved)
     values = {}
     for name, kind, options, _ in inputs_of(definition):
-        if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+        if not is_widget(kind, options):
             continue
         if not rest:
             raise ValueError(f"{len(saved)} widget values are too few; there is none for {name}.")
@@ -101,8 +107,11 @@ def input_problem(value, kind, options: dict, prompt: Prompt, object_info: dict[
             return f"a link from output {index} of {prompt[source]['class_type']}, which has {len(outputs)}"
         return None if fits(outputs[index], kind) else f"a link of type {outputs[index]} into {kind}"
     choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    if kind == "COMFY_DYNAMICCOMBO_V3":
+        choices = [choice["key"] for choice in options["options"]]
     if choices is not None:
         return None if value in choices else f"{value!r} is not among the choices"
+    kind = options.get("widgetType", kind)
     if kind in ("INT", "FLOAT"):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"{value!r} is not a number"

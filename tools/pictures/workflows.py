@@ -1,8 +1,7 @@
 """The pictures beside the example workflows and in the help pages: python -m pictures.workflows [name ...]
 
-A workflow that needs only the shipped model is run, and its picture shows what it made. One that names other weights is
-opened in the real editor, and its picture shows the graph: that takes Playwright (pip install playwright) and a
-Chromium on the path. Environment as for the demo: COMFYUI_PATH, and tests/ on PYTHONPATH.
+A workflow that needs only the shipped model is run, and its picture shows what it made, without and with PAG. One that
+names other weights gets a drawing of what it does. Environment as for the demo: COMFYUI_PATH, and tools/ on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from examples.catalogue import EXAMPLES
 from harness import workflow
 from harness.client import Client
-from harness.editor import BARE, Editor, launch
 from harness.errors import HarnessError, command
 from harness.host import CACHE, ROOT
 from harness.server import Server
 from PIL import Image
 
+from . import card as cards
 from . import comparison as picture
 
 WORKFLOWS = ROOT / "workflows"
@@ -32,13 +32,20 @@ HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
         layers: {"layers": layers} for layers in ("m0", "d2-3", "d2-3,m0,u0-2", "u2-5", "all")},
 }
 HELP_SHEETS = {"adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid"}  # workflow: help picture
-WIDTH = 1500  # pixels, of a picture of a graph
-MARGIN = 20
 SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
 SHEET_SHOWN = 1100  # pixels
+THUMBNAIL = 800  # pixels
 QUALITY = 88
-# The beginning of a checkpoint's name, and the model that the layer picker shows for it.
-FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL", "flux": "Flux"}
+# {workflow on a published model: (the model, what it does with it, the layers that it perturbs, of so many)}
+CARDS = {example.name: (example.model, example.name.removeprefix(example.model).strip(), example.layers, example.blocks)
+         for example in EXAMPLES} | {
+    "sd15_text_to_image_pag_ksampler": ("SD 1.5", "text to image with CFG and PAG", (6,), 16),
+    "text_to_image_model_patch_stock_ksampler": ("SD 1.5", "PAG under the KSampler that you know", (6,), 16),
+    "sd15_controlnet_empty_prompt": ("SD 1.5", "a ControlNet and no prompt", (6,), 16),
+    "sd2_inpainting_empty_prompt": ("SD 2", "a hole filled without a prompt", (7,), 16),
+    "sd_x4_upscaler_empty_prompt": ("SD x4 upscaler", "four times larger without a prompt", (5,), 6),
+    "sdxl_text_to_image_pag_ksampler": ("SDXL", "text to image with CFG and PAG", (4,), 11),
+}
 
 
 def main(names: list[str]) -> None:
@@ -47,38 +54,37 @@ def main(names: list[str]) -> None:
     for path in paths:
         if not path.is_file():
             raise HarnessError(f"There is no workflow {path.stem} in {WORKFLOWS}.")
+    drawn = [path for path in paths if foreign_weights(path)]
+    for path in drawn:
+        save(card(path), path)
+    if drawn and set(paths) == set(drawn) and names:
+        return
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=CACHE) as folder:
         base = Path(folder)
-        stand_ins = make_stand_ins(base, set().union(*map(foreign_weights, paths)))
-        arguments = ("--extra-model-paths-config", str(stand_ins))
-        with Server(Path(os.environ["COMFYUI_PATH"]), base, None, base / "server.log", arguments=arguments) as server:
+        with Server(Path(os.environ["COMFYUI_PATH"]), base, None, base / "server.log") as server:
             for path in paths:
-                image = graph(server, path) if foreign_weights(path) else results(server.client, path)
-                image.save(path.with_suffix(".jpg"), quality=QUALITY)
-                if path.stem in HELP_SHEETS:
-                    image.save(HELP_IMAGES / f"{HELP_SHEETS[path.stem]}.jpg", quality=QUALITY)
-                print(path.with_suffix(".jpg").relative_to(ROOT))
+                if path not in drawn:
+                    image = results(server.client, path)
+                    save(image, path)
+                    if path.stem in HELP_SHEETS:
+                        image.save(HELP_IMAGES / f"{HELP_SHEETS[path.stem]}.jpg", quality=QUALITY)
             for name in HELP.keys() & names if names else HELP:
                 help_picture(server.client, HELP[name]).save(HELP_IMAGES / f"{name}.jpg", quality=QUALITY)
                 print((HELP_IMAGES / f"{name}.jpg").relative_to(ROOT))
 
 
+def save(image: Image.Image, path: Path) -> None:
+    """Beside the workflow, at the size that the editor's list of templates has room for."""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
+    print(path.with_suffix(".jpg").relative_to(ROOT))
+
+
 def foreign_weights(path: Path) -> set[str]:
     """Files that the workflow says where to download; those it can't run without."""
     return {model["name"] for node in read(path)["nodes"] for model in node.get("properties", {}).get("models", [])}
-
-
-def make_stand_ins(base: Path, names: set[str]) -> Path:
-    """Empty files of these names, so that the editor shows a graph as it looks where they are installed."""
-    folder = base / "stand-ins"
-    folder.mkdir()
-    for name in names:
-        (folder / name).touch()
-    config = base / "stand-ins.yaml"
-    folders = {kind: str(folder) for kind in ("checkpoints", "controlnet")}
-    config.write_text(json.dumps({"stand_ins": folders}), encoding="utf-8")
-    return config
 
 
 def results(client: Client, path: Path) -> Image.Image:
@@ -112,33 +118,18 @@ def fetch(client: Client, entries: list[dict]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(client.image(entry))) for entry in entries]
 
 
-def graph(server: Server, path: Path) -> Image.Image:
-    """The workflow as the editor shows it, cut to the graph."""
-    content = read(path)
-    boxes = [group["bounding"] for group in content["groups"]]
-    boxes += [(*node["pos"], *node["size"]) for node in content["nodes"]]
-    left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
-    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN for axis in (0, 1))
-    scale = WIDTH / (right - left)
-    with launch() as browser:
-        page = browser.new_page(viewport={"width": WIDTH, "height": round((bottom - top) * scale)})
-        page.route("**/pag/model", stand_in_model)  # the stand-ins are empty
-        editor = Editor(page, server)
-        editor.open(BARE)
-        editor.load(content)
-        page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-        page.evaluate("app.canvas.show_info = false")
-        page.wait_for_timeout(1000)
-        editor.show(left, top, scale)
-        page.wait_for_timeout(2000)
-        return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-
-
-def stand_in_model(route) -> None:
-    """Answers the layer picker for a checkpoint that is not there."""
-    file = route.request.post_data_json.get("loader", {}).get("file", "")
-    family = next((family for name, family in FAMILIES.items() if file.startswith(name)), None)
-    route.continue_(post_data={"family": family}) if family else route.continue_()
+def card(path: Path) -> Image.Image:
+    """A drawing for a workflow whose model is not at hand."""
+    model, title, layers, blocks = CARDS[path.stem]
+    nodes = read(path)["nodes"]
+    kinds = {node["type"] for node in nodes}
+    values = {node["type"]: node["widgets_values"] for node in nodes}  # of the last of a kind, which has PAG on
+    scale, selection = values["PAGKSampler"][4:6] if "PAGKSampler" in kinds else values["PAGModelPatch"]
+    sampler = ("PAG KSampler",) if "PAGKSampler" in kinds else (
+        "PAG Model Patch", "Guider" if "SamplerCustomAdvanced" in kinds else "KSampler")
+    chain = ("Model", *sampler, "Video" if "SaveVideo" in kinds else "Picture")
+    return cards.draw(cards.Card(model, title, chain, layers, blocks,
+                                 f"layers {selection}, scale {scale:g}; {blocks} layers in all"))
 
 
 def read(path: Path) -> dict:

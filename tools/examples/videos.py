@@ -1,0 +1,117 @@
+"""The examples that make videos."""
+
+from __future__ import annotations
+
+from .graph import GREEN, NEGATIVE, POSITIVE, Graph, Output
+from .parts import prompts
+
+SEED = 8
+SKATER = ("A figure skater glides across a frozen lake, turns once with both arms spread and comes to a stop. The "
+          "camera follows her. Low winter sun.")
+# A part of the negative prompt that Wan was trained with: garish, overexposed, static, blurred, subtitles, worst
+# quality, ugly, missing or extra fingers, malformed limbs.
+WAN_NEGATIVE = "色调艳丽，过曝，静态，细节模糊不清，字幕，最差质量，低质量，丑陋的，残缺的，多余的手指，形态畸形的肢体"
+LTX_NEGATIVE = "blurry, low quality, still frame, watermark, overlay, titles, subtitles"
+LTX = "ltx-2.3-22b-dev-fp8.safetensors"
+
+
+def save_video(graph: Graph, samples: Output, vae: Output, fps: float, prefix: str) -> None:
+    graph.group("Video")
+    video = graph.add("CreateVideo", images=graph.add("VAEDecode", samples=samples, vae=vae)[0], fps=fps)
+    graph.add("SaveVideo", video=video[0], filename_prefix=prefix)
+
+
+def wan_files(graph: Graph, kind: str) -> tuple[list[Output], Output, Output]:
+    """The models of high and of low noise, the CLIP and the VAE."""
+    graph.group("Model")
+    models = [graph.add("UNETLoader", f"{noise.capitalize()} noise",
+                        unet_name=f"wan2.2_{kind}_{noise}_noise_14B_fp8_scaled.safetensors")[0]
+              for noise in ("high", "low")]
+    clip = graph.add("CLIPLoader", clip_name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", type="wan")
+    return models, clip[0], graph.add("VAELoader", vae_name="wan_2.1_vae.safetensors")[0]
+
+
+def wan_stages(graph: Graph, models: list[Output], positive: Output, negative: Output, latent: Output) -> Output:
+    """Ten steps with each of the two models, both with PAG, which counts its range over the whole run."""
+    graph.group("PAG", GREEN)
+    options = graph.add("PAGOptions", start_percent=0.1, end_percent=0.9)
+    patched = [graph.add("PAGModelPatch", title, scale=1.5, layers="9", options=options[0],
+                         model=graph.add("ModelSamplingSD3", "Shift", model=model, shift=5.0)[0])[0]
+               for title, model in zip(("PAG at high noise", "PAG at low noise"), models, strict=True)]
+    graph.group("Two stages")
+    samples = latent
+    for stage, model in enumerate(patched):
+        samples = graph.add("KSamplerAdvanced", ("High noise", "Low noise")[stage], model=model, positive=positive,
+                            negative=negative, latent_image=samples, add_noise=("enable", "disable")[stage],
+                            noise_seed=(SEED, 0)[stage], steps=20, cfg=3.5, sampler_name="euler", scheduler="simple",
+                            start_at_step=10 * stage, end_at_step=10 + 10 * stage,
+                            return_with_leftover_noise=("enable", "disable")[stage])[0]
+    return samples
+
+
+def wan_t2v(graph: Graph) -> None:
+    models, clip, vae = wan_files(graph, "t2v")
+    positive, negative = prompts(graph, clip, SKATER, WAN_NEGATIVE)
+    latent = graph.add("EmptyHunyuanLatentVideo", "Size and length", width=640, height=640, length=81)
+    save_video(graph, wan_stages(graph, models, positive, negative, latent[0]), vae, 16.0, "video/pag_wan22_t2v")
+
+
+def wan_i2v(graph: Graph) -> None:
+    models, clip, vae = wan_files(graph, "i2v")
+    positive, negative = prompts(graph, clip, "The camera slowly moves closer; a light wind passes.", WAN_NEGATIVE)
+    first = graph.add("WanImageToVideo", "First frame", positive=positive, negative=negative, vae=vae,
+                      start_image=graph.add("LoadImage", image="example.png")[0], width=640, height=640, length=81)
+    samples = wan_stages(graph, models, first["positive"], first["negative"], first["latent"])
+    save_video(graph, samples, vae, 16.0, "video/pag_wan22_i2v")
+
+
+def ltx_t2v(graph: Graph) -> None:
+    graph.group("Model")
+    loader = graph.add("CheckpointLoaderSimple", ckpt_name=LTX)
+    clip = graph.add("LTXAVTextEncoderLoader", text_encoder="gemma_3_12B_it_fp4_mixed.safetensors", ckpt_name=LTX)
+    audio_vae = graph.add("LTXVAudioVAELoader", ckpt_name=LTX)
+    graph.group("Prompt and size")
+    text = [graph.add("CLIPTextEncode", title, colors, clip=clip[0], text=words)[0] for title, colors, words in (
+        ("Prompt", POSITIVE, f"{SKATER} Blades hiss on the ice."), ("Negative prompt", NEGATIVE, LTX_NEGATIVE))]
+    prompt = graph.add("LTXVConditioning", positive=text[0], negative=text[1], frame_rate=25.0)
+    picture = graph.add("EmptyLTXVLatentVideo", "Size and length", width=768, height=512, length=97)
+    sound = graph.add("LTXVEmptyLatentAudio", audio_vae=audio_vae[0], frames_number=97, frame_rate=25)
+    latent = graph.add("LTXVConcatAVLatent", video_latent=picture[0], audio_latent=sound[0])
+    graph.group("PAG", GREEN)
+    options = graph.add("PAGOptions", rescale=0.7)
+    model = graph.add("PAGModelPatch", model=loader["MODEL"], scale=1.0, layers="28", options=options[0])
+    guider = graph.add("CFGGuider", model=model[0], positive=prompt["positive"], negative=prompt["negative"], cfg=3.0)
+    graph.group("Sample")
+    sigmas = graph.add("LTXVScheduler", steps=20, latent=picture[0])
+    sampled = graph.add("SamplerCustomAdvanced", noise=graph.add("RandomNoise", noise_seed=SEED)[0], guider=guider[0],
+                        sampler=graph.add("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas[0],
+                        latent_image=latent[0])
+    graph.group("Video with sound")
+    apart = graph.add("LTXVSeparateAVLatent", av_latent=sampled[0])
+    frames = graph.add("VAEDecode", samples=apart["video_latent"], vae=loader["VAE"])
+    heard = graph.add("LTXVAudioVAEDecode", samples=apart["audio_latent"], audio_vae=audio_vae[0])
+    video = graph.add("CreateVideo", images=frames[0], audio=heard[0], fps=25.0)
+    graph.add("SaveVideo", video=video[0], filename_prefix="video/pag_ltx23")
+
+
+_WAN = ("Two models take turns, one for high noise and one for low; each gets PAG. The range of **PAG Options** is a "
+        "share of the whole run, so it spans both stages.")
+_WAN_SOURCE = ("For Wan 2.1, Wan2GP weakens layer 9 between 10 % and 90 % of the run (it skips the layer, in the "
+               "negative's row). Nothing is published for Wan 2.2: here the attention of the same layer is perturbed "
+               "over the same range, and the scale is a start.")
+_WAN_TRIES = ("`scale` 0 in both patches with the same seed: that difference is PAG.",
+              "PAG in the high-noise stage alone, which decides shape and motion: `scale` 0 in the other.")
+# The fields of an Example, in its order.
+ENTRIES = (
+    ("Wan 2.2 text to video with PAG", "video_wan2_2_14B_t2v", wan_t2v, _WAN, _WAN_SOURCE, _WAN_TRIES, "Wan 2.2",
+     (9,), 40),
+    ("Wan 2.2 image to video with PAG", "video_wan2_2_14B_i2v", wan_i2v,
+     f"A picture brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (9,), 40),
+    ("LTX-2.3 text to video with PAG", "video_ltx2_3_t2v", ltx_t2v,
+     "Video and sound from one model, in one stage, without the distilled LoRA. Lightricks' own pipelines guide LTX-2 "
+     "with identity attention in one layer, which they call STG: the same as PAG.",
+     "Layer 28 of 48, scale 1, rescale 0.7, cfg 3: the defaults of Lightricks' LTX-2.3 pipelines (which use more cfg "
+     "for the sound). PAG perturbs the self-attention of the video; theirs that of the sound too.",
+     ("`scale` 0 with the same seed: that difference is PAG.", "`layers` 29: the default for LTX-2.0."), "LTX-2.3",
+     (28,), 48),
+)
