@@ -4,43 +4,53 @@ or switch.
 They run in an environment of their own with a real ComfyUI; tools/harness/host.py says which one, and how to choose.
 """
 
+from __future__ import annotations  # the Python that comes with macOS is 3.9
+
+import signal
 import sys
 from pathlib import Path
 
 import nox
 
 ROOT = Path(__file__).parent
+# Seconds that a command may take to end by itself after Ctrl-C, which it gets too; after a SIGTERM, which it does not,
+# they pass before nox ends it.
+INTERRUPT_TIMEOUT = 2
+TESTS = ("lint", "test", "train")
+COVERAGE = ("test", "train", "coverage")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
+from harness import packaging  # noqa: E402
 from harness.errors import readable  # noqa: E402
 
-nox.needs_version = ">=2024.3.2"
+# SIGTERM as Ctrl-C: nox then passes it on to what it runs, and waits for that to clean up.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+nox.needs_version = ">=2024.4.15"  # the first with nox.project
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
 
-def run(session: nox.Session, *arguments: str, without_host: bool = False, comfyui: str | None = None,
-        group: str | None = None, **variables: str) -> None:
-    """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C.
+def run(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ("demo",), without_host: bool = False,
+        comfyui: str | None = None, success_codes: tuple[int, ...] = (0,)) -> None:
+    """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C and SIGTERM.
 
-    With `comfyui`, a version, the host is that one. With `group`, that dependency group is installed too.
+    groups    the dependency groups that it needs
+    comfyui   a version, where the host has to be that one
+    success_codes   the exit codes that do not end the session
     """
     try:
-        host = hosts.prepare(comfyui)
+        host = hosts.prepare(comfyui, groups)
     except Exception as error:
         message = readable(error)
         if message is None:
             raise
         session.error(message.rstrip("."))  # nox adds a full stop
-    if group:
-        session.run(*hosts.uv(), "pip", "install", "--quiet", "--python", str(host.python), "--group", group,
-                    external=True)
-    environment = {**host.environment(), **variables}
+    environment = host.environment()
     if without_host:
         environment["COMFYUI_PATH"] = ""
-    session.run(str(host.python), *arguments, env=environment, external=True, interrupt_timeout=30,
-                terminate_timeout=30)
+    session.run(str(host.python), *arguments, env=environment, external=True, interrupt_timeout=INTERRUPT_TIMEOUT,
+                terminate_timeout=30, success_codes=success_codes)
 
 
 @nox.session
@@ -58,43 +68,55 @@ def serve(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks style and likely mistakes with ruff, and types with basedpyright."""
-    run(session, "-m", "ruff", "check", ".")
-    run(session, "-m", "basedpyright", without_host=True)
+    run(session, "-m", "ruff", "check", ".", groups=("lint",))
+    run(session, "-m", "basedpyright", groups=("lint",), without_host=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs ruff and every test; what follows -- goes to pytest."""
+    """Runs ruff and every test; -- --short leaves out the browser and the evaluation, all else after -- is pytest's."""
     lint(session)
-    if session.posargs:
-        run(session, "-m", "pytest", *session.posargs)
+    short = session.posargs == ["--short"]
+    if session.posargs and not short:
+        run(session, "-m", "pytest", *session.posargs, groups=TESTS)
         return
     # The core alone, with no ComfyUI in reach; the nodes in a ComfyUI process; a server over its API; a browser.
-    run(session, "-m", "pytest", "tests/unit", without_host=True)
-    run(session, "-m", "pytest", "tests/host")
-    run(session, "-m", "pytest", "tests/server", "tests/training")
-    run(session, "-m", "pytest", "tests/browser")  # skips itself, and says so, where there is no chromium
-    run(session, "-m", "pytest", "tests/evaluation")
+    run(session, "-m", "pytest", "tests/unit", groups=TESTS, without_host=True)
+    run(session, "-m", "pytest", "tests/host", groups=TESTS)
+    run(session, "-m", "pytest", "tests/server", "tests/training", groups=TESTS)
+    if not short:
+        run(session, "-m", "pytest", "tests/browser", groups=TESTS)  # skips itself, and says so, without a chromium
+        run(session, "-m", "pytest", "tests/evaluation", groups=TESTS)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Runs the tests of the code that users run, and lists the lines of it that none of them reaches."""
     report = ("--cov", "--cov-append", "--cov-report=", "--cov-fail-under=0")  # the limit holds for both together
-    run(session, "-m", "coverage", "erase", group="coverage")
-    run(session, "-m", "pytest", "tests/unit", *report, without_host=True)
-    run(session, "-m", "pytest", "tests/host", *report)
-    run(session, "-m", "coverage", "report")
+    run(session, "-m", "coverage", "erase", groups=COVERAGE)
+    run(session, "-m", "pytest", "tests/unit", *report, groups=COVERAGE, without_host=True)
+    run(session, "-m", "pytest", "tests/host", *report, groups=COVERAGE)
+    run(session, "-m", "coverage", "report", groups=COVERAGE)
 
 
 @nox.session(name="hosts")
 def other_hosts(session: nox.Session) -> None:
-    """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own."""
-    for version in session.posargs or hosts.ARCHIVES:
+    """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own.
+
+    With --table it writes what they said into the table in CONTRIBUTING. What else follows -- goes to pytest.
+    """
+    versions = [argument for argument in session.posargs if argument in hosts.ARCHIVES]
+    with_table = "--table" in session.posargs
+    options = [argument for argument in session.posargs if argument not in (*versions, "--table")]
+    for version in versions or hosts.ARCHIVES:
         session.log(f"ComfyUI {version}")
+        reports = ROOT / "build" / "hosts" / version
         run(session, "-m", "commands.internals", comfyui=version)
-        run(session, "-m", "pytest", "tests/host", comfyui=version)
-        run(session, "-m", "pytest", "tests/server", comfyui=version)
+        for folder in ("host", "server"):
+            run(session, "-m", "pytest", f"tests/{folder}", f"--junitxml={reports / folder}.xml", *options,
+                comfyui=version, groups=TESTS, success_codes=(0, 1) if with_table else (0,))  # a row says what failed
+        if with_table:
+            run(session, "-m", "commands.hosts_table", version, str(reports), comfyui=version)
 
 
 @nox.session
@@ -105,8 +127,15 @@ def internals(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Validates and packs for the Comfy Registry, and installs the result and a clone as users do."""
-    run(session, "-m", "pytest", "tests/distribution", *session.posargs, group="package")
+    """Validates and packs for the Comfy Registry, and installs the result and a clone as users do.
+
+    Fails while a field that the registry requires is empty; -- --dry-run does all the rest.
+    """
+    empty = packaging.empty_fields(nox.project.load_toml("pyproject.toml"))
+    if empty and "--dry-run" not in session.posargs:
+        session.error(packaging.what_is_missing(empty).rstrip("."))
+    options = [argument for argument in session.posargs if argument != "--dry-run"]
+    run(session, "-m", "pytest", "tests/distribution", *options, groups=("test", "package"))
 
 
 @nox.session
@@ -118,22 +147,22 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def evaluate(session: nox.Session) -> None:
     """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
-    run(session, "-m", "evaluation.evaluate", *session.posargs)
+    run(session, "-m", "evaluation.evaluate", *session.posargs, groups=("demo", "evaluate"))
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Plies a server with mixed prompts for an hour and looks for leaks; -- --minutes 5, --json FILE and the like."""
-    run(session, "-m", "soak.soak", *session.posargs)
+    run(session, "-m", "soak.soak", *session.posargs, groups=("test",))
 
 
 @nox.session
 def train(session: nox.Session) -> None:
     """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
-    run(session, "-m", "training.train", *session.posargs)
+    run(session, "-m", "training.train", *session.posargs, groups=("train",))
 
 
 @nox.session
 def switch(session: nox.Session) -> None:
     """Fine-tunes the shipped model on its perturbed attention and compares; -- --steps 600 and the like."""
-    run(session, "-m", "training.switch", *session.posargs)
+    run(session, "-m", "training.switch", *session.posargs, groups=("demo", "evaluate", "train"))
