@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 FOLDER = Path(__file__).parents[2]  # as ComfyUI found it; a link is not followed
-SERVED_AS_THEY_ARE = "!$&'()*+,;=:@"  # beside letters, digits and _.-~
+SERVED = re.compile(r"[A-Za-z0-9_.~!$&'()*+,;=:@-]+")  # what an address holds as it is
 NODE = "PAGModelPatch"
 
 
@@ -26,7 +26,7 @@ def problems(folder: Path, other: Path | None) -> Iterator[str]:
         folder: where the pack is being loaded from.
         other: the folder that already gave ComfyUI a node of this pack's name.
     """
-    if quote(folder.name, safe=SERVED_AS_THEY_ARE) != folder.name:
+    if not SERVED.fullmatch(folder.name):
         yield (f"the folder's name, {folder.name!r}, has a space or another character under which ComfyUI does not "
                "serve a pack's JavaScript. The nodes work, but without the layer picker and the plot. Rename the "
                "folder to perturbed-attention-guidance and restart ComfyUI.")
