@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .checks import SettingError
 
+_ROUNDING = 1e-5  # far below the distance of two steps
 PercentToSigma = Callable[[float], float]
 """A model's own decreasing map from percent in (0, 1) to sigma."""
 
@@ -30,7 +31,8 @@ class Window:
         return self.sigma_start == math.inf and self.sigma_end <= 0.0
 
     def __contains__(self, sigma: float) -> bool:
-        return self.sigma_end <= sigma <= self.sigma_start
+        """Both ends included: a sampler's sigma is rounded to fp32, the ends are not."""
+        return self.sigma_end * (1 - _ROUNDING) <= sigma <= self.sigma_start * (1 + _ROUNDING)
 
     def intersection(self, other: Window) -> Window:
         """The noise levels in both; SettingError where there are none, which would silently turn the guidance off."""

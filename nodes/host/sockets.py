@@ -43,7 +43,8 @@ def check_conditioning(name: str, conditioning: object) -> None:
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
     """Raise ValueError unless this is a LATENT with something in it."""
-    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), torch.Tensor):
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, torch.Tensor) and not getattr(samples, "is_nested", False):
         raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
 
 

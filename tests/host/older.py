@@ -11,13 +11,10 @@ from contextlib import contextmanager
 import pytest
 from comfyui_version import __version__ as VERSION
 from harness.host import NEWEST
-from pag_pack.nodes.host.hooks.prefix import host_asks_before_layers
 
 OLDER = [int(number) for number in VERSION.split(".")[:3]] < [int(number) for number in NEWEST.split(".")]
 newest_only = pytest.mark.skipif(OLDER, reason=f"about all that ComfyUI {NEWEST} has; this one is {VERSION}")
 
-shared_u_net_prefix = pytest.mark.skipif(not host_asks_before_layers(),
-                                         reason="this ComfyUI's U-Net has no hook in front of its layers")
 
 
 @contextmanager

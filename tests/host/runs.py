@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,6 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from pag_pack.nodes.guidance import PAGGuider, PAGModelPatch
@@ -117,13 +117,16 @@ def identity(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: d
 def counted(model: ModelPatcher, batch: int = 1) -> tuple[ModelPatcher, list[int]]:
     """A clone of the model, and a list that gets the number of rows of each of its calls."""
     rows: list[int] = []
-
-    def count(executor, x, *args, **kwargs):
-        rows.append(x.shape[0] // batch)
-        return executor(x, *args, **kwargs)
-
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+    sampling = copy.copy(model.get_model_object("model_sampling"))  # a wrapper would count as another node's
+    original = sampling.calculate_input
+
+    def count(sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        rows.append(noise.shape[0] // batch)
+        return original(sigma, noise)
+
+    sampling.calculate_input = count
+    model.add_object_patch("model_sampling", sampling)
     return model, rows
 
 

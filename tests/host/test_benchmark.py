@@ -12,8 +12,6 @@ from benchmark.counting import LiveBytes
 from pag_pack.nodes.host.models.layers import network_layers
 from pag_pack.pag_core.selection import select
 
-from .older import shared_u_net_prefix
-
 SD15, SDXL, SD3, FLUX, ADM = networks.FULL
 SD15_ALL = replace(SD15, name="SD 1.5, all layers", layers="all")
 names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "name", None))
@@ -32,8 +30,8 @@ def flops(name: str) -> dict[str, int]:
 
 @names(("shape", "guided", "alone"), [
     # The ratio to a CFG step, and without CFG to one forward. A transformer perturbed at layer d of N: 1 + (N - d)/2N.
-    pytest.param(SD15, 1.35, 1.72, marks=shared_u_net_prefix),
-    pytest.param(SDXL, 1.35, 1.72, marks=shared_u_net_prefix),
+    (SD15, 1.35, 1.72),
+    (SDXL, 1.35, 1.72),
     (SD3, 1.02 * (1 + (24 - 9) / 48), 1.02 * (1 + (24 - 9) / 24)),
     (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
 ])
@@ -49,8 +47,10 @@ def test_memory_is_at_most_a_row_more(shape):
     """A row: what CFG takes more than no guidance."""
     memory = counted(shape.name)["bytes"]
     row = memory["CFG"] - memory["no guidance"]
-    assert memory["CFG + PAG, shared prefix"] <= memory["CFG + PAG, full batch"] <= memory["CFG"] + row
-    assert memory["PAG without CFG"] <= memory["CFG"]
+    assert memory["CFG + PAG, full batch"] <= memory["CFG"] + row
+    # What the prefix's hooks hold is the inputs of one unit, once more.
+    assert memory["CFG + PAG, shared prefix"] <= 1.01 * memory["CFG + PAG, full batch"]
+    assert memory["PAG without CFG"] <= 1.01 * memory["CFG"]
 
 
 @names(("shape", "error"), [

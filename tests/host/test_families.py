@@ -13,15 +13,19 @@ import importlib
 import inspect
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_base
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from pag_pack.nodes.host.hooks import kept as kept_module
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
-from pag_pack.nodes.host.hooks.transformers import TransformerWatch
-from pag_pack.nodes.host.hooks.u_nets import UNetWatch, can_share
+from pag_pack.nodes.host.hooks.joint import JointPrefix
+from pag_pack.nodes.host.hooks.kept import PrefixStore, replaying
+from pag_pack.nodes.host.hooks.u_nets import UNetPatch
+from pag_pack.nodes.host.hooks.ways import Patch, way_in
 from pag_pack.nodes.host.models.families import FAMILIES, REFUSED, family_of, group_modules, refusal_of
 from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layers
 from pag_pack.pag_core.attention import PerturbationError
@@ -83,21 +87,17 @@ def family_table(rows: dict[str, dict]) -> str:
     return "\n".join([*lines, "", "Refused:", "", *refused, ""])
 
 
-def watch(network: torch.nn.Module, name: str, perturbation: Perturbation,
-          heads=None) -> TransformerWatch | UNetWatch:
+def patch(network: torch.nn.Module, name: str, perturbation: Perturbation, heads=None) -> Patch:
     """Our code, with one layer selected."""
     found = model_layers(Patcher(network))
     key = next(key for layer, key in found.layers.items() if layer.name == name)
-    layers = {key: LayerPerturbation(name, perturbation, heads)}
-    return TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
+    return way_in(found, {key: LayerPerturbation(name, perturbation, heads)})
 
 
-def run(case: Case, network: torch.nn.Module,
-        watch: TransformerWatch | UNetWatch) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
+def run(case: Case, network: torch.nn.Module, patch: Patch) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
     """(plain row, perturbed row, layers left alone) of a batch with one of each."""
     options, skipped = {"uuids": [PLAIN, PERTURBED], "cond_or_uncond": [1, 0]}, set()
-    watch.install(options, PERTURBED.__eq__, skipped.add, ())
-    with watch.watching([network], PERTURBED.__eq__):
+    with patch.around(network, options, PERTURBED.__eq__, skipped.add, ()) as options:
         return *forward(network, case.batch(), options).chunk(2), skipped
 
 
@@ -137,7 +137,7 @@ def test_every_layer_is_perturbed_as_by_the_full_map(case, network, plain, table
     entry = table[case.name] = {"family": found.name, "layers": case.layers, "auto": found.auto, "effects": [],
                                 "errors": []}
     for name in case.layers:
-        unchanged, perturbed, skipped = run(case, network, watch(network, name, Perturbation()))
+        unchanged, perturbed, skipped = run(case, network, patch(network, name, Perturbation()))
         assert not skipped
         assert torch.equal(unchanged, plain[0]), f"{name} changed the plain row"
         entry["effects"].append(relative(perturbed, plain[1]))
@@ -148,11 +148,11 @@ def test_every_layer_is_perturbed_as_by_the_full_map(case, network, plain, table
 
 def test_strength_and_single_heads_lie_between_plain_and_perturbed(case, network, plain):
     name = case.layers[0]
-    _, full, _ = run(case, network, watch(network, name, Perturbation()))
-    _, every_head, _ = run(case, network, watch(network, name, Perturbation(), frozenset(range(case.heads))))
+    _, full, _ = run(case, network, patch(network, name, Perturbation()))
+    _, every_head, _ = run(case, network, patch(network, name, Perturbation(), frozenset(range(case.heads))))
     assert relative(every_head, full) <= 1e-5
-    for kept in (watch(network, name, Perturbation(strength=0.5)),
-                 watch(network, name, Perturbation(), frozenset({1}))):
+    for kept in (patch(network, name, Perturbation(strength=0.5)),
+                 patch(network, name, Perturbation(), frozenset({1}))):
         unchanged, some, skipped = run(case, network, kept)
         assert not skipped
         assert torch.equal(unchanged, plain[0])
@@ -165,74 +165,110 @@ def test_other_perturbations_run_or_are_refused_with_a_reason(case, network, pla
     name = case.layers[-1]
     if case.attention:
         with pytest.raises(PerturbationError, match=f"identity only, not {kind}"):
-            watch(network, name, Perturbation(kind))
+            patch(network, name, Perturbation(kind))
         return
-    unchanged, perturbed, skipped = run(case, network, watch(network, name, Perturbation(kind)))
+    unchanged, perturbed, skipped = run(case, network, patch(network, name, Perturbation(kind)))
     assert not skipped
     assert torch.equal(unchanged, plain[0])
     assert relative(perturbed, plain[1]) > 1e-4
 
 
+def conditional_row_last(value, frames: int):
+    """The first row perturbed, the second unconditional, the third the conditional row that the first mirrors."""
+    if isinstance(value, list):
+        return [conditional_row_last(item, frames) for item in value]
+    if isinstance(value, torch.Tensor) and value.shape[0] in (3, 3 * frames):
+        perturbed, _, conditional = value.chunk(3)
+        perturbed.copy_(conditional)
+    return value
+
+
+def counted(call) -> tuple[torch.Tensor, int]:
+    with FlopCounterMode(display=False) as counter:
+        return call(), counter.get_total_flops()
+
+
 @pytest.mark.usefixtures("plain")  # which skips where the host alone fails
-def test_rows_that_join_late_are_the_same(case, network):
-    def conditional_row_last(value):
-        """The first row perturbed, the second unconditional, the third the conditional row that the first mirrors."""
-        if isinstance(value, list):
-            return [conditional_row_last(item) for item in value]
-        if isinstance(value, torch.Tensor) and value.shape[0] in (3, 3 * case.frames):
-            perturbed, _, conditional = value.chunk(3)
-            perturbed.copy_(conditional)
-        return value
+@pytest.mark.parametrize("last", [False, True], ids=["first layer", "last layer"])
+def test_rows_that_join_late_are_the_same(case, network, last):
+    """In one call with their conditional rows, and in a call of their own from what these left."""
+    inputs = {name: conditional_row_last(value, case.frames) for name, value in case.batch(3).items()}
+    found = model_layers(Patcher(network))
+    ours = patch(network, case.layers[-1 if last else 0], Perturbation())
+    units = found.units(network)
+    first = min(units.places[key] for key in ours.layers)
+    options = {"uuids": [PERTURBED, "unconditional", PLAIN], "cond_or_uncond": [2, 1, 0]}
+    batch, declined = 3 * case.frames, set()
 
-    inputs = {name: conditional_row_last(value) for name, value in case.batch(3).items()}
-    watcher = watch(network, case.layers[-1], Perturbation())
-    outs, flops, declined = [], [], set()
-    for layers in (None, set(watcher.layers)):
-        options = {"uuids": [PERTURBED, "unconditional", PLAIN], "cond_or_uncond": [2, 1, 0]}
-        with watcher.sharing([network], options, layers, {PERTURBED: PLAIN}, declined.add):
-            watcher.install(options, PERTURBED.__eq__, declined.add, ())
-            with watcher.watching([network], PERTURBED.__eq__), FlopCounterMode(display=False) as counter:
-                outs.append(forward(network, inputs, options))
-        flops.append(counter.get_total_flops())
-    shares = len(case.layers) > 1 and (family_of(network) is not None or can_share(network))
-    assert not (declined and shares)
-    assert (flops[1] < flops[0]) is shares
-    assert relative(outs[1], outs[0]) <= 1e-5
+    def perturbed(inputs, options):
+        with ours.around(network, options, PERTURBED.__eq__, declined.add, ()) as options:
+            return forward(network, inputs, options)
 
+    def joint():
+        prefix = JointPrefix({id(network): units}, first, {PERTURBED: PLAIN}, declined.add)
+        with prefix.around(network, options, batch):
+            return perturbed(inputs, options)
 
-def test_nothing_is_declined_where_nothing_comes_before_the_first_layer(case, network):
-    """Not even rows that run without their conditional row, as with little memory."""
-    family = family_of(network)
-    if family is None or family.groups[0].path.count("*") > 1:
-        pytest.skip("blocks without self-attention come before its first layer")
-    watcher, declined = watch(network, case.layers[0], Perturbation()), set()
-    before = hooks(network)
-    options = {"uuids": [PERTURBED, "other"], "cond_or_uncond": [2, 1]}
-    with watcher.sharing([network], options, set(watcher.layers), {PERTURBED: PLAIN}, declined.add):
-        assert hooks(network) == before
-        forward(network, case.batch(), options)
+    whole, flops = counted(lambda: perturbed(inputs, options))
+    late, fewer = counted(joint)
     assert not declined
+    assert fewer < flops or not first
+    assert relative(late, whole) <= 1e-5
+
+    store = PrefixStore(False, lambda device: 1e12)
+    store.add(first, 0)
+    rest, alone = ({name: part(value, slice(rows, rows + count), case.frames) for name, value in inputs.items()}
+                   for rows, count in ((1, 2), (0, 1)))
+    with store.recording(units, {"uuids": ["unconditional", PLAIN], "cond_or_uncond": [1, 0]}, 2 * case.frames, None):
+        plain = forward(network, rest, {"uuids": ["unconditional", PLAIN], "cond_or_uncond": [1, 0]})
+    assert relative(plain, whole.chunk(3)[1:] and torch.cat(whole.chunk(3)[1:])) <= 1e-5
+    options = {"uuids": [PERTURBED], "cond_or_uncond": [0]}
+    own, all_flops = counted(lambda: perturbed(alone, options))
+    if first and units.is_stateless:
+        kept = store.take([PERTURBED], {PERTURBED: PLAIN})
+        assert kept, store.lost
+        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu")):
+            resumed, fewer = counted(lambda: perturbed(alone, options))
+        assert fewer < all_flops
+        assert relative(resumed, own) <= 1e-5
+    assert relative(own, whole.chunk(3)[0]) <= 1e-5
+
+
+def part(value, rows: slice, frames: int):
+    if isinstance(value, list):
+        return [part(item, rows, frames) for item in value]
+    if isinstance(value, torch.Tensor) and value.shape[0] in (3, 3 * frames):
+        return torch.cat(value.chunk(3)[rows])
+    return value
+
+
+@contextmanager
+def blank_is_nan():
+    """What stands for outputs that no one reads holds no number, so that reading it shows."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(kept_module, "blank", lambda shape, dtype, _: torch.full(shape, torch.nan, dtype=dtype))
+        yield
 
 
 def test_nothing_stays_behind_not_even_after_an_error(case, network, plain):
     before = hooks(network)
-    watcher = watch(network, case.layers[0], Perturbation())
-    if isinstance(watcher, UNetWatch):
+    ours = patch(network, case.layers[0], Perturbation())
+    if isinstance(ours, UNetPatch):
         module = network.input_blocks[-1][-1]
     else:
-        (group, index), = watcher.layers
-        module = list(group_modules(network, next(g for g in watcher.family.groups if g.name == group)))[index]
+        (group, index), = ours.layers
+        module = list(group_modules(network, next(g for g in ours.family.groups if g.name == group)))[index]
 
     def fail(*_):
         raise RuntimeError("out of memory, say")
 
     handle = module.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        run(case, network, watcher)
+        run(case, network, ours)
     handle.remove()
     assert hooks(network) == before
     assert torch.equal(forward(network, case.batch(), {"uuids": [PLAIN, PERTURBED]}), torch.cat(plain))
-    run(case, network, watcher)
+    run(case, network, ours)
     assert hooks(network) == before
 
 
@@ -273,7 +309,7 @@ def test_guides_that_split_the_attention_of_ltx_are_left_alone_and_reported():
     network._build_guide_self_attention_mask = lambda *_: GuideAttentionMask(case.image, case.image - 6, 6,
                                                                              torch.full((1, 6), 0.5))
     expected = forward(network, case.batch(), {})
-    *rows, skipped = run(case, network, watch(network, "1", Perturbation()))
+    *rows, skipped = run(case, network, patch(network, "1", Perturbation()))
     assert skipped == {"1"}
     assert torch.equal(torch.cat(rows), expected)
 

@@ -24,20 +24,11 @@ from .sampled_families import SAMPLED, Sampled
 
 SCALE = 2.0
 CFG = (1.0, 4.0)
-FAILING = {  # not yet right beside them
-    "HunyuanVideo, first frame", "HunyuanVideo, reference", "Krea 2, a reference at timestep zero",
-    "Qwen-Image-Edit 2511, two references at timestep zero"}
-REFUSED = {"LTX-Video with sound", "TripoSplat"}
 
 
 @pytest.fixture(scope="module", params=SAMPLED, ids=lambda family: family.name)
 def family(request) -> tuple[Sampled, ModelPatcher]:
     return request.param, request.param.build()
-
-
-def fails(request, names: set[str], family: tuple[Sampled, ModelPatcher]) -> None:
-    if family[0].name in names:
-        request.applymarker(pytest.mark.xfail(strict=True))
 
 
 @contextmanager
@@ -84,8 +75,7 @@ def errors(result, expected) -> list[float]:
     return [relative_error(*pair) for pair in zip(results, expected, strict=True)]
 
 
-def test_equals_a_separate_pass_with_the_full_map(family, request):
-    fails(request, FAILING | REFUSED, family)
+def test_equals_a_separate_pass_with_the_full_map(family):
     how, model = family
     layer = how.reference.layers[-1]
     for batch in how.batches:
@@ -97,8 +87,7 @@ def test_equals_a_separate_pass_with_the_full_map(family, request):
     assert max(errors(run.ksampler(model), expected)) > 1e-3, "PAG must do something"
 
 
-def test_scale_zero_is_the_plain_model_bit_for_bit(family, request):
-    fails(request, REFUSED, family)
+def test_scale_zero_is_the_plain_model_bit_for_bit(family):
     how, model = family
     run = sampled(how, CFG[1], how.batches[0], steps=1)
     assert errors(run.model_patch(model, 0.0, "auto"), run.ksampler(model)) in ([0.0], [0.0, 0.0])

@@ -133,7 +133,7 @@ def test_predictions_are_those_made_one_by_one(cfg, scale):
         assert relative_error(step.cond, cond) < 1e-4
         assert relative_error(step.pair.cond, cond) < 1e-4
         assert relative_error(step.pair.perturbed, perturbed) < 1e-4
-        assert relative_error(step.pair.cond - step.pair.perturbed, cond - perturbed) < 1e-2
+        assert relative_error(step.pair.cond - step.pair.perturbed, cond - perturbed) < 3e-2  # of small numbers
         assert step.scale == scale
         guided = cond + scale * (cond - perturbed)
         if cfg == 1.0:

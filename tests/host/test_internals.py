@@ -13,7 +13,7 @@ def test_this_host_has_all_that_the_nodes_rely_on():
 
 
 @pytest.mark.parametrize(("owner", "name", "place"), [
-    (comfy.samplers, "calc_cond_batch", "nodes/host/run/calls.py"),
+    (comfy.samplers, "get_area_and_mult", "nodes/host/run/calls.py"),
     (comfy.samplers.CFGGuider, "set_conds", "nodes/host/sampling/guider.py"),
     (ModelPatcher, "add_wrapper_with_key", "nodes/host/run/patching.py")])
 def test_what_a_later_host_drops_is_named_with_its_place(monkeypatch, owner, name, place):

@@ -11,7 +11,6 @@ from pag_pack.pag_core.selection import SelectionError
 
 from . import models
 from .family_models import CASES
-from .older import shared_u_net_prefix
 
 
 def lines(model, layers: str) -> list[list[str]]:
@@ -22,7 +21,6 @@ def lines(model, layers: str) -> list[list[str]]:
     return [[column.strip() for column in line.split("  ") if column.strip()] for line in text.splitlines()]
 
 
-@shared_u_net_prefix
 def test_u_net():
     head, cost, auto, _, _, *table = lines(models.sd15(), "auto")
     assert head == ["U-Net: 7 self-attention layers, 1 selected."]

@@ -54,7 +54,7 @@ def test_two_devices_equal_one(build, cfg, spread, composed):
         result = run.ksampler(patched(model, SCALE, "auto"))
     finally:
         handle.remove()
-    assert calls, "the second device must have taken part"
+    assert calls or cfg == 1.0, "the second device must have taken part"
     alone = run.ksampler(patched(build(), SCALE, "auto"))
     composed.check("MultiGPU (two devices that are one CPU)", PLAIN, result, alone)
     assert relative_error(result, run.ksampler(build())) > 1e-4

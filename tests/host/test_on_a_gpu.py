@@ -16,6 +16,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from pag_pack.nodes.comparison import PAGGrid
 from pag_pack.nodes.guidance import PAGGuider
+from pag_pack.nodes.host.hooks.joint import JointPrefix
+from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.research.distillation import PAGSDSImageGradient
 from pag_pack.nodes.research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement
@@ -31,7 +33,7 @@ from .family_models import CASES, forward
 from .older import what_older_hosts_lack
 from .runs import WAYS, Run, relative_error
 from .test_distillation import guider, optimized
-from .test_families import PERTURBED, PLAIN, watch
+from .test_families import PERTURBED, PLAIN, Patcher, patch
 from .test_inspection import inspect
 from .test_psld import run as psld_run
 from .test_psld import sampler as psld_sampler
@@ -178,12 +180,14 @@ def test_every_family(case, gpu):
 
     def run(device: torch.device) -> torch.Tensor:
         inputs, sigmas = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (case.batch(), torch.ones(1)))
-        watcher = watch(network.to(device), case.layers[-1], Perturbation())
+        ours = patch(network.to(device), case.layers[-1], Perturbation())
+        units = model_layers(Patcher(network)).units(network)
+        first = min(units.places[key] for key in ours.layers)
         options = {"uuids": [PERTURBED, PLAIN], "cond_or_uncond": [1, 0], "sigmas": sigmas, "sample_sigmas": sigmas}
-        with watcher.sharing([network], options, set(watcher.layers), {PERTURBED: PLAIN}, lambda _: None):
-            watcher.install(options, PERTURBED.__eq__, lambda _: None, ())
-            with watcher.watching([network], PERTURBED.__eq__):
-                return forward(network, inputs, options)
+        prefix = JointPrefix({id(network): units}, first, {PERTURBED: PLAIN}, lambda _: None)
+        with prefix.around(network, options, len(options["uuids"]) * case.frames), \
+                ours.around(network, options, PERTURBED.__eq__, lambda _: None, ()) as options:
+            return forward(network, inputs, options)
 
     with what_older_hosts_lack(RuntimeError):
         expected = run(torch.device("cpu"))

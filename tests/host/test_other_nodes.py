@@ -35,7 +35,7 @@ def test_another_replacement_on_the_same_layer_goes_on_in_the_plain_rows(key, cf
     reference = run.ksampler(separate_passes(model, SCALE, {(*MIDDLE, 0): identity}))
     seen.clear()
     result = run.model_patch(model, SCALE)
-    assert set(seen) == {3 if cfg == 7.0 else 2}, "it must see every row of the call"
+    assert set(seen) == {2 if cfg == 7.0 else 1, 1}, "it must see the host's call, and one of the weak row alone"
     assert relative_error(result, reference) < 1e-4
     assert relative_error(run.model_patch(models.sd15(), SCALE), reference) > 1e-3
 

@@ -164,13 +164,12 @@ def test_the_gradient_is_that_of_the_positive_conditioning_without_pag(path):
     y = measured(SuperResolution(4))
     sampler = PAGDPSSampler.execute(y, SuperResolution(4), 1.0).result[0]
     rows = []
-
-    def count(executor, x, *args, **kwargs):
-        rows.append((x.shape[0], x.requires_grad))
-        return executor(x, *args, **kwargs)
-
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", count)
-    restore(guided(model, 2.0), sampler, last_sigmas(model, 2))
+    handle = model.model.diffusion_model.register_forward_pre_hook(
+        lambda network, args: rows.append((args[0].shape[0], args[0].requires_grad)))
+    try:
+        restore(guided(model, 2.0), sampler, last_sigmas(model, 2))
+    finally:
+        handle.remove()
     assert rows == [(1, True), (2, False)] * 2
 
 

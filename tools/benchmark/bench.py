@@ -75,8 +75,8 @@ def count(shape) -> dict:
     where bytes are the most that tensors hold at once, weights aside, with fused attention."""
     import torch
     from pag_pack.nodes.host.hooks.attention import LayerPerturbation
-    from pag_pack.nodes.host.hooks.transformers import TransformerWatch
-    from pag_pack.nodes.host.hooks.u_nets import UNetWatch
+    from pag_pack.nodes.host.hooks.joint import JointPrefix
+    from pag_pack.nodes.host.hooks.ways import way_in
     from pag_pack.nodes.host.models.layers import model_layers
     from pag_pack.pag_core.cost import relative_cost
     from pag_pack.pag_core.perturbation import Perturbation
@@ -89,14 +89,16 @@ def count(shape) -> dict:
     found = model_layers(_Holder(network))
     layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(), heads)
               for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
-    watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
+    patch, units = way_in(found, layers), found.units(network)
+    first = min(units.places[key] for key in layers)
 
     def run(rows: list[str], share: bool, *modes: AbstractContextManager) -> None:
         options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
         inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
-        with watch.sharing([network], options, set(layers) if share else None, {"p": "c"}, print), ExitStack() as stack:
-            watch.install(options, "p".__eq__, print, ())
-            for mode in (watch.watching([network], "p".__eq__), *modes):
+        prefix = JointPrefix({id(network): units}, first if share else 0, {"p": "c"}, print)
+        with prefix.around(network, options, len(rows)), ExitStack() as stack:
+            options = stack.enter_context(patch.around(network, options, "p".__eq__, print, ()))
+            for mode in modes:
                 stack.enter_context(mode)
             network(inputs.pop("x"), inputs.pop("t"), **inputs, control=None, transformer_options=options)
 

@@ -51,6 +51,15 @@ class LayerPerturbation:
     heads: frozenset[int] | None
 
 
+def flags(uuids: Sequence, is_ours: Callable[[object], bool], batch: torch.Tensor) -> list[bool]:
+    """Which rows of a batch are perturbed, one flag for each.
+
+    In a call of their own all are, and another node may have laid the batch out anew, so that it holds no whole rows.
+    """
+    ours = [is_ours(row) for row in uuids]
+    return [True] if ours and all(ours) and batch.shape[0] % len(ours) else ours
+
+
 def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                 layout: HeadLayout, host: Attention, per_head: Attention, *, mask: torch.Tensor | None = None,
                 image: slice | None = None, queries: slice | None = None, whole: torch.Tensor | None = None,
@@ -90,8 +99,11 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
             queries_in, keys_in, values_in = layout.open(*qkv)
 
             def attend(q, k, v, rows=rows, cut=cut):
-                if whole is not None and q.shape[-2] == k.shape[-2]:
-                    return _among(queries, k.shape[-2], layout.reopen(whole[rows]))
+                if whole is not None:
+                    out = _among(queries, k.shape[-2], layout.reopen(whole[rows]))
+                    if q.shape[-2] == k.shape[-2]:
+                        return out
+                    return torch.cat((out[:, :, :image.start], out[:, :, image.stop:]), dim=2)  # the text queries
                 if cut is not None and cut.shape[-2] not in (1, q.shape[-2]):  # the text queries of a joint sequence
                     cut = torch.cat((cut[..., :image.start, :], cut[..., image.stop:, :]), dim=-2)
                 return per_head(q, k, v, cut)

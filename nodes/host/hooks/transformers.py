@@ -1,42 +1,29 @@
 """The way into transformers: the host's attention override, and hooks that tell it where in the network it is.
 
-The override sees every attention call of the network but not, on most families, which layer calls it or where the text
-ends. Forward hooks on the selected modules say so. They are there during one call of the host only, they change
-nothing, and they go away with it, whatever happens.
+The override sees every attention call of a module but not, on most families, where the text ends. Forward hooks on the
+modules say so, and give the override to the selected ones alone. They are there during one forward and go away with it,
+whatever happens.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from uuid import UUID
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from ....pag_core.attention import PerturbationError
 from ....pag_core.perturbation import KINDS
 from ..models.families import Argument, Family, Group, Tokens, group_modules, num_heads
-from .attention import HeadLayout, LayerPerturbation, attend_rows
-from .late_blocks import LateBlocks
+from ..models.units import TransformerKey
+from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
 from .values import value_hooks
 
-TransformerKey = tuple[str, int]  # (group, index)
 _OVERRIDE = "optimized_attention_override"
 
 
-class _Place(threading.local):
-    """Where the forward of this thread is. Thread-local, for MultiGPU runs one forward in each of several threads."""
-
-    def __init__(self) -> None:
-        self.ours: list[bool] = []  # which rows of the batch are perturbed
-        self.layer: LayerPerturbation | None = None
-        self.tokens = Tokens.IMAGE
-        self.counts: dict[str, int] = {}  # {"text" or "image": number of tokens}
-
-
-class TransformerWatch:
-    """Perturbs the selected layers of one call of the host.
+class TransformerPatch:
+    """Perturbs the selected layers of one forward.
 
     Args:
         layers: {(group, index): what is done there}.
@@ -56,38 +43,101 @@ class TransformerWatch:
                                     f"attention of {family.name} does not tell; seg_mean works without them.")
         self.family = family
         self.layers = layers
-        self.one_row = family.one_row
-        self.place = _Place()
 
-    def install(self, transformer_options: dict, is_ours: Callable[[object], bool],
-                skipped: Callable[[str], None], noise_key: tuple) -> None:
-        """Put the override into `transformer_options` (the caller's own copy), around the one that is there.
+    @contextmanager
+    def around(self, network: torch.nn.Module, options: dict, is_ours: Callable[[object], bool],
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
+        """Hooks for one forward of `network`; the transformer_options to run it with.
 
         Args:
+            options: the transformer_options of the forward.
             is_ours: whether a row, by its uuid, is perturbed.
             skipped: called with a layer's name where a call cannot be perturbed.
             noise_key: what the randomness of the layers depends on besides seed and layer.
         """
-        previous = transformer_options.get(_OVERRIDE)
+        if any(is_ours(row) for row in options["uuids"]):
+            forward = _Forward(self.family, self.layers, options["uuids"], is_ours, skipped, noise_key)
+            with ExitStack() as stack:
+                for handle in forward.hooks(network):
+                    stack.callback(handle.remove)
+                yield forward.overridden(options) if self.family.keeps_between_calls else options
+        else:
+            yield options
+
+
+class _Forward:
+    """One forward of a network: where its text ends, as far as it has got."""
+
+    def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation], uuids, is_ours, skipped,
+                 noise_key: tuple) -> None:
+        self.family = family
+        self.layers = layers
+        self.uuids = uuids
+        self.is_ours = is_ours
+        self.skipped = skipped
+        self.noise_key = noise_key
+        # {"text" or "image": number of tokens}. A prompt may be missing, and with it the module that would count it.
+        self.counts: dict[str, int] = {"text": 0} if family.counter and family.counter[0] == "text" else {}
+        self.selected: tuple[LayerPerturbation, Tokens] | None = None  # the module that runs, if it is one
+
+    def hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        if self.family.counter:
+            what, path = self.family.counter
+            yield _submodule(network, path).register_forward_hook(
+                lambda module, args, output: self._count(what, output))
+        for group in self.family.groups:
+            for index, module in enumerate(group_modules(network, group)):
+                layer = self.layers.get((group.name, index))
+                if layer is not None and group.values:
+                    yield from value_hooks(module, group.values, num_heads(module, group), layer,
+                                           lambda batch: flags(self.uuids, self.is_ours, batch))
+                elif layer is not None or group.image is not None:
+                    yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
+                    yield module.register_forward_hook(self._leave)
+
+    def _enter(self, layer: LayerPerturbation | None, group: Group):
+        def hook(module, args, kwargs):
+            if group.image is not None:
+                self._count("image", _argument(group.image, args, kwargs))
+            if layer is None:
+                return None
+            self.selected = layer, group.tokens
+
+            def given(value):
+                return self.overridden(value) if _is_options(value) else value
+
+            return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
+        return hook
+
+    def _leave(self, module, args, output) -> None:
+        self.selected = None
+
+    def _count(self, what: str, tokens: torch.Tensor) -> None:
+        self.counts = {what: tokens.shape[1]}
+
+    def overridden(self, options: dict) -> dict:
+        """The transformer_options for a selected module: our override around the one that is there."""
+        previous = options.get(_OVERRIDE)
 
         def override(func, *args, **kwargs):
-            layer, ours = self.place.layer, _flags(kwargs.get("transformer_options"), is_ours)
-            call = func if previous is None else (lambda *a, **k: previous(func, *a, **k))
-            if layer is None or not any(ours):
-                return call(*args, **kwargs)
-            return self._perturbed(layer, ours, skipped, noise_key, func, previous and call, *args, **kwargs)
+            whole = None if previous is None else (lambda *a, **k: previous(func, *a, **k))
+            if self.selected is None:
+                return (whole or func)(*args, **kwargs)
+            return self._perturbed(*self.selected, func, whole, *args, **kwargs)
 
-        transformer_options[_OVERRIDE] = override
+        return {**options, _OVERRIDE: override}
 
-    def _perturbed(self, layer: LayerPerturbation, ours: list[bool], skipped: Callable[[str], None], noise_key: tuple,
-                   func, whole, q, k, v, heads, mask=None, *args, skip_reshape: bool = False,
-                   skip_output_reshape: bool = False, **kwargs):
+    def _perturbed(self, layer: LayerPerturbation, tokens: Tokens, func, whole, q, k, v, heads, mask=None, *args,
+                   skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
+        ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
-        image, queries = self._image_tokens(keys), self._queries(length, keys)
+        image = self._image_tokens(tokens, keys)
+        # Where a network has no use for the text's queries, they are the image's.
+        queries = slice(keys - length, keys) if tokens is Tokens.TEXT_FIRST else slice(0, length)
         fits = image is not None and image.start >= queries.start and image.stop <= queries.stop
         if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
-            skipped(layer.name)
+            self.skipped(layer.name)
             return (whole or func)(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
                                    skip_output_reshape=skip_output_reshape, **kwargs)
 
@@ -102,85 +152,25 @@ class TransformerWatch:
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
                            whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"),
-                           noise_key=noise_key)
+                           noise_key=self.noise_key)
 
-    def _image_tokens(self, length: int) -> slice | None:
+    def _image_tokens(self, tokens: Tokens, length: int) -> slice | None:
         """The image tokens of a sequence; None where this is not known."""
-        place = self.place
-        if place.tokens is Tokens.IMAGE or length == place.counts.get("image"):
+        if tokens is Tokens.IMAGE or length == self.counts.get("image"):
             return slice(0, length)
-        if "text" in place.counts:
-            image = length - place.counts["text"]
-        elif "image" in place.counts:
-            image = place.counts["image"]
+        if "text" in self.counts:
+            image = length - self.counts["text"]
+        elif "image" in self.counts:
+            image = self.counts["image"]
         else:
             return None
         if not 0 < image <= length:
             return None
-        return slice(length - image, length) if place.tokens is Tokens.TEXT_FIRST else slice(0, image)
-
-    def _queries(self, length: int, keys: int) -> slice:
-        """Which of the keys' tokens the queries are: where a network has no use for the text's, the image's."""
-        return slice(keys - length, keys) if self.place.tokens is Tokens.TEXT_FIRST else slice(0, length)
-
-    @contextmanager
-    def watching(self, networks: list[torch.nn.Module], is_ours: Callable[[object], bool]) -> Iterator[None]:
-        """Hooks on the networks' modules for as long as the context lasts; `is_ours` as for `install`."""
-        with ExitStack() as stack:
-            for network in networks:
-                for handle in self._hooks(network, is_ours):
-                    stack.callback(handle.remove)
-            yield
-
-    def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[TransformerKey] | None,
-                sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Let the perturbed rows join at the first of `layers` (None: at the start); see `late_blocks.LateBlocks`."""
-        if layers is None:
-            return nullcontext()
-        names = [group.name for group in self.family.groups]
-        first = min(layers, key=lambda key: (names.index(key[0]), key[1]))
-        return LateBlocks(self.family, first, sources, decline).watching(networks, transformer_options)
-
-    def _hooks(self, network: torch.nn.Module, is_ours) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        yield network.register_forward_pre_hook(self._start(is_ours), prepend=True, with_kwargs=True)
-        if self.family.counter:
-            what, path = self.family.counter
-            yield _submodule(network, path).register_forward_hook(
-                lambda module, args, output: self._count(what, output))
-        for group in self.family.groups:
-            for index, module in enumerate(group_modules(network, group)):
-                layer = self.layers.get((group.name, index))
-                if layer is not None and group.values:
-                    yield from value_hooks(module, group.values, num_heads(module, group), layer,
-                                           lambda: self.place.ours)
-                elif layer is not None or group.image is not None:
-                    yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
-                    yield module.register_forward_hook(self._leave, always_call=True)
-
-    def _start(self, is_ours: Callable[[object], bool]):
-        def hook(network, args, kwargs):
-            self.place.ours = _flags(kwargs.get("transformer_options"), is_ours)
-            # A prompt may be missing, and with it the module that would count the text.
-            self.place.counts = {"text": 0} if self.family.counter and self.family.counter[0] == "text" else {}
-        return hook
-
-    def _enter(self, layer: LayerPerturbation | None, group: Group):
-        def hook(module, args, kwargs):
-            self.place.layer, self.place.tokens = layer, group.tokens
-            if group.image is not None:
-                self._count("image", _argument(group.image, args, kwargs))
-        return hook
-
-    def _leave(self, module, args, output) -> None:
-        self.place.layer = None
-
-    def _count(self, what: str, tokens: torch.Tensor) -> None:
-        self.place.counts = {what: tokens.shape[1]}
+        return slice(length - image, length) if tokens is Tokens.TEXT_FIRST else slice(0, image)
 
 
-def _flags(transformer_options: dict | None, is_ours: Callable[[object], bool]) -> list[bool]:
-    """One flag for each row of the batch."""
-    return [is_ours(row) for row in (transformer_options or {}).get("uuids") or ()]
+def _is_options(value) -> bool:
+    return isinstance(value, dict) and "uuids" in value
 
 
 def _argument(argument: Argument, args: tuple, kwargs: dict) -> torch.Tensor:

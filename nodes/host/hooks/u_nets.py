@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from uuid import UUID
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.patcher_extension import WrappersMP
 
-from .attention import HeadLayout, LayerPerturbation, attend_rows
-from .prefix import SharedPrefix, block_order, host_asks_before_layers
-
-UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
+from ..models.units import UNetKey
+from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
 
 
-class UNetWatch:
-    """Perturbs the selected layers of one call of the host; see `transformers.TransformerWatch`."""
-
-    one_row = ()
+class UNetPatch:
+    """Perturbs the selected layers of one forward; see `transformers.TransformerPatch`."""
 
     def __init__(self, layers: dict[UNetKey, LayerPerturbation]) -> None:
         self.layers = layers
 
-    def install(self, transformer_options: dict, is_ours: Callable[[object], bool],
-                skipped: Callable[[str], None], noise_key: tuple) -> None:
-        """Put the replacements into `transformer_options` (the caller's own copy), around those that are there."""
-        replace = transformer_options["patches_replace"] = transformer_options.get("patches_replace", {}).copy()
-        attn1 = replace["attn1"] = replace.get("attn1", {}).copy()
+    @contextmanager
+    def around(self, network: torch.nn.Module, options: dict, is_ours: Callable[[object], bool],
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
+        """For one forward of `network`: the transformer_options to run it with, our replacements around those that are
+        there. Arguments as for `TransformerPatch.around`."""
+        replace = options.get("patches_replace", {})
+        attn1 = replace.get("attn1", {}).copy()
         for key, layer in self.layers.items():
             # The host lets (block, number, index) win over (block, number), so ours takes the stronger key.
             attn1[key] = _Replacement(layer, attn1.get(key, attn1.get(key[:2])), is_ours, skipped, noise_key)
-
-    def watching(self, networks: list[torch.nn.Module],
-                 is_ours: Callable[[object], bool]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def sharing(self, networks: list[torch.nn.Module], transformer_options: dict, layers: set[UNetKey] | None,
-                sources: Mapping[UUID, UUID], decline: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Let the perturbed rows join at the first of `layers` (None: at the start); see `prefix.SharedPrefix`."""
-        first = None if layers is None else min((key[:2] for key in layers), key=block_order)
-        if first is not None and not can_share(networks[0]):
-            decline("this ComfyUI's U-Net has no hook in front of its layers")
-            first = None
-        wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
-        # Last, that is innermost: caches and other wrappers see every row.
-        ours = {"perturbed_attention_guidance": [SharedPrefix(sources, first, decline)]}
-        wrappers[WrappersMP.DIFFUSION_MODEL] = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), **ours}
-        return nullcontext()
-
-
-def can_share(network: torch.nn.Module) -> bool:
-    """Whether the host has the hook that the shared prefix of this U-Net or ADM needs."""
-    return host_asks_before_layers() or not isinstance(network, UNetModel)
+        yield {**options, "patches_replace": {**replace, "attn1": attn1}}
 
 
 class _Replacement:
@@ -78,7 +52,7 @@ class _Replacement:
         def per_head(q, k, v, mask=None):
             return host(q, k, v, mask, skip_reshape=True, skip_output_reshape=True)
 
-        ours = [self.is_ours(row) for row in extra_options["uuids"]]
+        ours = flags(extra_options["uuids"], self.is_ours, q)
         # Tiled or merged tokens (HyperTile, ToMe), or frames (SVD's temporal layers, under the same key): V has not the
         # tokens of the output, or they are not an image's, so the identity has no meaning there.
         shape = extra_options.get("activations_shape")

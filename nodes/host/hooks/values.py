@@ -16,13 +16,13 @@ from .attention import HeadLayout, LayerPerturbation, attend_rows
 
 
 def value_hooks(module: torch.nn.Module, names: tuple[str, str], heads: int, layer: LayerPerturbation,
-                ours: Callable[[], list[bool]]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+                ours: Callable[[torch.Tensor], list[bool]]) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Hooks that put V in the place of the attention, in the perturbed rows.
 
     Args:
         module: the self-attention.
         names: its linear layer whose output ends in V, and the one that takes the attention's output [B, N, H·D].
-        ours: one flag for each row of the present call.
+        ours: one flag for each row of a batch.
     """
     seen = threading.local()
 
@@ -31,7 +31,7 @@ def value_hooks(module: torch.nn.Module, names: tuple[str, str], heads: int, lay
 
     def replace(linear, args):
         (attended,), values = args, seen.values
-        flags = ours()
+        flags = ours(attended)
         if not any(flags):
             return None
         values = values[..., -attended.shape[-1]:]

@@ -79,8 +79,11 @@ class Family:
         source: where that choice comes from.
         even: whether all blocks do nearly the same work; if not, the perturbed pass is said to cost a whole one, which
             is more than it does.
-        axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch}, where that is not
-            the first; None for no axis. Only other axes than the first may hold a multiple of the batch.
+        skips: whether a block's output is read again later than by the next block.
+        axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch, or a multiple of
+            it; None for no axis}, where that is not the first or could be taken for something else.
+        keeps_between_calls: whether the network keeps tensors of one call for the next and gives its blocks no
+            transformer_options: then a call of its own runs every block.
         patch: how many of the latent's positions a token is wide: a number, or the network's attribute that says so;
             None where the tokens do not lie in a picture.
         one_row: conditions of the model with which the host's code takes a batch of one only.
@@ -93,7 +96,9 @@ class Family:
     auto: float = 0.5
     source: str = "the middle of the network, by analogy with PAG Table 10; not tuned"
     even: bool = True
+    skips: bool = False
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
+    keeps_between_calls: bool = False
     patch: int | str | None = "patch_size"
     one_row: tuple[str, ...] = ()
 
@@ -118,12 +123,12 @@ FAMILIES = (
                   (Argument("context", 0), Argument("x", 1)), 1),),
            auto=13 / 24, source="blocks.13 of 24, as in diffusers' SD3 PAG example"),
     Family("AuraFlow", f"{_LDM}.aura.mmdit.MMDiT",
-           (Group("double", "double_layers.*.attn", "n_heads", Tokens.TEXT_FIRST, Argument("x", 1),
+           (Group("double", "double_layers.*", "attn.n_heads", Tokens.TEXT_FIRST, Argument("x", 1),
                   (Argument("c", 0), Argument("x", 1)), 1),
             Group("single", "single_layers.*.attn", "n_heads", Tokens.TEXT_FIRST))),
     Family("HunyuanDiT", f"{_LDM}.hydit.models.HunYuanDiT",
            (Group("", "blocks.*.attn1", "num_heads", values=("Wqkv", "out_proj")),),
-           auto=14 / 40, source="layer 14 of 40, as in diffusers' HunyuanDiT PAG example"),
+           auto=14 / 40, source="layer 14 of 40, as in diffusers' HunyuanDiT PAG example", skips=True, axes={3: None}),
     Family("PixArt", f"{_LDM}.pixart.pixartms.PixArtMS",
            (Group("", "blocks.*.attn", "num_heads", values=("qkv", "proj")),),
            auto=14 / 28, source="blocks.14 of 28, as in diffusers' PixArt-Sigma PAG example",
@@ -131,7 +136,7 @@ FAMILIES = (
     Family("Flux, Flux 2, LongCat", f"{_LDM}.flux.model.Flux", _FLUX),
     Family("Chroma, Chroma Radiance", f"{_LDM}.chroma.model.Chroma", _FLUX),
     Family("HunyuanVideo, HunyuanImage", f"{_LDM}.hunyuan_video.model.HunyuanVideo", _FLUX,
-           one_row=("attention_mask",)),
+           one_row=("attention_mask", "ref_latent", "guiding_frame_index")),
     Family("Hunyuan3D 2", f"{_LDM}.hunyuan3d.model.Hunyuan3Dv2", _FLUX, patch=None),
     Family("Lumina 2, Z-Image", f"{_LDM}.lumina.model.NextDiT",
            (Group("", "layers.*.attention", "n_local_heads", Tokens.TEXT_FIRST),),
@@ -150,7 +155,7 @@ FAMILIES = (
     Family("HiDream-O1", f"{_LDM}.hidream_o1.model.HiDreamO1Transformer",
            (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST,
                   streams=(Argument("x", 0),), returns_more=True),),
-           counter=("image", "x_embedder")),
+           counter=("image", "x_embedder"), keeps_between_calls=True),
     Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN),
     Family("Mage-Flow", f"{_LDM}.mage_flow.model.MageFlowTransformer2DModel", _QWEN),
     Family("Krea 2", f"{_LDM}.krea2.model.SingleStreamDiT",
@@ -168,7 +173,8 @@ FAMILIES = (
     Family("PixelDiT", f"{_LDM}.pixeldit.model.PixDiT_T2I",
            (Group("patch", "patch_blocks.*.attn", "num_heads", Tokens.TEXT_FIRST, Argument("x", 0),
                   (Argument("x", 0), Argument("y", 1))),
-            Group("pixel", "pixel_blocks.*.attn", "num_heads"))),
+            Group("pixel", "pixel_blocks.*.attn", "num_heads")),
+           skips=True, axes={0: 0, 1: 0, 3: None, 4: None}),  # positions; a pixel block takes each patch as a sample
     Family("CogVideoX", f"{_LDM}.cogvideo.model.CogVideoXTransformer3DModel",
            (Group("", "blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("hidden_states", 0), _IMAGE_THEN_TEXT),),
            axes={"image_rotary_emb": None}),
@@ -190,8 +196,8 @@ FAMILIES = (
            (Group("", "blocks.*.self_attn", "n_heads"),), patch="patch_spatial"),
     Family("Kandinsky 5", f"{_LDM}.kandinsky5.model.Kandinsky5",
            (Group("", "visual_transformer_blocks.*.self_attention", "num_heads"),)),
-    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, even=False, patch=None),
-    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, even=False, patch=None),
+    Family("Stable Cascade, stage C", f"{_LDM}.cascade.stage_c.StageC", _CASCADE, even=False, skips=True, patch=None),
+    Family("Stable Cascade, stage B", f"{_LDM}.cascade.stage_b.StageB", _CASCADE, even=False, skips=True, patch=None),
     Family("Stable Audio", f"{_LDM}.audio.dit.AudioDiffusionTransformer",
            (Group("", "transformer.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST),),
            counter=("image", "transformer.project_in"), axes={"rotary_pos_emb": None},
@@ -247,9 +253,11 @@ def _has_map(module: torch.nn.Module) -> bool:
     return not getattr(module, "differential", False) and getattr(module, "sr_ratio", 1) == 1
 
 
-def group_blocks(network: torch.nn.Module, group: Group) -> list[torch.nn.Module]:
-    """The blocks among which are those that hold a group's modules, in the same order."""
-    return list(_matching(network, group.path[:group.path.rindex("*") + 1].split(".")))
+def group_units(network: torch.nn.Module, group: Group) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Module]]]:
+    """(a block, the group's modules in it) of all blocks of which some hold such modules, in the order of running."""
+    block, _, inside = group.path.rpartition("*")
+    for unit in _matching(network, f"{block}*".split(".")):
+        yield unit, list(filter(_has_map, _matching(unit, inside.strip(".").split(".") if inside else [])))
 
 
 def token_grid(network: torch.nn.Module, family: Family, latent: torch.Size) -> tuple[int, int] | None:
@@ -265,6 +273,7 @@ def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Mod
     if not path:
         yield module
         return
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     for name, child in module.named_children():
         if fnmatchcase(name, path[0]):
             yield from _matching(child, path[1:])

@@ -12,12 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
 from ....pag_core.selection import Layer
-from ..hooks.transformers import TransformerKey
-from ..hooks.u_nets import UNetKey
 from .adm_model import ADMNetwork
 from .defaults import published_for
 from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
-from .pass_cost import PassCost, pass_cost, u_net_blocks
+from .pass_cost import PassCost, pass_cost
+from .units import TransformerKey, UNetKey, Units, u_net_blocks, units_of
 
 _GROUPS = {"input": "d", "middle": "m", "output": "u"}
 
@@ -45,6 +44,15 @@ class ModelLayers:
     source: str
     cost: PassCost
     family: Family | None = None
+
+    @property
+    def one_row(self) -> tuple[str, ...]:
+        """Conditions with which the host's code for this model takes a batch of one only."""
+        return self.family.one_row if self.family else ()
+
+    def units(self, network: Module) -> Units:
+        """The units of a network of this kind."""
+        return units_of(network, self.family)
 
     @property
     def shares_prefix(self) -> bool:

@@ -1,6 +1,6 @@
 """What the perturbed pass of a selection costs, in FLOPs, as a share of a whole forward.
 
-The pass begins where its rows join (see `prefix`, `late_blocks`), and a layer whose whole map becomes the identity
+The pass begins where its rows join (see `units`), and a layer whose whole map becomes the identity
 never computes it. U-Nets and ADM are counted layer by layer, at the picture size they were made for. Of a transformer
 every block counts the same, for the blocks of a network do nearly the same work (a double block of Flux spends on two
 streams what a single block spends on one), and what lies outside them next to nothing. Where the blocks are not
@@ -18,9 +18,9 @@ from comfy.ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
 from ....pag_core import adm
-from ..hooks.u_nets import can_share
 from .adm_model import ADMNetwork
 from .families import Family, group_modules
+from .units import u_net_blocks
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -95,16 +95,8 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
                 maps |= {(*block, index): flops for index, flops in enumerate(_maps(layer, positions))}
             done += _flops(layer, positions) + sum(_maps(layer, positions))
     done += _flops(network.out, positions)
-    return PassCost({key: 1 - joins[key[:2]] / done if can_share(network) else 1.0 for key in keys},
+    return PassCost({key: 1 - joins[key[:2]] / done for key in keys},
                     {key: maps[key] / done for key in keys})
-
-
-def u_net_blocks(network: nn.Module):
-    """((kind, number), layers) of every block of a U-Net or an ADM, in the order in which they run."""
-    yield from (((("input", number)), block) for number, block in enumerate(network.input_blocks))
-    if network.middle_block is not None:  # distilled SDXL models drop it
-        yield ("middle", 0), network.middle_block
-    yield from (((("output", number)), block) for number, block in enumerate(network.output_blocks))
 
 
 def _native_positions(network: nn.Module) -> int:

@@ -1,113 +1,134 @@
-"""The calls of one step: the host's own, with the perturbed rows of every PAG added to it."""
+"""The calls of one step: the host's own, and the weak rows of every PAG in it or beside it.
+
+Where nothing of another node has a part, one call of the host runs the conditional, the unconditional and the weak rows
+together (PAG App. A.2.4: "simultaneously"). Everywhere else the host's call runs as it would without PAG, and a second
+one runs the weak rows alone, under the index 0 that the host's own PAG node shows to others. In both the weak rows
+start at the first altered unit.
+"""
 
 from __future__ import annotations
 
+import collections
 import uuid
-from contextlib import ExitStack
 
+import comfy.model_management
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ....pag_core.guidance import guide, perturbed_attention_delta
 from ....pag_core.perturbation import KINDS
 from ....pag_core.settings import PAGSettings
-from ..hooks.transformers import TransformerWatch
-from ..hooks.u_nets import UNetWatch
+from ..hooks.kept import PrefixLostError
+from .control import with_kept_controls
+from .forwards import Forwards, without_compile
+from .neighbours import is_compiled, others_in_conds
 from .predictions import Pair
 from .run import Run
 
-
-def is_compiled(model_options: dict) -> bool:
-    """Whether the host's TorchCompileModel, or a node built like it, compiles this model's calls."""
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    return COMPILE_KEY in wrappers.get(WrappersMP.APPLY_MODEL, {})
+LOW_MEMORY = "there is not enough free memory for all rows in one call"
 
 
 class JointCall:
-    """Replaces the host's calc_cond_batch for one step: the same call with the perturbed rows of every PAG added."""
+    """Replaces the host's calc_cond_batch for one step: the same call, with every PAG's weak rows where they fit in."""
 
-    def __init__(self, passes: tuple[PerturbedPass, ...]) -> None:
+    def __init__(self, passes: tuple[WeakPass, ...]) -> None:
         self.passes = passes
 
     def __call__(self, args: dict) -> list[torch.Tensor]:
-        conds, model_options = args["conds"], args["model_options"]
-        if conds[0] is None or any(step.must_run_apart(conds[0]) for step in self.passes):
-            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], model_options)
-        perturbed = [step.perturbed_conds(conds[0]) for step in self.passes]
-        share = all(step.settings.options.share_prefix for step in self.passes)
-        outputs = _calc_cond_batch(self.passes, args, [*conds, *perturbed], share)
+        conds, run = args["conds"], self.passes[0].run
+        reason = "there is no conditioning" if conds[0] is None else run.apart or self._why_apart(args)
+        if reason:
+            run.declined_joint.add(reason)
+            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
+                                                  args["model_options"])
+        weak = [step.weak_conds(conds[0]) for step in self.passes]
+        forwards = Forwards(self.passes, decline=run.declined.add).joint(on_split=run.must_split)
+        outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *weak], args["input"], args["sigma"],
+                                                 forwards.added_to(args["model_options"]))
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.pair = Pair(outputs[0], prediction, step.sigma)
         # Others' pre-CFG functions expect exactly the conds they asked for.
         return outputs[:len(conds)]
 
-
-def _calc_cond_batch(passes: tuple[PerturbedPass, ...], args: dict, conds: list, share_prefix: bool):
-    """The host's calc_cond_batch with the layers of every pass perturbed in the rows of that pass."""
-    options = args["model_options"].copy()
-    transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
-    if is_compiled(options):
-        # The host compiles without guards on transformer_options: a graph made for other layers or rows would be taken
-        # for ours, and ours for others. So our call runs as it is.
-        wrappers = transformer_options["wrappers"] = transformer_options["wrappers"].copy()
-        wrappers[WrappersMP.APPLY_MODEL] = {key: found for key, found in wrappers[WrappersMP.APPLY_MODEL].items()
-                                            if key != COMPILE_KEY}
-    models = [args["model"], *(clone.model for clone in options.get("multigpu_clones", {}).values())]
-    networks = list({id(model): model.diffusion_model for model in models}.values())
-    sources = {perturbed: plain for step in passes for perturbed, plain in step.sources.items()}
-    layers = {key for step in passes for key in step.watch.layers}
-    with ExitStack() as stack:
-        stack.enter_context(passes[0].watch.sharing(
-            networks, transformer_options, layers if share_prefix else None, sources, passes[0].run.declined.add))
-        for step in passes:
-            step.watch.install(transformer_options, step.sources.__contains__, step.run.skipped.add, step.noise_key)
-            stack.enter_context(step.watch.watching(networks, step.sources.__contains__))
-        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
+    def _why_apart(self, args: dict) -> str | None:
+        """Why the weak rows cannot be in the host's call, or None; that of others' options is told before."""
+        conds = args["conds"]
+        for step in self.passes:
+            for cond in conds[0]:
+                if any(name in cond["model_conds"] for name in step.found.one_row):
+                    return "the model takes one row at a time with this conditioning"
+        reason = others_in_conds([cond for rows in conds if rows for cond in rows])
+        if reason is None and not self.passes[0].run.fits_one_call(lambda: _fits(args, len(self.passes))):
+            reason = LOW_MEMORY
+        return reason
 
 
-class PerturbedPass:
-    """The perturbed prediction of one step, and where it enters the result.
+def _fits(args: dict, passes: int) -> bool:
+    """Whether the host has room for all rows at once, by its own rule (calc_cond_batch)."""
+    model, x = args["model"], args["input"]
+    rows = [comfy.samplers.get_area_and_mult(cond, x, args["sigma"]) for conds in args["conds"] for cond in conds or ()]
+    rows += [row for cond in args["conds"][0] for row in
+             [comfy.samplers.get_area_and_mult(cond, x, args["sigma"])] * passes]
+    rows = [row for row in rows if row is not None]
+    shapes = collections.defaultdict(list)
+    for row in rows:
+        for name, value in row.conditioning.items():
+            shapes[name].append(value.size())
+    if not rows:
+        return True
+    shape = [len(rows) * x.shape[0], *max((row.input_x.shape for row in rows), key=lambda size: size.numel())[1:]]
+    # Older hosts have no figure of the patcher's.
+    free = getattr(model.current_patcher, "get_free_memory", comfy.model_management.get_free_memory)
+    return model.memory_required(shape, cond_shapes=shapes) * 1.5 < free(x.device)
+
+
+class WeakPass:
+    """The weak prediction of one step, and where it enters the result.
 
     Args:
-        watch: the way into the model's layers.
+        patch: the way into the model's layers.
         namespace: of the uuids of our rows; one for each PAG node, so that two in a chain do not mix.
         scale: s at this step; 0 for a prediction that is only looked at.
         sigma: the noise level; None where nobody asked for it.
         pair: the predictions of an earlier step, to use in place of new ones.
     """
 
-    def __init__(self, settings: PAGSettings, watch: UNetWatch | TransformerWatch, namespace: uuid.UUID, run: Run,
-                 scale: float, sigma: float | None, pair: Pair | None = None) -> None:
+    def __init__(self, settings: PAGSettings, found, patch, namespace: uuid.UUID, run: Run, scale: float,
+                 sigma: float | None, pair: Pair | None = None) -> None:
         self.settings = settings
-        self.watch = watch
+        self.found = found
+        self.patch = patch
         self.namespace = namespace
         self.run = run
         self.scale = scale
         self.sigma = sigma
         self.pair = pair
         self.noise_key = (sigma,) if KINDS[settings.options.perturbation].is_random else ()
+        run.selected = {layer.name for layer in patch.layers.values()}
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
+        self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
 
-    def perturbed_conds(self, conds: list[dict]) -> list[dict]:
+    @property
+    def first_unit(self) -> int:
+        """The index of the first altered unit; the same in every network of a model."""
+        return self.run.first_unit(self.patch.layers)
+
+    def weak_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
         ours = [uuid.uuid5(self.namespace, str(cond["uuid"])) for cond in conds]
         self.sources.update((mine, cond["uuid"]) for mine, cond in zip(ours, conds, strict=True))
         return [dict(cond, uuid=mine) for mine, cond in zip(ours, conds, strict=True)]
 
-    def must_run_apart(self, conds: list[dict]) -> bool:
-        """Whether the host's code for this model cannot take these conditionings and ours in one batch."""
-        return any(name in cond["model_conds"] for cond in conds for name in self.watch.one_row)
+    def pre_cfg(self, args: dict) -> list[torch.Tensor]:
+        """Pre-CFG function, the first: the delta is measured from the prediction before others change it."""
+        self.raw_cond = args["conds_out"][0]
+        return args["conds_out"]
 
     def post_cfg(self, args: dict) -> torch.Tensor:
-        """Post-CFG function: add s·(cond − perturbed) (PAG Eq. 14)."""
+        """Post-CFG function: add s·(cond − weak) (PAG Eq. 14)."""
         if self.pair is None:
-            # Some guiders (PerpNeg, dual CFG) and packs make the host's call themselves, and some models take one row
-            # only; then ours is a second call.
-            # Dual CFG with both scales 1 hands over no conditioning at all.
-            (perturbed,) = _calc_cond_batch((self,), args, [self.perturbed_conds(args["cond"] or [])], False)
-            self.pair = Pair(args["cond_denoised"], perturbed, self.sigma)
+            cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
+            self.pair = Pair(cond, self._call_of_its_own(args), self.sigma)
         if self.scale == 0.0:
             return args["denoised"]
         options = self.settings.options
@@ -120,3 +141,22 @@ class PerturbedPass:
                                                                  args["input"]) if options.rescale else None
         return guide(args["denoised"], args["cond_denoised"], delta, options.rescale, options.rescale_mode,
                      origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
+
+    def _call_of_its_own(self, args: dict) -> torch.Tensor:
+        """The weak prediction [B, C, ...] from a call of the weak rows alone."""
+        conds = args["cond"] or []  # dual CFG with both scales 1 hands over no conditioning at all
+        self.run.learn({cond["uuid"] for cond in conds})
+        weak = self.weak_conds(conds)
+        store = self.run.store
+        options = without_compile(args["model_options"]) if is_compiled(args["model_options"]) else \
+            args["model_options"]
+        forwards = Forwards((self,), self.run.declined.add)
+        try:
+            (prediction,) = comfy.samplers.calc_cond_batch(
+                args["model"], [with_kept_controls(weak, store, self.sources)], args["input"], args["sigma"],
+                forwards.alone(store if self.settings.options.share_prefix else None).added_to(options))
+        except PrefixLostError:
+            self.run.declined.add("the network runs other blocks for the weak rows than for the conditional ones")
+            (prediction,) = comfy.samplers.calc_cond_batch(
+                args["model"], [weak], args["input"], args["sigma"], forwards.alone(None).added_to(options))
+        return prediction

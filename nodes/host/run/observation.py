@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .calls import PerturbedPass
+from .calls import WeakPass
 from .predictions import Predictions
 from .run import Run
 
@@ -15,7 +15,7 @@ Observer = Callable[[int, int, Predictions], None]
 
 
 def watched_step(executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed, run: Run,
-                 step: PerturbedPass | None) -> torch.Tensor:
+                 step: WeakPass | None) -> torch.Tensor:
     """The rest of a PREDICT_NOISE wrapper: the step, and its predictions left in `run`."""
     seen = {}
 

@@ -1,38 +1,41 @@
 """Attaching PAG to a clone of a model.
 
-A PREDICT_NOISE wrapper fires once per step, whatever the sampler node and the guider. Inside it the host's one call for
-[cond, uncond] becomes one call for [cond, uncond, perturbed] (PAG App. A.2.4: "simultaneously"), and a post-CFG
-function adds the delta. Rows are told apart by the uuids that the host gives every conditioning: the perturbed rows
-carry fresh ones, so that no cache keyed by uuid mixes them with the plain rows, and no index has to be guessed when the
-host splits or reorders a batch.
+A PREDICT_NOISE wrapper fires once for each evaluation, whatever the sampler node and the guider. Inside it the weak
+rows get into the host's call, or run in one of their own (see `calls`), and a post-CFG function adds the delta. Rows
+are told apart by the uuids that the host gives every conditioning: the weak rows carry fresh ones, so that no cache
+keyed by uuid mixes them with the plain rows, and no index has to be guessed when the host splits or reorders a batch.
 """
 
 from __future__ import annotations
 
 import uuid
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ....pag_core.perturbation import KINDS
-from ....pag_core.schedule import ScaleSchedule
 from ....pag_core.selection import select
 from ....pag_core.settings import PAGSettings
 from ..hooks.attention import LayerPerturbation
-from ..hooks.transformers import TransformerWatch
-from ..hooks.u_nets import UNetWatch
-from ..models.layers import model_layers
+from ..hooks.kept import PrefixStore
+from ..hooks.ways import Patch, way_in
+from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
 from ..sockets import check_model, check_samples
-from .calls import JointCall, PerturbedPass, is_compiled
+from .calls import JointCall, WeakPass
+from .forwards import Forwards
+from .neighbours import KEY, looks_between_units, others_in_options
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
-from .run import Run
+from .run import Proof, Run
 
-KEY = "perturbed_attention_guidance"
 _CALC_COND_BATCH = "sampler_calc_cond_batch_function"
+_PRE_CFG = "sampler_pre_cfg_function"
 _POST_CFG = "sampler_post_cfg_function"
+_STORE = f"{KEY}_store"
+_PROOF = "proof"
 
 
 def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None = None) -> ModelPatcher:
@@ -52,12 +55,10 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     if settings.is_off and observer is None:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked_sample)
         return model
-    perturbation = settings.options.attention_perturbation
+    perturbation = settings.options
     layers = {found.layers[layer]: LayerPerturbation(layer.name, perturbation, heads)
               for layer, heads in chosen.items()}
-    watch = TransformerWatch(found.family, layers) if found.family else UNetWatch(layers)
-    schedule = settings.schedule(percent_to_sigma(model))
-    guidance = Guidance(settings, watch, schedule, observer)
+    guidance = Guidance(settings, found, way_in(found, layers), observer)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
     return model
@@ -65,78 +66,101 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
 
 def _checked_sample(executor, noise, latent_image, *args, **kwargs):
     """OUTER_SAMPLE wrapper of a PAG that is off: the host's own run, but the same errors as where it is on."""
-    check_samples(executor.class_obj.model_patcher, noise, latent_image)
+    check_samples(executor.class_obj.model_patcher, noise, latent_image, kwargs.get("latent_shapes"))
     return executor(noise, latent_image, *args, **kwargs)
 
 
 class Guidance:
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
-    def __init__(self, settings: PAGSettings, watch: UNetWatch | TransformerWatch, schedule: ScaleSchedule,
+    def __init__(self, settings: PAGSettings, found: ModelLayers, patch: Patch,
                  observer: Observer | None = None) -> None:
         self.settings = settings
-        self.watch = watch
-        self.schedule = schedule
+        self.found = found
+        self.patch = patch
         self.observer = observer
         self.has_delta_preview = settings.options.preview == "delta"
         self.namespace = uuid.uuid4()  # keeps the rows of two PAG nodes in a chain apart
-        # Reading sigma waits for the GPU, so it is read only where something depends on it.
-        self.reads_sigma = (not schedule.is_constant or KINDS[settings.options.perturbation].is_random
-                            or settings.options.reuse_every > 1)
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args,
                      **kwargs):
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
         guider = executor.class_obj
-        check_samples(guider.model_patcher, noise, latent_image)
+        check_samples(guider.model_patcher, noise, latent_image, kwargs.get("latent_shapes"))
         if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
             raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
                              f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
-        run = Run(is_watched=self.observer is not None or self.has_delta_preview)
-        guider.model_options.setdefault(KEY, {})[self.namespace] = run
+        runs = guider.model_options.setdefault(KEY, {})
+        run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()))
         if self.has_delta_preview:
             callback = delta_preview(callback, run, kwargs.get("latent_shapes"))
         if self.observer:
             callback = observed_callback(callback, run, self.observer)
         output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         if not self.settings.is_off:
-            run.report()
+            run.report(type(guider).__name__)
         return output
+
+    def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None) -> Run:
+        # The range is that of the model which samples: nodes after PAG may have given it other noise levels.
+        schedule = self.settings.schedule(percent_to_sigma(model))
+        levels = None if self.settings.options.reuse_every == 1 or sigmas is None else sigmas.cpu().tolist()
+        return Run(self.found, schedule, levels, self.observer is not None or self.has_delta_preview, proof)
 
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
                       seed: int | None = None):
-        """PREDICT_NOISE wrapper: one per step. Where the scale is 0 the step is the host's own, untouched."""
+        """PREDICT_NOISE wrapper: one per evaluation. Where the scale is 0 it is the host's own, untouched."""
         model_options = model_options or {}
-        run = model_options.get(KEY, {}).get(self.namespace) or Run()
-        sigma = float(timestep.max()) if self.reads_sigma or run.is_watched else None
-        scale = self.settings.scale if sigma is None else self.schedule.scale_at(sigma)
+        run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
+        run.calls += 1
+        # Reading sigma waits for the GPU, so it is read only where something depends on it.
+        reads_sigma = (not run.schedule.is_constant or KINDS[self.settings.options.perturbation].is_random
+                       or self.settings.options.reuse_every > 1 or run.is_watched)
+        sigma = float(timestep.max()) if reads_sigma else None
+        scale = self.settings.scale if sigma is None else run.schedule.scale_at(sigma)
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
         options = model_options.copy()
         step = None
-        if scale != 0.0 or self._is_shown(sigma):
+        if scale != 0.0 or self._is_shown(run, sigma):
             every = self.settings.options.reuse_every
             earlier = run.reusable(x, sigma, every) if every > 1 and scale != 0.0 else None
-            step = PerturbedPass(self.settings, self.watch, self.namespace, run, scale, sigma, earlier)
-            if step.pair is None and scale != 0.0:
-                self._join(options, run, step)
+            step = WeakPass(self.settings, self.found, self.patch, self.namespace, run, scale, sigma, earlier)
+            if step.pair is None:
+                options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
             # First in the list: the delta belongs to the prediction, before others post-process it.
             options[_POST_CFG] = [step.post_cfg, *options.get(_POST_CFG, [])]
-        if run.is_watched:
-            return watched_step(executor, x, timestep, options, seed, run, step)
-        return executor(x, timestep, options, seed)
+        try:
+            if run.is_watched:
+                return watched_step(executor, x, timestep, options, seed, run, step)
+            return executor(x, timestep, options, seed)
+        finally:
+            run.store = None  # it holds tensors of this step
 
-    @staticmethod
-    def _join(options: dict, run: Run, step: PerturbedPass) -> None:
-        """Let the step's perturbed rows run in the host's one call, where that is free for it."""
+    def _with_calls(self, options: dict, guider, run: Run, step: WeakPass, is_joined: bool) -> dict:
+        """The model_options under which the step's weak rows run in the host's call, or after it from what it left."""
+        models = [guider.model_patcher.model, *(clone.model for clone in options.get("multigpu_clones", {}).values())]
+        for model in models:
+            run.know(model.diffusion_model)
         chained = options.get(_CALC_COND_BATCH)
-        if is_compiled(options):
-            # The plain rows keep their fast graph, and the perturbed ones run apart from them; see `calls`.
-            run.declined.add("the model is compiled")
-        elif chained is None or isinstance(chained, JointCall):
+        is_free = chained is None or isinstance(chained, JointCall)
+        reason = others_in_options(options) or run.others_in_networks() or (
+            None if is_free else "another node makes the calls for CFG")
+        store = options.get(_STORE)
+        if store is None:
+            store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory)
+            options = Forwards((step,), run.declined.add).plain(store).added_to(options)
+            options[_STORE] = store
+        store.add(step.first_unit, run.cond_index)
+        run.store = store
+        options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]
+        if reason:
+            run.declined_joint.add(reason)
+        elif is_joined:
             options[_CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
+        return options
 
-    def _is_shown(self, sigma: float) -> bool:
+    def _is_shown(self, run: Run, sigma: float) -> bool:
         """Whether an observer sees the perturbed prediction although nothing of it is added."""
-        return (self.observer is not None and sigma in self.schedule.window
-                and not self.settings.options.attention_perturbation.is_off)
+        return (self.observer is not None and sigma in run.schedule.window
+                and not self.settings.options.is_off)

@@ -3,43 +3,124 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Hashable, Iterable
+from uuid import UUID
 
 import torch
 
+from ....pag_core.schedule import ScaleSchedule
+from ..hooks.kept import PrefixStore
 from ..messages import tell
+from ..models.layers import ModelLayers
+from ..models.units import Units
+from .neighbours import others_in_network
 from .predictions import Pair, Predictions
 
 _log = logging.getLogger(__name__)
+
+
+class Proof:
+    """Whether, beside other nodes' patches, a weak row may start from what its conditional row left. One for a run of a
+    whole chain of PAGs.
+
+    Attributes:
+        is_given: None until it was tried; see `hooks.proof`.
+    """
+
+    def __init__(self) -> None:
+        self.is_given: bool | None = None
+
+    def add(self, is_same: bool) -> None:
+        """What came of trying a unit."""
+        self.is_given = is_same and self.is_given is not False
 
 
 class Run:
     """Made anew for every run, so that nothing is kept between runs.
 
     Args:
+        found: the layers of the model that samples.
+        schedule: when and how strongly PAG acts in this run.
+        sigmas: the sampler's noise levels; None where nobody asks for steps.
         is_watched: whether somebody looks at the predictions of every step; see `observation`.
     """
 
-    def __init__(self, is_watched: bool = False) -> None:
+    def __init__(self, found: ModelLayers, schedule: ScaleSchedule, sigmas: list[float] | None = None,
+                 is_watched: bool = False, proof: Proof | None = None) -> None:
+        self.found = found
+        self.schedule = schedule
+        self.sigmas = sigmas
         self.is_watched = is_watched
+        self.proof = proof or Proof()
         self.predictions: Predictions | None = None  # the latest, where the run is watched
-        self.steps = 0
+        self.calls = 0  # of PAG, by the guider
+        self.steps = 0  # in which it added something
         self.largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
         self.skipped: set[str] = set()  # layers whose attention was left alone
         self.declined: set[str] = set()  # why the prefix could not be shared
+        self.declined_joint: set[str] = set()  # why the weak rows ran in a call of their own
+        self.apart: str | None = None  # why all further ones will
+        self.store: PrefixStore | None = None  # of the step that runs
+        self.selected: set[str] = set()  # names of the layers to perturb
+        self._units: dict[int, Units] = {}
+        self._in_network: dict[int, str | None] = {}
+        self._fits: bool | None = None
+        self.cond_index = 0  # of the conditional rows in the host's calls
         self._pair: Pair | None = None
         self._sigma = 0.0
-        self._age = 0
+        self._base = 0
+
+    def know(self, network: torch.nn.Module) -> None:
+        """Look at a network before a step, when no node has swapped its modules yet."""
+        if id(network) not in self._units:
+            self._units[id(network)] = self.found.units(network)
+            self._in_network[id(network)] = others_in_network(network)
+
+    def units(self, network: torch.nn.Module) -> Units | None:
+        """The units of a network that runs; None where it is not one that `know` has seen."""
+        return self._units.get(id(network))
+
+    def first_unit(self, layers: Iterable[Hashable]) -> int:
+        """The index of the first unit that holds one of these layers, by their keys."""
+        places = next(iter(self._units.values())).places
+        return min(places[layer] for layer in layers)
+
+    def others_in_networks(self) -> str | None:
+        """Which code of another pack runs in the networks, or None."""
+        return next(filter(None, self._in_network.values()), None)
+
+    def must_split(self, reason: str) -> None:
+        """From now on the weak rows run in calls of their own."""
+        self.apart = reason
+
+    def fits_one_call(self, ask: Callable[[], bool]) -> bool:
+        """Whether all rows fit one call; asked once a run, and then told by what the host does."""
+        if self._fits is None:
+            self._fits = ask()
+        return self._fits
+
+    def learn(self, uuids: set[UUID]) -> None:
+        """These rows are the conditional ones: under their index further steps keep what they leave."""
+        indices = [index for index, seen in sorted(self.store.seen.items()) if uuids and uuids <= seen]
+        if indices:
+            self.cond_index = indices[0]
 
     def reusable(self, x: torch.Tensor, sigma: float, every: int) -> Pair | None:
         """The predictions of an earlier step, where they may stand for this one's.
 
-        None where they have to be computed: at the n-th step, and after a jump, when noise was added again (a restart,
-        a second sampler) or the latent has another shape.
+        None where they have to be computed: in every n-th step of the sampler, and after a jump, when noise was added
+        again (a restart, a second sampler) or the latent has another shape.
         """
+        step = self._step_at(sigma)
         jump = self._pair is None or self._pair.cond.shape != x.shape or sigma > self._sigma
-        self._age = 0 if jump else self._age + 1
+        if jump:
+            self._base = step
         self._sigma = sigma
-        return None if jump or self._age % every == 0 else self._pair
+        return None if (step - self._base) % every == 0 else self._pair
+
+    def _step_at(self, sigma: float) -> int:
+        """The sampler's step that an evaluation at this noise level belongs to, the last that begins at or above it."""
+        return max((i for i, level in enumerate(self.sigmas or ()) if level >= sigma * (1 - 1e-5)), default=0)
 
     def keep(self, pair: Pair) -> None:
         """Keep these predictions for `reusable`."""
@@ -51,22 +132,27 @@ class Run:
         largest = delta.abs().amax()
         self.largest_delta = largest if self.largest_delta is None else torch.maximum(self.largest_delta, largest)
 
-    def report(self) -> None:
+    def report(self, guider: str) -> None:
         """Say what a user would otherwise have to guess: that PAG did nothing, and why."""
         if self.skipped:
             _tell(f"PAG: left the self-attention of {', '.join(sorted(self.skipped))} alone, because something "
                   f"(HyperTile, token merging, an attention mask over parts of the image) changes its tokens there. "
                   f"Select other layers or remove that patch.")
+        for reason in sorted(self.declined_joint):
+            _log.info("PAG: ran the perturbed rows in a call of their own (same result): %s.", reason)
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
-        if self.steps == 0:
+        if self.calls == 0:
+            _tell(f"PAG had no effect: the guider of this run ({guider}) calls the model past ComfyUI's PREDICT_NOISE "
+                  f"wrappers, by which PAG acts. Use another guider or sampler node, for example PAG Guider.")
+        elif self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")
         elif not torch.isfinite(self.largest_delta):
             _tell("PAG: the model's predictions held values that are no numbers (NaN or infinite), so the picture is "
                   "of no use. Where the weights run in half precision, start ComfyUI with --force-fp32; else lower the "
                   "scales.")
-        elif self.largest_delta == 0:
+        elif self.largest_delta == 0 or self.skipped >= self.selected:
             _tell(f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect.")
 
 

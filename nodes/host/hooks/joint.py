@@ -1,0 +1,139 @@
+"""The shared prefix inside one call: weak rows leave the batch until the first altered unit.
+
+Hooks on the units before it leave the weak rows out of what enters a unit, and put copies of their conditional rows
+into what leaves it. So the network itself, with all that it keeps and does between its units (skips, modulation,
+positions), has every row all the time. From the first altered unit on they do nothing, also where a network runs
+earlier units again (Stable Cascade). For calls in which nothing of another node has a part; see `kept` for the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from uuid import UUID
+
+import torch
+
+from ..models.families import RESULT
+from ..models.units import Units
+from .rows import RowPlan, map_tensors
+
+SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
+UNCLEAR = "a block takes a tensor of which it is not known how it holds the batch"
+
+
+class UnclearError(Exception):
+    """A tensor may or may not hold the rows."""
+
+
+class _Forward:
+    """One forward with rows left out of its first units.
+
+    Args:
+        full: the batch of all rows, the first axis of what the network is given.
+        options: the host's transformer_options of this call.
+    """
+
+    def __init__(self, plan: RowPlan, options: dict, full: int) -> None:
+        self.plan = plan
+        self.full = full
+        self.plain = full // len(plan.places) * len(plan.plain)
+        self.options = {key: [options[key][i] for i in plan.plain] for key in ("uuids", "cond_or_uncond")}
+
+    def leave_out(self, value, argument: str | int, axes: Mapping[str | int, int | None]):
+        """`value`, an argument of a unit, with the plain rows only; `axes` as in `Family`. UnclearError where it may
+        hold rows in a way that these do not say."""
+        if isinstance(value, dict) and "uuids" in value:
+            return {**value, **self.options}
+        if argument not in axes:
+            return map_tensors(value, lambda t: self.plan.leave_out(t) if self._holds_rows(t) else t)
+        axis = axes[argument]
+        return map_tensors(value, lambda t: self.plan.leave_out(t, axis)
+                           if axis is not None and t.ndim > axis and t.shape[axis] % self.full == 0 else t)
+
+    def left_out(self, args: tuple, kwargs: dict, axes: Mapping[str | int, int | None]) -> tuple[tuple, dict]:
+        """All of a unit's arguments with the plain rows only."""
+        return (tuple(self.leave_out(value, place, axes) for place, value in enumerate(args)),
+                {name: self.leave_out(value, name, axes) for name, value in kwargs.items()})
+
+    def put_back(self, value, axis: int | None = 0):
+        """`value` with all rows, from the plain ones; what a unit returns always holds them."""
+        return map_tensors(value, lambda t: self.plan.put_back(t, axis)
+                           if axis is not None and t.ndim > axis and t.shape[axis] % self.plain == 0 else t)
+
+    def _holds_rows(self, t: torch.Tensor) -> bool:
+        if t.shape[0] != self.full and t.shape[0] % self.full == 0:
+            raise UnclearError  # two vectors a row, say, in an order that is the network's own
+        return t.shape[0] == self.full
+
+
+def plain_rows(plan: RowPlan, options: dict, batch: int, units: Units, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A unit's arguments with the plan's plain rows only.
+
+    Raises:
+        UnclearError: where a tensor may hold rows in a way that nobody says.
+    """
+    return _Forward(plan, options, batch).left_out(args, kwargs, units.axes)
+
+
+class JointPrefix:
+    """Leaves the weak rows out of the units before the first altered one.
+
+    Args:
+        units: of each network that may run, by its identity.
+        first: the index of the first altered unit.
+        sources: {uuid of a weak row: uuid of the conditional row that it copies}.
+        decline: called with a reason where the prefix cannot be shared.
+    """
+
+    def __init__(self, units: Mapping[int, Units], first: int, sources: Mapping[UUID, UUID],
+                 decline: Callable[[str], None]) -> None:
+        self.units = units
+        self.first = first
+        self.sources = sources
+        self.decline = decline
+        self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
+
+    @contextmanager
+    def around(self, network: torch.nn.Module, options: dict, batch: int) -> Iterator[None]:
+        """Hooks for one forward of `network` with this batch and these transformer_options."""
+        if not self.first or not any(row in self.sources for row in options["uuids"]):
+            yield
+            return
+        plan = RowPlan.of(options["uuids"], options["cond_or_uncond"], self.sources)
+        if plan is None:
+            self.decline(SPLIT_BATCH)
+            yield
+            return
+        self.thread.forward = _Forward(plan, options, batch)
+        units = self.units[id(network)]
+        with ExitStack() as stack:
+            stack.callback(self._finish)
+            for unit in units.modules[:self.first]:
+                stack.callback(unit.register_forward_pre_hook(self._enter(units), with_kwargs=True).remove)
+                stack.callback(unit.register_forward_hook(self._leave(units)).remove)
+            stack.callback(units.modules[self.first].register_forward_pre_hook(self._finish).remove)
+            yield
+
+    def _enter(self, units: Units):
+        def hook(module, args, kwargs):
+            forward, axes = self.thread.forward, units.axes
+            if forward is None:
+                return None
+            try:
+                return forward.left_out(args, kwargs, axes)
+            except UnclearError:
+                self.decline(UNCLEAR)
+                self.thread.forward = None  # every row runs from here on: the same result
+                return None
+        return hook
+
+    def _leave(self, units: Units):
+        def hook(module, args, output):
+            forward = self.thread.forward
+            return None if forward is None else forward.put_back(output, units.axes.get(RESULT, 0))
+        return hook
+
+    def _finish(self, *_) -> None:
+        self.thread.forward = None

@@ -1,0 +1,277 @@
+"""The shared prefix across calls: what a conditional row left at the units is kept, and its weak row starts from there.
+
+The host's own call runs exactly as without PAG, and hooks keep what its conditional rows return from the units that
+matter: the last one before the first altered unit, and those whose output is read again later (a U-Net's skips). In the
+call of the weak rows the earlier units are not computed; what was kept stands in for their outputs. Everything around
+and after them runs as in any call, so other nodes see a call like the one for the conditional row alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from uuid import UUID
+
+import torch
+
+from ..models.families import RESULT
+from ..models.units import Units
+from .rows import map_tensors, merged, pick, tensors_in
+
+
+@dataclass(frozen=True)
+class Blank:
+    """The form of a tensor that no one reads."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass
+class Kept:
+    """What one row left behind in one forward.
+
+    Attributes:
+        outputs: {unit: its outputs, one for each time that it ran}.
+        is_complete: whether the first altered unit was reached.
+        control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
+    """
+
+    outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
+    is_complete: bool = False
+    control: dict[str, list] | None = None
+
+
+class PrefixStore:
+    """What the conditional rows of one step left at the units. Shared by the PAGs of a chain.
+
+    It may fill half of the memory that is free on its device. What is too much for that goes to the CPU if it is one
+    output (it travels in less time than the many units before it take), and is given up if it is one of many.
+
+    Args:
+        keeps_all: whether every unit's output is kept: where another node may look at what goes from unit to unit.
+        free_memory: of a device, in bytes.
+    """
+
+    def __init__(self, keeps_all: bool, free_memory: Callable[[torch.device], float]) -> None:
+        self.keeps_all = keeps_all
+        self.free_memory = free_memory
+        self.room: dict[torch.device, float] = {}
+        self.firsts: set[int] = set()  # the first altered units of the PAGs
+        self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
+        self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
+        self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
+        self.lost: set[str] = set()  # why something was not kept
+        self.lock = threading.Lock()
+
+    def add(self, first: int, index: int) -> None:
+        """Keep what a PAG needs whose first altered unit this is; `index` of the conditional rows."""
+        self.firsts.add(first)
+        self.index = index
+
+    @contextmanager
+    def recording(self, units: Units, options: dict, batch: int, control: dict | None) -> Iterator[None]:
+        """Hooks for one forward of a network with this batch, these transformer_options and these residuals, made
+        without PAG."""
+        uuids, conds = options["uuids"], options["cond_or_uncond"]
+        with self.lock:
+            for uuid, index in zip(uuids, conds, strict=True):
+                self.seen[index].add(uuid)
+        wanted = [row for row, index in enumerate(conds) if index == self.index]
+        last = max(self.firsts, default=0)
+        if not wanted:
+            yield
+            return
+        recorder = _Recorder(self, units, wanted, len(uuids), batch)
+        recorder.keep_control(control)
+        with ExitStack() as stack:
+            for index in range(last):
+                stack.callback(units.modules[index].register_forward_hook(recorder.leave(index)).remove)
+            for first in self.firsts:
+                stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)
+            yield
+        if recorder.problem:
+            self.lost.add(recorder.problem)
+            for kept in recorder.kept:
+                kept.outputs.clear()
+                kept.is_complete = False
+        with self.lock:
+            for row, kept in zip(wanted, recorder.kept, strict=True):
+                self.rows[uuids[row]].append(kept)
+
+    def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
+        """What the conditional rows of these weak rows left, in the order in which they ran; None where one is missing.
+        """
+        kept = self.look(uuids, sources)
+        if kept is None:
+            return None
+        with self.lock:
+            for uuid in uuids:
+                self.rows[sources[uuid]].rotate(-1)  # a second PAG of a chain starts from the same
+        return kept if all(row.is_complete for row in kept) else None
+
+    def look(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
+        """What `take` will look at next."""
+        queues = [self.rows.get(sources.get(uuid)) for uuid in uuids]
+        return [queue[0] for queue in queues] if queues and all(queues) else None
+
+    def has_room(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether these may stay on their device."""
+        with self.lock:
+            for t in tensors:
+                if t.device not in self.room:
+                    self.room[t.device] = self.free_memory(t.device) / 2
+                self.room[t.device] -= t.nbytes
+            return all(self.room[t.device] >= 0 for t in tensors)
+
+
+class _Recorder:
+    """One forward of the host's own call."""
+
+    def __init__(self, store: PrefixStore, units: Units, wanted: list[int], rows: int, batch: int) -> None:
+        self.store, self.units = store, units
+        self.wanted, self.rows, self.batch = wanted, rows, batch
+        self.kept = [Kept() for _ in wanted]
+        self.latest: int | None = None  # the unit that ran last, whose outputs may turn out to end a prefix
+        self.pinned: set[tuple[int, int]] = set()
+        self.done = False
+        self.problem = ""
+
+    def keep_control(self, control: dict | None) -> None:
+        hints = [hint for place in (control or {}).values() for hint in place if hint is not None]
+        if control and all(hint.shape[0] in (1, self.batch) for hint in hints):
+            for row, kept in zip(self.wanted, self.kept, strict=True):
+                kept.control = {place: [hint if hint is None or hint.shape[0] == 1 else pick(hint, [row], self.rows)
+                                        for hint in hints] for place, hints in control.items()}
+
+    def leave(self, index: int) -> Callable:
+        def hook(module, args, output) -> None:
+            if self.done or self.problem:
+                return
+            self._forget_latest()
+            axis = self.units.axes.get(RESULT, 0)
+            for row, kept in zip(self.wanted, self.kept, strict=True):
+                kept.outputs[index].append(map_tensors(output, lambda t, row=row: self._cut(t, row, axis)))
+            if self.problem:
+                return
+            self.latest = index
+            if self.store.keeps_all or index in self.units.skips:
+                self._pin()
+        return hook
+
+    def reach(self, first: int, last: int) -> Callable:
+        def hook(module, args) -> None:
+            if self.done:
+                return
+            self._pin()  # what was kept last ends the prefix of this unit
+            if first == last:
+                self.done = True
+                for kept in self.kept:
+                    kept.is_complete = True
+        return hook
+
+    def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
+        if t.ndim <= axis or t.shape[axis] % (self.rows if axis else self.batch):
+            self.problem = "a block returns a tensor of which it is not known how it holds the batch"
+            return t
+        # A copy: networks and other nodes go on to change it in place.
+        return pick(t, [row], self.rows, axis).clone()
+
+    def _pin(self) -> None:
+        """The output of the unit that ran last will be needed."""
+        if self.latest is None:
+            return
+        place = self.latest, len(self.kept[0].outputs[self.latest]) - 1
+        if place in self.pinned:
+            return
+        self.pinned.add(place)
+        for kept in self.kept:
+            if self.store.has_room(tensors_in(kept.outputs[self.latest][-1])):
+                continue
+            if self.store.keeps_all or self.units.skips:
+                self.problem = "there is not enough free memory to keep what comes before the first altered layer"
+            else:
+                kept.outputs[self.latest][-1] = map_tensors(kept.outputs[self.latest][-1], torch.Tensor.cpu)
+
+    def _forget_latest(self) -> None:
+        """Of an output that nobody needs only the form stays."""
+        if self.latest is None:
+            return
+        for kept in self.kept:
+            outputs = kept.outputs[self.latest]
+            if (self.latest, len(outputs) - 1) not in self.pinned:
+                outputs[-1] = map_tensors(outputs[-1], lambda t: Blank(t.shape, t.dtype, t.device))
+
+
+class PrefixLostError(Exception):
+    """The weak rows' network runs other units than the conditional rows' did."""
+
+
+@contextmanager
+def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) -> Iterator[None]:
+    """One forward in which what was kept stands in for the outputs of the units before `first`.
+
+    Args:
+        kept: of each row of the forward, in order.
+        device: where the forward runs.
+
+    Raises:
+        PrefixLostError: from within the forward, where it runs a unit of which nothing was kept.
+    """
+    reached = threading.Event()
+    axis = units.axes.get(RESULT, 0)
+
+    def stand_in(index: int, forward: Callable) -> Callable:
+        places = iter(range(len(kept[0].outputs[index])))
+
+        def run(*args, **kwargs):
+            if reached.is_set():
+                return forward(*args, **kwargs)
+            place = next(places, None)
+            if place is None:
+                raise PrefixLostError
+            return merged([row.outputs[index][place] for row in kept], (torch.Tensor, Blank),
+                          lambda parts: _joined(parts, axis, device))
+        return run
+
+    with ExitStack() as stack:
+        for index in range(first):
+            stack.enter_context(_other_forward(units.modules[index], partial(stand_in, index)))
+        handle = units.modules[first].register_forward_pre_hook(lambda *_: reached.set())
+        stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _other_forward(module: torch.nn.Module, change: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Another forward for one module, while the context lasts."""
+    own = vars(module)
+    before = own.get("forward")
+    own["forward"] = change(module.forward)
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
+
+
+def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of anything."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _joined(parts: list, axis: int, device: torch.device) -> torch.Tensor:
+    """The rows' tensors as one batch; anything of the right form where no one reads it."""
+    if isinstance(parts[0], Blank):
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return blank(shape, parts[0].dtype, device)
+    # A copy in any case: the network goes on to change it in place, and a second PAG starts from the same.
+    return torch.cat([part.to(device) for part in parts], dim=axis)

@@ -1,0 +1,98 @@
+"""The rows of a batch, in whatever a network's modules take and return.
+
+The host stacks rows (one for each conditioning) of equally many samples along the batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
+from uuid import UUID
+
+import torch
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows of one forward are left out at first, and from which rows they come back.
+
+    Attributes:
+        plain: the rows that run from the start, by their place in the host's batch.
+        places: for every row of the host's batch, its place in `plain`, or that of the row it copies.
+    """
+
+    plain: tuple[int, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, uuids: Sequence[UUID], conds: Sequence[int], sources: Mapping[UUID, UUID]) -> RowPlan | None:
+        """The plan for the rows of a call, or None where a weak row's conditional row is in another call.
+
+        Args:
+            uuids, conds: the host's "uuids" and "cond_or_uncond". The conditional rows have the index 0; of a region
+                the host makes an unconditional row with the same uuid.
+            sources: {uuid of a weak row: uuid of the conditional row that it copies}.
+        """
+        plain = [i for i, row in enumerate(uuids) if row not in sources]
+        place_of = {uuids[i]: place for place, i in enumerate(plain) if conds[i] == 0}
+        places = [place_of.get(sources[row]) if row in sources else plain.index(i) for i, row in enumerate(uuids)]
+        return None if None in places else cls(tuple(plain), tuple(places))
+
+    def leave_out(self, batch: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """The plain rows of a batch of all rows."""
+        return pick(batch, self.plain, len(self.places), axis)
+
+    def put_back(self, batch: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """All rows, from a batch of the plain ones."""
+        return pick(batch, self.places, len(self.plain), axis)
+
+
+def pick(batch: torch.Tensor, rows: Sequence[int], of: int, axis: int = 0) -> torch.Tensor:
+    """These rows of a batch of `of` rows; a view where they lie side by side."""
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        size = batch.shape[axis] // of
+        return batch.narrow(axis, rows[0] * size, len(rows) * size)
+    parts = batch.chunk(of, dim=axis)
+    return torch.cat([parts[row] for row in rows], dim=axis)
+
+
+def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
+    """`value` with every tensor in it changed, however deep in tuples, lists, dicts and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.ndim else value
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(map_tensors(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(getattr(value, "data", None), torch.Tensor) and hasattr(value, "batch_size"):  # LTX-Video's timesteps
+        value = copy(value)
+        value.data = change(value.data)
+        value.batch_size = value.data.shape[0]
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: map_tensors(getattr(value, field.name), change)
+                                 for field in fields(value)})
+    return value
+
+
+def tensors_in(value) -> list[torch.Tensor]:
+    """Every tensor that `map_tensors` finds."""
+    found: list[torch.Tensor] = []
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        found.append(t)
+        return t
+
+    map_tensors(value, note)
+    return found
+
+
+def merged(values: Sequence, kinds: tuple[type, ...], join: Callable[[list], torch.Tensor]):
+    """One value from several of the same form, each part of these kinds in them joined with its counterparts."""
+    first = values[0]
+    if isinstance(first, (tuple, list)):
+        return type(first)(merged(items, kinds, join) for items in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: merged([value[key] for value in values], kinds, join) for key in first}
+    return join(list(values)) if isinstance(first, kinds) else first

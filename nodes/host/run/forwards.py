@@ -1,0 +1,160 @@
+"""What happens around each forward of the network in a step, in an APPLY_MODEL wrapper.
+
+It is the innermost one, so that other nodes' wrappers see options and rows as the host made them, and so that modules
+which a node swaps for the length of a call (compiled ones) are there already.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+from ..hooks.joint import JointPrefix
+from ..hooks.kept import PrefixStore, replaying
+from ..hooks.proof import trying
+from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units
+
+CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
+STATEFUL = "the network keeps tensors from call to call"
+MOVED = "another node lays the batch out anew"
+UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
+
+
+class Forwards:
+    """The forwards of one call of the host: which hooks they run under.
+
+    Args:
+        passes: whose weak rows may be in the call.
+        decline: called with a reason where the prefix cannot be shared.
+    """
+
+    def __init__(self, passes: tuple, decline: Callable[[str], None]) -> None:
+        self.passes = passes
+        self.decline = decline
+        self.around: Callable | None = None
+        self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
+
+    def joint(self, on_split: Callable[[], None]) -> Forwards:
+        """For a call that holds plain and weak rows; `on_split` is called where the host takes it apart."""
+        self.around = lambda *forward: self._joint(on_split, *forward)
+        return self
+
+    def alone(self, store: PrefixStore | None) -> Forwards:
+        """For a call of the weak rows alone, which start from what `store` kept (None: from the beginning)."""
+        self.around = lambda *forward: self._alone(store, *forward)
+        return self
+
+    def plain(self, store: PrefixStore) -> Forwards:
+        """For the host's own calls, whose conditional rows leave their state in `store`."""
+        self.around = lambda *forward: self._plain(store, *forward)
+        return self
+
+    def added_to(self, model_options: dict) -> dict:
+        """A copy of the model_options with this in it."""
+        options = model_options.copy()
+        transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+        wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
+        apply_model = wrappers[WrappersMP.APPLY_MODEL] = wrappers.get(WrappersMP.APPLY_MODEL, {}).copy()
+        apply_model.pop(KEY, None)
+        apply_model[KEY] = [self._apply_model]  # last, that is innermost
+        if FUNCTION_WRAPPER in options:
+            options[FUNCTION_WRAPPER] = self._noting_what_is_sent(options[FUNCTION_WRAPPER])
+        return options
+
+    def _noting_what_is_sent(self, wrapper: Callable) -> Callable:
+        theirs = getattr(wrapper, "of", wrapper)  # ours may be around it already, from the call of another PAG
+
+        def noting(apply_model, args: dict):
+            self.thread.sent = args["input"]
+            return theirs(apply_model, args)
+
+        noting.of = theirs
+        return noting
+
+    def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
+                     **kwargs):
+        options = transformer_options or {}
+        network = executor.class_obj.diffusion_model
+        sent = getattr(self.thread, "sent", None)
+        is_moved = sent is not None and (x.shape != sent.shape or x.data_ptr() != sent.data_ptr())
+        with self.around(network, options, x, control, is_moved) as options:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    @contextmanager
+    def _joint(self, on_split: Callable[[], None], network, options: dict, x: torch.Tensor, control,
+               is_moved: bool) -> Iterator[dict]:
+        run = self.passes[0].run
+        sources = {weak: plain for step in self.passes for weak, plain in step.sources.items()}
+        with ExitStack() as stack:
+            units = run.units(network)
+            if units is not None and all(step.settings.options.share_prefix for step in self.passes):
+                first = min(step.first_unit for step in self.passes)
+
+                def decline(reason: str) -> None:
+                    on_split(reason)
+                    self.decline(reason)
+
+                prefix = JointPrefix({id(network): units}, first, sources, decline)
+                stack.enter_context(prefix.around(network, options, x.shape[0]))
+            yield self._perturbed(stack, network, options)
+
+    @contextmanager
+    def _alone(self, store: PrefixStore | None, network, options: dict, x: torch.Tensor, control,
+               is_moved: bool) -> Iterator[dict]:
+        (step,) = self.passes
+        with ExitStack() as stack:
+            options = self._perturbed(stack, network, options)
+            units = step.run.units(network)
+            kept = store and store.take(options["uuids"], step.sources)
+            if store is not None and step.first_unit and units is not None:
+                if is_moved:
+                    self.decline(MOVED)
+                elif not units.is_stateless:
+                    self.decline(STATEFUL)
+                elif step.run.proof.is_given is False:
+                    self.decline(CHANCE)
+                elif kept is None:
+                    for reason in store.lost or {"the conditional rows did not run the network in this step"}:
+                        self.decline(reason)
+                else:
+                    stack.enter_context(replaying(units, step.first_unit, kept, x.device))
+            yield options
+
+    @contextmanager
+    def _plain(self, store: PrefixStore, network, options: dict, x: torch.Tensor, control,
+               is_moved: bool) -> Iterator[dict]:
+        units = self.passes[0].run.units(network)
+        if is_moved or units is None:
+            store.lost.add(MOVED if is_moved else UNKNOWN_NETWORK)
+            yield options
+            return
+        with ExitStack() as stack:
+            run, first = self.passes[0].run, max(store.firsts)
+            if first and run.proof.is_given is None and acts_in_units(options):
+                rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
+                if rows:
+                    stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add))
+            stack.enter_context(store.recording(units, options, x.shape[0], control))
+            yield options
+
+    def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
+        for step in self.passes:
+            options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
+                                                            step.run.skipped.add, step.noise_key))
+        return options
+
+
+def without_compile(model_options: dict) -> dict:
+    """The model_options without the host's torch.compile: a graph for other rows or layers would be taken for ours, and
+    ours for others, for the host compiles without guards on transformer_options."""
+    options = model_options.copy()
+    transformer_options = options["transformer_options"] = options["transformer_options"].copy()
+    wrappers = transformer_options["wrappers"] = transformer_options["wrappers"].copy()
+    wrappers[WrappersMP.APPLY_MODEL] = {key: found for key, found in wrappers[WrappersMP.APPLY_MODEL].items()
+                                        if key != COMPILE_KEY}
+    return options

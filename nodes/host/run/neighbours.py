@@ -1,0 +1,85 @@
+"""Whether anything of another node has a part in the calls of a step.
+
+Where nothing has, the weak rows can run in the host's one call. Otherwise they get a call of their own, so that the
+host's call stays exactly what it is without PAG: what others wrote for pairs of rows, for the host's order of rows or
+for their number never meets ours. Told by what is attached to the model, not by a list of packs; the picture is the
+same either way.
+"""
+
+from __future__ import annotations
+
+import comfy.samplers
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import nn
+
+KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
+_AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+FUNCTION_WRAPPER = "model_function_wrapper"
+
+
+def others_in_options(model_options: dict) -> str | None:
+    """Which attachment of another node acts on the calls of this step, or None."""
+    options = model_options.get("transformer_options", {})
+    if FUNCTION_WRAPPER in model_options:
+        return "another node wraps the model's function"
+    if "multigpu_clones" in model_options:
+        return "several GPUs share the rows"
+    if is_compiled(model_options):
+        return "the model is compiled"
+    for kind in _AROUND_CALLS:
+        if _others(options.get("wrappers", {}).get(kind, {})):
+            return "another node wraps the model's calls"
+    if any(options.get("patches", {}).values()):
+        return "another node patches the network's blocks"
+    if any(options.get("patches_replace", {}).values()):
+        return "another node replaces attentions or blocks"
+    if "optimized_attention_override" in options:
+        return "another node overrides every attention"
+    return None
+
+
+def others_in_conds(conds: list[dict]) -> str | None:
+    """Which attachment of a conditioning acts on the calls in which it runs, or None."""
+    if any(cond.get("control") is not None for cond in conds):
+        return "a ControlNet acts on the rows"
+    if any("gligen" in cond for cond in conds):
+        return "GLIGEN patches the rows"
+    return None
+
+
+def others_in_network(network: nn.Module) -> str | None:
+    """Whether another pack has put its own code in the place of the host's, for this network or for all, or None."""
+    if comfy.samplers.calc_cond_batch.__module__ != comfy.samplers.__name__:
+        return f"{comfy.samplers.calc_cond_batch.__module__} replaces ComfyUI's calc_cond_batch"
+    for module in (network, *network.children()):
+        defined = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), None)
+        if defined is not None and getattr(vars(defined)["forward"], "__module__", None) != defined.__module__:
+            return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
+    if any("forward" in vars(module) for module in network.modules()):
+        return "another node replaces the forward of a module"
+    return None
+
+
+def is_compiled(model_options: dict) -> bool:
+    """Whether the host's TorchCompileModel, or a node built like it, compiles this model's calls."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    return COMPILE_KEY in wrappers.get(WrappersMP.APPLY_MODEL, {})
+
+
+def looks_between_units(model_options: dict) -> bool:
+    """Whether another node may look at what goes from one block to the next."""
+    options = model_options.get("transformer_options", {})
+    return (FUNCTION_WRAPPER in model_options or any(options.get("patches", {}).values())
+            or any(name != "attn1" and name != "attn2" for name in options.get("patches_replace", {}))
+            or _others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})))
+
+
+def acts_in_units(options: dict) -> bool:
+    """Whether another node's patches act inside the blocks, by the transformer_options of a forward."""
+    return any(options.get("patches", {}).values()) or any(
+        options.get("patches_replace", {}).get(name) for name in ("attn1", "attn2"))
+
+
+def _others(wrappers: dict) -> bool:
+    return any(found for key, found in wrappers.items() if key != KEY)
