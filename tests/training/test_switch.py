@@ -4,8 +4,9 @@ from argparse import Namespace
 
 import pytest
 import torch
-
-from . import switch, torch_support, train
+from training import switch, torch_support, train
+from training.recipes import FASHION, Data
+from training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def predict(model, rows: list[float], x=None):
 def test_the_layers_are_those_that_the_file_recommends(model):
     inputs = [block for block, _ in model.attention_layers() if block[0] == "input"]
     assert tuple(inputs[2:4]) == switch.LAYERS
-    assert train.PAG_LAYERS == "d2-3"
+    assert FASHION.pag_layers == "d2-3"
 
 
 def test_only_the_chosen_rows_are_perturbed_and_told(model):
@@ -55,9 +56,9 @@ def test_training_reaches_the_switch_only_through_perturbed_rows(tmp_path):
     images, labels = torch.zeros(4, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
     for share, moves in ((0.0, False), (1.0, True)):
         model = switch.SwitchedADM.shipped()
-        run = train.Run(train.parse(["--steps", "1", "--batch-size", "2", "--checkpoint", str(tmp_path / "c.pt"),
-                                     "--device", "cpu", "--no-compile", "--no-bf16"]), model)
-        train.train(run, images, labels, switch.Perturbing(model.switch, share))
+        run = Run(train.parse(["--recipe", "fashion", "--steps", "1", "--batch-size", "2", "--device", "cpu",
+                               "--checkpoint", str(tmp_path / "c.pt"), "--no-compile", "--no-bf16"]), FASHION, model)
+        train.train(run, Data.of_grey(images, labels), switch.Perturbing(model.switch, share))
         assert bool(model.switch.count_nonzero()) is moves
 
 

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         raise HarnessError(f"--columns is {options.columns}; it must be at least 1.")
     if not MODEL.is_file():
         raise HarnessError(f"The model {MODEL.relative_to(ROOT)} is missing. Restore it with git, or train it with: "
-                           "nox -s train")
+                           "nox -s train -- --recipe fashion")
 
     rows = [Row(UNCONDITIONAL, "none", NO_CFG | NO_PAG), Row(UNCONDITIONAL, "PAG", NO_CFG),
             Row(CONDITIONAL, "none", NO_CFG | NO_PAG), Row(CONDITIONAL, "PAG", NO_CFG),

@@ -152,7 +152,7 @@ def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, 
 
 def read_data(folder: Path | None):
     """((images, labels) of the training split, the same of the test split)."""
-    from training.data import DATA, read_data
+    from training.fashion import DATA, read_data
 
     return read_data(folder or DATA), read_data(folder or DATA, "t10k")
 

@@ -11,7 +11,6 @@ Interrupt it at any time; the same command goes on from there.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from dataclasses import asdict
@@ -36,7 +35,9 @@ from pag_core.guidance import guide, perturbed_attention_delta  # noqa: E402
 from pag_core.posterior import denoising_step  # noqa: E402
 
 from . import train  # noqa: E402
-from .data import DATA, read_data  # noqa: E402
+from .fashion import DATA, read_data  # noqa: E402
+from .recipes import FASHION, Data  # noqa: E402
+from .run import Run, alphas_cumprod  # noqa: E402
 
 SHIPPED = ROOT / "models" / "adm-fashion-32.safetensors"
 LAYERS = (("input", 7), ("input", 8))  # d2-3, which the file recommends
@@ -50,8 +51,8 @@ class SwitchedADM(ADMUNet):
     """The shipped network, and the vector that tells it that its attention is perturbed."""
 
     def __init__(self) -> None:
-        super().__init__(train.CONFIG)
-        self.switch = nn.Parameter(torch.zeros(4 * train.CONFIG.model_channels))
+        super().__init__(FASHION.config)
+        self.switch = nn.Parameter(torch.zeros(4 * FASHION.config.model_channels))
 
     @classmethod
     def shipped(cls) -> SwitchedADM:
@@ -83,28 +84,26 @@ class Perturbing(train.MathAttention):
 def fine_tuned(name: str, images: Tensor, labels: Tensor, args: argparse.Namespace) -> SwitchedADM:
     """One of `ARMS`: the moving average of its weights."""
     model, share = SwitchedADM.shipped(), ARMS[name]
-    options = train.parse(["--steps", str(args.steps), "--batch-size", str(args.batch_size), "--lr", str(args.lr),
-                           "--checkpoint", str(args.out / f"{args.steps}-{share:g}.pt"), "--device", "cpu",
+    options = train.parse(["--recipe", "fashion", "--steps", str(args.steps), "--batch-size", str(args.batch_size),
+                           "--lr", str(args.lr), "--cooldown", "1", "--device", "cpu",
+                           "--checkpoint", str(args.out / f"{args.steps}-{share:g}.pt"),
                            "--out", str(args.out / f"{args.steps}-{share:g}.safetensors")])  # not the shipped file
     torch.manual_seed(options.seed)
-    run = train.Run(options, model)
+    run = Run(options, FASHION, model)
     if options.checkpoint.is_file():
         run.resume()
     try:
-        train.train(run, images, labels, Perturbing(model.switch, share))
+        train.train(run, Data.of_grey(images, labels), Perturbing(model.switch, share))
     finally:
         run.save()
     print(f"{name}: {run.step} steps, {run.seconds:.0f} s, error {run.curve[-1][1] if run.curve else 0:.4f}")
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    for parameter, mean in zip(average.parameters(), run.ema, strict=True):
-        parameter.copy_(mean)
-    return average
+    return run.average()
 
 
 @torch.inference_mode()
 def sample(model: SwitchedADM, scale: float, ids: range) -> Tensor:
     """uint8 [N, 3, 32, 32] by DDIM, without a label; every picture from noise of its own number."""
-    hooks, alphas = Perturbing(model.switch), train.alphas_cumprod()
+    hooks, alphas = Perturbing(model.switch), alphas_cumprod()
     # As the host's ddim_uniform spaces them.
     times = list(range(1, 1000, 1000 // STEPS))[::-1]
     levels = [float(alphas[t]) for t in times] + [1.0]
@@ -124,7 +123,7 @@ def sample(model: SwitchedADM, scale: float, ids: range) -> Tensor:
 @torch.inference_mode()
 def errors(model: SwitchedADM, images: Tensor) -> dict[str, float]:
     """Mean squared error of the predicted noise on these pictures, plain and perturbed."""
-    hooks, alphas = Perturbing(model.switch), train.alphas_cumprod()
+    hooks, alphas = Perturbing(model.switch), alphas_cumprod()
     generator = torch.Generator().manual_seed(0)
     x0 = images.float().div(127.5).sub(1)[:, None].expand(-1, 3, -1, -1)
     t = torch.randint(1000, (len(x0),), generator=generator)
