@@ -25,6 +25,9 @@ from .host import ROOT
 
 PACK_NAME = "perturbed-attention-guidance"  # the folder's name as ComfyUI-Manager would make it
 ADDRESS = "127.0.0.1"
+# Seconds for the start. It takes some ten where nothing else runs, and minutes on a machine that is busy or that loads
+# torch for the first time; a server that ends is noticed at once.
+READY_TIMEOUT, STILL_STARTING = 1200.0, 60.0
 STOP_TIMEOUT = 15.0  # seconds; longer than the keeper's own grace
 LAST_PORT = 65535
 LOG_TAIL = 40  # lines shown when the server dies
@@ -41,7 +44,7 @@ class Server:
     """
 
     def __init__(self, comfyui: Path, base: Path, port: int | None = None, log: Path | None = None,
-                 ready_timeout: float = 300.0, arguments: tuple[str, ...] = (), pack: Path = ROOT):
+                 ready_timeout: float = READY_TIMEOUT, arguments: tuple[str, ...] = (), pack: Path = ROOT):
         self.comfyui, self.base, self.log = comfyui, base, log
         self.ready_timeout, self.arguments, self.pack = ready_timeout, arguments, pack
         self.port = claim_port(port)
@@ -74,14 +77,18 @@ class Server:
         self.stop()
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self.ready_timeout
+        begun = said = time.monotonic()
         while True:
             self.check_alive()
             with contextlib.suppress(UnreachableError):
                 nodes = self.client.object_info()
                 break
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - begun > self.ready_timeout:
                 raise HarnessError(f"ComfyUI did not answer within {self.ready_timeout:.0f} s.{self.log_tail()}")
+            if now - said > STILL_STARTING:
+                print(f"ComfyUI is still starting, after {now - begun:.0f} s ...", flush=True)
+                said = now
             time.sleep(0.2)
         if "PAGKSampler" not in nodes:
             raise HarnessError(f"ComfyUI started, but could not import this pack.{self.log_tail()}")
