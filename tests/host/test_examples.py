@@ -8,6 +8,7 @@ import folder_paths
 import pytest
 from examples.build import build, template_files
 from examples.catalogue import EXAMPLES
+from examples.graph import PREVIEW, PREVIEWS
 from PIL import Image
 
 from . import examples
@@ -16,6 +17,8 @@ from .older import newest_only
 NAMES = [example.name for example in EXAMPLES]
 BOTH = ("sd15_controlnet_empty_prompt", "sd2_inpainting_empty_prompt", "sd_x4_upscaler_empty_prompt")
 OFF = {"scale": 0.0, "pag_scale": 0.0}
+TITLE = 30  # pixels, of a node
+GROW = PREVIEWS | {"PAGInspect", "PAGGrid", "PAGSDSOptimizer"}
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +71,17 @@ def test_every_file_has_the_link_of_the_hosts_template(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in examples.WORKFLOWS.glob("*.json")))
-def test_nodes_do_not_overlap_and_stay_inside_their_groups(name):
+def test_nodes_keep_clear_of_each_other_and_inside_their_groups_with_previews_on_too(name):
+    """A sampler grows by its live preview, and keeps that size."""
     content = examples.content(name)
-    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in content["nodes"]}
-    inside = {group["title"]: group["bounding"] for group in content["groups"]}
+    boxes = {node["id"]: (*node["pos"], node["size"][0], node["size"][1] + PREVIEW * (node["type"] in GROW))
+             for node in content["nodes"]}
     for number, (x, y, width, height) in boxes.items():
         for other, (left, top, across, down) in boxes.items():
             if other > number:
-                assert (x + width <= left or left + across <= x or y + height <= top - 30 or top + down <= y - 30), (
-                    f"nodes {number} and {other} overlap")
-        for title, (left, top, across, down) in inside.items():
+                assert (x + width <= left or left + across <= x or y + height <= top - TITLE
+                        or top + down <= y - TITLE), f"nodes {number} and {other} overlap"
+        for left, top, across, down in (group["bounding"] for group in content["groups"]):
             if left <= x < left + across and top <= y < top + down:
-                assert x + width <= left + across, f"node {number} leaves {title}"
-                assert y + height <= top + down, f"node {number} leaves {title}"
+                assert x + width <= left + across, f"node {number} is wider than its group"
+                assert y + height <= top + down, f"node {number} leaves its group"
