@@ -36,11 +36,7 @@ def test_runs_and_pag_changes_its_picture(name):
     assert (plain - guided).abs().max() > 1e-2
 
 
-PACKED = pytest.mark.xfail(reason="PAG Model Patch takes a packed latent for one of a channel", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=PACKED if "LTX" in name else ())
-                                  for name in examples.STAGES if name not in BOTH])
+@pytest.mark.parametrize("name", [name for name in examples.STAGES if name not in BOTH])
 def test_runs_from_loader_to_picture_and_its_scale_is_what_changes_it(name):
     pictures, plain = examples.run(name), examples.run(name, **OFF)
     assert pictures
