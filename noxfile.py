@@ -145,6 +145,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def neighbours(session: nox.Session) -> None:
+    """Checks PAG beside other people's packs that are in a folder, and writes docs/neighbours.md; -- FOLDER."""
+    run(session, "-m", "neighbours.neighbours", *session.posargs)
+
+
+@nox.session
 def evaluate(session: nox.Session) -> None:
     """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
     run(session, "-m", "evaluation.evaluate", *session.posargs, groups=("demo", "evaluate"))

@@ -1,0 +1,293 @@
+"""What other people's packs do to a model, each kind in a few lines of our own: (model) -> a clone with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from . import models
+
+Neighbour = Callable[[ModelPatcher], ModelPatcher]
+
+
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of(inputs: dict, rows) -> dict:
+    """The named inputs of a call with other rows: `rows` makes them from [B, ...]."""
+    batch = inputs["input"].shape[0]
+
+    def change(value):
+        return rows(value) if isinstance(value, torch.Tensor) and value.shape[:1] == (batch,) else value
+    return {**inputs, "input": rows(inputs["input"]), "timestep": rows(inputs["timestep"]),
+            "c": {name: change(value) for name, value in inputs["c"].items()}}
+
+
+def call(function, inputs: dict) -> torch.Tensor:
+    return function(inputs["input"], inputs["timestep"], **inputs["c"])
+
+
+def wrapped(wrapper: Callable) -> Neighbour:
+    """With a model_function_wrapper: (function, the host's arguments) -> output."""
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        return model
+    return attach
+
+
+def tile_major(function, inputs: dict) -> torch.Tensor:
+    """Two tiles a row in one call, all rows of the first tile before those of the second."""
+    left, right = inputs["input"].chunk(2, dim=-1)
+    both = rows_of(inputs, lambda value: torch.cat((value, value)))
+    both["input"] = torch.cat((left, right))
+    return torch.cat(call(function, both).chunk(2), dim=-1)
+
+
+def tiles_in_turn(function, inputs: dict) -> torch.Tensor:
+    return torch.cat([call(function, {**inputs, "input": tile}) for tile in inputs["input"].chunk(2, dim=-1)], dim=-1)
+
+
+def mirrored_copy(function, inputs: dict) -> torch.Tensor:
+    """A mirrored copy of every row behind them all."""
+    both = rows_of(inputs, lambda value: torch.cat((value, value)))
+    both["input"] = torch.cat((inputs["input"], inputs["input"].flip(-1)))
+    there, mirrored = call(function, both).chunk(2)
+    return 0.5 * (there + mirrored.flip(-1))
+
+
+def one_more_row(function, inputs: dict) -> torch.Tensor:
+    """One row more than the host has sent."""
+    return call(function, rows_of(inputs, lambda value: torch.cat((value, value[:1]))))[:-1]
+
+
+def one_by_one(function, inputs: dict) -> torch.Tensor:
+    return torch.cat([call(function, rows_of(inputs, lambda value, i=i: value[i:i + 1]))
+                      for i in range(inputs["input"].shape[0])])
+
+
+def backwards(function, inputs: dict) -> torch.Tensor:
+    return call(function, rows_of(inputs, lambda value: value.flip(0))).flip(0)
+
+
+def counted_by_index() -> Neighbour:
+    """A number of calls for the conditional and the unconditional row, and none for a third kind."""
+    calls = {0: 0, 1: 0}
+
+    def count(function, inputs: dict) -> torch.Tensor:
+        for index in inputs["cond_or_uncond"]:
+            calls[index] += 1
+        return call(function, inputs)
+    return wrapped(count)
+
+
+def kept_by_index(model: ModelPatcher) -> ModelPatcher:
+    """Inside the network's wrapper: what each index last had, of the shape it had then."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(executor, x, timesteps, *args, **kwargs):
+        options = next(value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "uuids" in value)
+        out = executor(x, timesteps, *args, **kwargs)
+        for index, rows in zip(options["cond_or_uncond"], out.chunk(len(options["cond_or_uncond"])), strict=True):
+            rows += 0.0 * kept.get(index, rows)
+            kept[{0: 0, 1: 1}[index]] = rows.clone()
+        return out
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "kept", keep)
+    return model
+
+
+def first_block_subtracted(model: ModelPatcher) -> ModelPatcher:
+    """A first-block cache that is never used: it takes the first block's output from the last one's."""
+    network, seen = model.model.diffusion_model, {}
+
+    def keep(executor, *args, **kwargs):
+        first = network.input_blocks[1].register_forward_hook(lambda _, __, out: seen.update(first=out))
+        last = network.output_blocks[-1].register_forward_hook(lambda _, __, out: seen.update(
+            residual=out.mean((1, 2, 3)) - seen["first"].mean((1, 2, 3))))
+        try:
+            return executor(*args, **kwargs) + 0.0 * seen.get("residual", torch.zeros(1)).sum()
+        finally:
+            first.remove()
+            last.remove()
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "first block", keep)
+    return model
+
+
+def cross_attention(patch: Callable) -> Neighbour:
+    """With a patch of what the cross-attention looks at: (index of each row, keys of each row) -> keys of all rows."""
+    def attn2(q, k, v, extra_options):
+        index = extra_options["cond_or_uncond"]
+        keys = patch(index, k.chunk(len(index)))
+        return q, keys, keys
+
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.set_model_attn2_patch(attn2)
+        return model
+    return attach
+
+
+IMAGE = noise(1, 2, 1, 4, models.CONTEXT)  # an image prompt's tokens for the conditional and the unconditional row
+OTHER = noise(2, 1, 14, models.CONTEXT)    # another region's text
+
+
+def from_a_pair(index: list[int], keys) -> torch.Tensor:
+    """As IPAdapter_plus: three rows are taken for (cond, uncond, cond)."""
+    pair = (IMAGE[0], IMAGE[1], IMAGE[0]) if len(index) == 3 else (IMAGE[0], IMAGE[1])
+    return torch.cat([torch.cat((rows, pair[i].expand(rows.shape[0], -1, -1)), 1)
+                      for i, rows in zip(index, keys, strict=True)])
+
+
+def of_index_0(index: list[int], keys) -> torch.Tensor:
+    return torch.cat([rows + 0.3 * rows.flip(1) if i == 0 else rows for i, rows in zip(index, keys, strict=True)])
+
+
+def of_index_1(index: list[int], keys) -> torch.Tensor:
+    return torch.cat([rows if i != 1 else 0.5 * rows for i, rows in zip(index, keys, strict=True)])
+
+
+def of_the_last_row(index: list[int], keys) -> torch.Tensor:
+    """The conditional row is taken for the last one, as the host has it."""
+    return torch.cat([*keys[:-1], 0.7 * keys[-1]])
+
+
+def where_the_first_0_is(index: list[int], keys) -> torch.Tensor:
+    if 0 not in index:
+        return torch.cat(keys)
+    place = index.index(0)
+    return torch.cat([0.7 * rows if i == place else rows for i, rows in enumerate(keys)])
+
+
+def couple(model: ModelPatcher) -> ModelPatcher:
+    """Attention couple: two regions' attention is summed over all rows that are not the negative."""
+    def split(q, k, v, extra_options):
+        index = extra_options["cond_or_uncond"]
+        queries, keys, extra_options["couple"] = [], [], []
+        for i, rows, text in zip(index, q.chunk(len(index)), k.chunk(len(index)), strict=True):
+            queries += [rows] if i == 1 else [rows, rows]
+            keys += [text] if i == 1 else [text, OTHER.expand(rows.shape[0], -1, -1)]
+            extra_options["couple"] += [1] if i == 1 else [0, 0]
+        keys = [text[:, :7] for text in keys]
+        return torch.cat(queries), torch.cat(keys), torch.cat(keys)
+
+    def join(out, extra_options):
+        index = extra_options["couple"]
+        left = torch.zeros(1, 1, 8, 12)
+        left[..., :6] = 1.0
+        masks = [F.interpolate(mask, extra_options["activations_shape"][-2:]).flatten(1)[..., None]
+                 for mask in (left, 1.0 - left)]
+        pieces, summed = [], []
+        for i, rows in zip(index, out.chunk(len(index)), strict=True):
+            if i == 1:
+                pieces.append(rows)
+            else:
+                summed.append(rows * masks[len(summed)])
+        return torch.cat([*pieces, *([torch.stack(summed).sum(0)] if summed else [])])
+
+    model = model.clone()
+    model.set_model_attn2_patch(split)
+    model.set_model_attn2_output_patch(join)
+    return model
+
+
+def negative_attention(model: ModelPatcher) -> ModelPatcher:
+    """As a NAG: the rows before the first of index 1 are the positive ones, and have their attention pushed."""
+    def attn2(q, k, v, extra_options):
+        index = extra_options["cond_or_uncond"]
+        out = optimized_attention(q, k, v, extra_options["n_heads"])
+        batch = q.shape[0] // len(index)
+        for i, place in enumerate(index):
+            rows = slice(i * batch, (i + 1) * batch)
+            if place == 0:
+                other = noise(3, 1, 7, k.shape[2]).expand(batch, -1, -1)
+                away = optimized_attention(q[rows], other, other, extra_options["n_heads"])
+                out[rows] += 0.5 * (out[rows] - away)
+        return out
+
+    model = model.clone()
+    for block in (("input", 2), ("middle", 0), ("output", 0)):
+        model.set_model_attn2_replace(attn2, *block)
+    return model
+
+
+def overridden(model: ModelPatcher) -> ModelPatcher:
+    """An attention function of its own, as of sage or flash attention."""
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda function, *args, **kwargs: 0.9 * function(*args, **kwargs))
+    return model
+
+
+def patched(kind: str, change: Callable) -> Neighbour:
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.set_model_patch(change, kind)
+        return model
+    return attach
+
+
+def feature_kept_for_later(model: ModelPatcher) -> ModelPatcher:
+    """The encoder's feature of every row comes back in the decoder."""
+    kept = {}
+
+    def keep(h, options):
+        kept["mean"] = h.mean((1, 2, 3), keepdim=True)
+        return h
+
+    def add(h, skip, options):
+        return h * (1.0 + 0.2 * kept["mean"].tanh()), skip
+
+    model = model.clone()
+    model.set_model_input_block_patch(keep)
+    model.set_model_output_block_patch(add)
+    return model
+
+
+def before_cfg(model: ModelPatcher) -> ModelPatcher:
+    """As APG: the conditional prediction is another one before CFG."""
+    model = model.clone()
+    model.set_model_sampler_pre_cfg_function(lambda args: [0.9 * args["conds_out"][0], *args["conds_out"][1:]])
+    return model
+
+
+def slot_taken(model: ModelPatcher) -> ModelPatcher:
+    import comfy.samplers
+
+    model = model.clone()
+    model.set_model_sampler_calc_cond_batch_function(lambda args: [
+        1.05 * out for out in comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"],
+                                                             args["sigma"], args["model_options"])])
+    return model
+
+
+def slot_taken_before_cfg(model: ModelPatcher) -> ModelPatcher:
+    return slot_taken(before_cfg(model))
+
+
+NEIGHBOURS: dict[str, Neighbour] = {
+    "tiles, tile-major": wrapped(tile_major), "tiles in turn": wrapped(tiles_in_turn),
+    "a mirrored copy of all rows": wrapped(mirrored_copy), "one more row": wrapped(one_more_row),
+    "one by one": wrapped(one_by_one), "backwards": wrapped(backwards),
+    "counted by index": lambda model: counted_by_index()(model), "kept by index": kept_by_index,
+    "a first-block cache": first_block_subtracted,
+    "image tokens from a pair": cross_attention(from_a_pair), "index 0": cross_attention(of_index_0),
+    "index 1": cross_attention(of_index_1), "the last row": cross_attention(of_the_last_row),
+    "the first index 0": cross_attention(where_the_first_0_is), "attention couple": couple,
+    "negative attention": negative_attention, "an attention override": overridden,
+    "an attn1 patch": patched("attn1_patch", lambda q, k, v, options: (0.7 * q, k, v)),
+    "an input-block patch": patched("input_block_patch", lambda h, options: 0.9 * h),
+    "a feature kept for later": feature_kept_for_later, "before CFG": before_cfg,
+    "the slot taken, before CFG": slot_taken_before_cfg,
+}
+CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",
+                   "a first-block cache"}

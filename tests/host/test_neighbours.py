@@ -1,0 +1,71 @@
+"""Beside what other packs do: the same picture as with PAG in a call of its own, where others see a conditional row.
+
+`nox -s neighbours` does the same with the packs themselves.
+"""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
+
+from . import models
+from .imitations import CHANGES_NOTHING, NEIGHBOURS
+from .runs import Run, identity, patched, relative_error
+
+SCALE = 2.0
+LAYERS = {"m0": ("middle", 0, 0), "output.2": ("output", 2, 0)}
+CASES = [(1.0, 1, 1), (5.0, 2, 1), (1.0, 2, 2), (5.0, 1, 2)]  # (cfg, batch, PAGs in a row): every two values meet
+
+
+def separate(model: ModelPatcher, chain: int) -> ModelPatcher:
+    """PAG as the host's own node makes it, so many times, each measured from the raw conditional prediction."""
+    raw = {}
+
+    def pre_cfg(args: dict) -> list[torch.Tensor]:
+        raw["cond"] = args["conds_out"][0]
+        return args["conds_out"]
+
+    def post_cfg(args: dict) -> torch.Tensor:
+        result = args["denoised"]
+        for key in list(LAYERS.values())[:chain]:
+            options = set_model_options_patch_replace(args["model_options"].copy(), identity, "attn1", *key)
+            (weak,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"],
+                                                     options)
+            result = result + SCALE * (raw["cond"] - weak)
+        return result
+
+    model = model.clone()
+    for key, function in (("sampler_pre_cfg_function", pre_cfg), ("sampler_post_cfg_function", post_cfg)):
+        model.model_options[key] = [function, *model.model_options.get(key, [])]
+    return model
+
+
+def guided(model: ModelPatcher, chain: int) -> ModelPatcher:
+    for layer in list(LAYERS)[:chain]:
+        model = patched(model, SCALE, layer)
+    return model
+
+
+def sampled(cfg: float, batch: int) -> Run:
+    return Run(cfg=cfg, steps=2, latent=models.empty_latent(batch), positive=models.conditioning(1))
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_the_same_as_in_a_call_of_its_own(name, cfg, batch, chain):
+    run, neighbour = sampled(cfg, batch), NEIGHBOURS[name]
+    expected = run.ksampler(separate(neighbour(models.sd15()), chain))
+    result = run.ksampler(guided(neighbour(models.sd15()), chain))
+    assert relative_error(result, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_pag_in_front_of_the_other_node(name):
+    run, neighbour = sampled(5.0, 1), NEIGHBOURS[name]
+    expected, beside = (run.ksampler(change(neighbour(models.sd15()))) for change in (
+        lambda model: separate(model, 1), lambda model: model))
+    assert relative_error(beside, expected) > 1e-3, "PAG must do something"
+    assert (relative_error(beside, run.ksampler(models.sd15())) > 1e-3) is (name not in CHANGES_NOTHING)
+    assert relative_error(run.ksampler(neighbour(guided(models.sd15(), 1))), expected) <= 1e-4

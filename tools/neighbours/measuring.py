@@ -1,0 +1,195 @@
+"""PAG beside one other pack, against PAG in a call of its own; imported where the host is running."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from pag_pack.nodes.guidance import PAGModelPatch
+from torch.utils.flop_counter import FlopCounterMode
+
+import nodes
+
+from .models import FAMILIES, Family, fresh, perturbed, prompt
+
+SCALE = 2.0
+LIMIT = 1e-4
+CASES = ((1.0, 1, 1), (5.0, 2, 1), (1.0, 2, 2), (5.0, 1, 2))  # (cfg, batch, PAGs in a row): every two values meet
+
+
+@dataclass
+class Scene:
+    """What is sampled, and how. A set-up of another pack changes it in place."""
+
+    model: ModelPatcher
+    latent: dict
+    cfg: float
+    steps: int = 3
+    sampler: str = "euler"
+    scheduler: str = "normal"
+    positive: list = field(default_factory=lambda: prompt(1))
+    negative: list = field(default_factory=lambda: prompt(2))
+    run: Callable[[Scene], torch.Tensor] | None = None  # in place of the host's KSampler
+
+    def sample(self) -> torch.Tensor:
+        if self.run:
+            return self.run(self)
+        return nodes.common_ksampler(self.model, 5, self.steps, self.cfg, self.sampler, self.scheduler, self.positive,
+                                     self.negative, self.latent)[0]["samples"]
+
+
+SetUp = Callable[[Scene], None]
+
+
+@dataclass
+class Found:
+    """What a set-up came to.
+
+    Attributes:
+        error: max|a − b| / max|b| to PAG in a call of its own, the largest of all cases.
+        effect: the same from no PAG to PAG, the smallest of all cases.
+        flops: of CFG + PAG over CFG.
+        problems: what went wrong, by case.
+        said: what the pack said in the log.
+    """
+
+    error: float | None = None
+    effect: float | None = None
+    flops: float | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def verdict(self) -> str:
+        if self.problems:
+            return "; ".join(f"{case}: {text}" for case, text in self.problems.items())
+        if self.error is None:
+            return "nothing to compare"
+        return "right" if self.error <= LIMIT else "**differs**"
+
+
+    def row(self) -> dict:
+        return {**asdict(self), "verdict": self.verdict()}
+
+
+class _Said(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("PAG"):
+            self.lines.append(record.getMessage())
+
+
+def measure(name: str, set_up: SetUp) -> Found:
+    """All cases of one set-up on one family."""
+    family, found, said, start = FAMILIES[name], Found(), _Said(), time.perf_counter()
+    logger = logging.getLogger("pag_pack")
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
+    for cfg, batch, chain in CASES:
+        case = f"cfg {cfg:g}, batch {batch}" + (", two PAGs" if chain == 2 else "")
+        _one_case(found, case, family, set_up, cfg, batch, chain)
+    _cost(found, family, set_up)
+    logger.removeHandler(said)
+    found.said = sorted(set(said.lines))
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float, batch: int, chain: int) -> None:
+    try:
+        plain = _scene(family, set_up, cfg, batch).sample()
+    except Exception as error:
+        found.problems.setdefault("without PAG", _words(error))
+        return
+    expected = None
+    try:
+        scene = _scene(family, set_up, cfg, batch)
+        scene.model = separate(family, scene.model, chain)
+        expected = scene.sample()
+    except Exception as error:
+        found.problems.setdefault("the reference", _words(error))
+    try:
+        scene = _scene(family, set_up, cfg, batch)
+        scene.model = guided(family, scene.model, chain)
+        result = scene.sample()
+    except Exception as error:
+        found.problems[case] = _words(error)
+        return
+    if not result.isfinite().all():
+        found.problems[case] = "NaN"
+    if expected is not None:
+        found.error = max(found.error or 0.0, relative_error(result, expected))
+    effect = relative_error(result if expected is None else expected, plain)
+    found.effect = effect if found.effect is None else min(found.effect, effect)
+
+
+def _cost(found: Found, family: Family, set_up: SetUp) -> None:
+    if any(case.startswith(("cfg", "without")) for case in found.problems):
+        return
+    counts = []
+    for chain in (0, 1):
+        scene = _scene(family, set_up, 5.0, 1)
+        scene.model = guided(family, scene.model, chain)
+        with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            scene.sample()
+        counts.append(counter.get_total_flops())
+    found.flops = counts[1] / counts[0]
+
+
+def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
+    torch.manual_seed(0)
+    scene = Scene(fresh(family), {"samples": torch.zeros(batch, *family.latent)}, cfg,
+                  scheduler="simple" if family.flow else "normal")
+    set_up(scene)
+    return scene
+
+
+def guided(family: Family, model: ModelPatcher, chain: int) -> ModelPatcher:
+    """PAG Model Patch, so many times."""
+    for layer in family.layers[:chain]:
+        model = PAGModelPatch.execute(model, SCALE, layer).result[0]
+    return model
+
+
+def separate(family: Family, model: ModelPatcher, chain: int) -> ModelPatcher:
+    """The model with PAG as the host's own node makes it, measured from the raw conditional prediction: a call of its
+    own in each step, whose rows are the conditional ones by their index and their uuids."""
+    raw = {}
+
+    def pre_cfg(args: dict) -> list[torch.Tensor]:
+        raw["cond"] = args["conds_out"][0]
+        return args["conds_out"]
+
+    def post_cfg(args: dict) -> torch.Tensor:
+        result = args["denoised"]
+        for index in range(chain):
+            options = args["model_options"].copy()
+            options["transformer_options"] = options.get("transformer_options", {}).copy()
+            with perturbed(family, args["model"], options, index):
+                (weak,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"],
+                                                         options)
+            result = result + SCALE * (raw.get("cond", args["cond_denoised"]) - weak)
+        return result
+
+    model = model.clone()
+    for key, function in (("sampler_pre_cfg_function", pre_cfg), ("sampler_post_cfg_function", post_cfg)):
+        model.model_options[key] = [function, *model.model_options.get(key, [])]
+    return model
+
+
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """max|a − b| / max|b|; NaN counts as infinite."""
+    error = ((result - expected).abs().max() / expected.abs().max()).item()
+    return error if error == error else float("inf")
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
