@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import io, ui
 from PIL import Image
 
@@ -33,31 +32,31 @@ class PAGGrid(io.ComfyNode):
             display_name="PAG Grid",
             category=inputs.CATEGORY,
             description="Samples with several PAG scales, layers and perturbations from the same noise and puts the "
-                        "pictures into one labelled grid. Find out here what suits a model.",
+                        "images into one labelled grid. Use it to find out what suits a model.",
             search_aliases=["perturbed attention guidance grid", "xy plot", "compare scales", "compare layers"],
             inputs=[
                 *inputs.sampling(
                     io.String.Input(
                         "scales", default="0, 1, 3, 5",
-                        tooltip="The columns: PAG scales, separated by commas. 0 is the picture without PAG; it is "
-                                "sampled once and stands in every row."),
+                        tooltip="The columns: PAG scales, separated by commas. 0 is the image without PAG; it is "
+                                "sampled once and repeated in every row."),
                     io.String.Input(
                         "layer_selections", default="auto", multiline=True,
-                        tooltip="The rows: a selection of layers on each line, written as in the other PAG nodes, such "
+                        tooltip="The rows: one selection of layers per line, written as in the other PAG nodes, such "
                                 "as m0 or u0-2, !u1. PAG Layers lists what your model has."),
                     io.String.Input(
                         "perturbations", default="", multiline=True,
-                        tooltip="More rows: a perturbation on each line, named as in PAG Options, such as identity or "
+                        tooltip="More rows: one perturbation per line, named as in PAG Options, such as identity or "
                                 "seg. Every layer selection is combined with every one of them. Empty (neutral): the "
                                 "one from options."),
                 ),
-                inputs.vae(False, "Decodes the pictures. The PAG ADM Loader has one too."),
+                inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
                 inputs.cell_size(256),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="The labelled grid; one for each picture of a batch."),
-                io.Image.Output(display_name="images", tooltip="The pictures themselves at full size, row by row; of a "
-                                                               "batch all pictures of a cell follow each other."),
+                io.Image.Output(display_name="grid", tooltip="The labelled grid; one for each image of a batch."),
+                io.Image.Output(display_name="images", tooltip="The images themselves at full size, row by row; with a "
+                                                               "batch, all images of a cell follow each other."),
             ],
             is_output_node=True,
         )
@@ -85,7 +84,6 @@ class PAGGrid(io.ComfyNode):
         progress = Progress(model, len(guiders))
         images: dict[tuple[int, float], torch.Tensor] = {}  # each [B, H, W, 3]
         for cell, guider in guiders.items():
-            throw_exception_if_processing_interrupted()
             latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise, progress)
             images[cell] = decoder.images(latent["samples"])
             progress.runs_done += 1

@@ -15,8 +15,8 @@ def scale(name: str) -> io.Float.Input:
     return io.Float.Input(
         name, default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
         tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). "
-                "0 turns PAG off and costs nothing. Start at 3; with CFG 1 to 2 is often enough; when colours burn, "
-                "lower it or raise rescale in PAG Options.")
+                "0 turns PAG off and costs nothing. Start at 3; with CFG 1 to 2 is often enough; where colours "
+                "over-saturate, lower it or raise rescale in PAG Options.")
 
 
 def layers() -> io.String.Input:
@@ -37,7 +37,7 @@ def options() -> io.Input:
 def percent(name: str, default: float, meaning: str, advanced: bool = True) -> io.Float.Input:
     return io.Float.Input(
         name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, optional=True, advanced=advanced,
-        tooltip=f"{meaning} Share of the sampling process: 0 is pure noise, 1 the finished picture. "
+        tooltip=f"{meaning} Share of the sampling process: 0 is pure noise, 1 the finished image. "
                 f"Neutral value: {default:g}.")
 
 
@@ -46,7 +46,7 @@ def cfg_window() -> list[io.Float.Input]:
         percent("cfg_start_percent", 0.0, "CFG acts from here on; before, only the prompt's own prediction (and PAG) "
                                           "steers."),
         percent("cfg_end_percent", 1.0, "CFG acts up to here; later steps skip the negative prompt and run faster. 0.6 "
-                                        "often looks the same as 1, for CFG's work is done early."),
+                                        "often looks the same as 1, since CFG does most of its work early."),
     ]
 
 
@@ -58,8 +58,8 @@ def cfg() -> io.Float.Input:
 
 
 def conditioning(name: str) -> io.Conditioning.Input:
-    meaning = {"positive": "What the picture should show. PAG also works with an empty prompt.",
-               "negative": "What the picture should avoid. Not computed where cfg is 1."}[name]
+    meaning = {"positive": "What the image should show. PAG also works with an empty prompt.",
+               "negative": "What the image should avoid. Not computed where cfg is 1."}[name]
     return io.Conditioning.Input(name, tooltip=meaning)
 
 
@@ -74,7 +74,7 @@ def vae(optional: bool, meaning: str) -> io.Vae.Input:
 def cell_size(default: int) -> io.Int.Input:
     return io.Int.Input(
         "cell_size", default=default, min=64, max=1024, step=16, optional=True, advanced=True,
-        tooltip="The longer side of each picture in the grid, in pixels. Larger pictures are shrunk, small ones "
+        tooltip="The longer side of each image in the grid, in pixels. Larger images are shrunk, small ones "
                 "enlarged by a whole factor without smoothing.")
 
 
@@ -83,7 +83,7 @@ def sampling(*guidance: io.Input) -> list[io.Input]:
     return [
         model(),
         io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                     tooltip="The random seed of the noise. The same seed gives the same picture."),
+                     tooltip="The random seed of the noise. The same seed gives the same image."),
         io.Int.Input("steps", default=25, min=1, max=10000,
                      tooltip="Number of denoising steps. 20 to 30 suits most samplers."),
         cfg(),
@@ -94,10 +94,10 @@ def sampling(*guidance: io.Input) -> list[io.Input]:
                        tooltip="How the noise levels are spread over the steps."),
         conditioning("positive"),
         conditioning("negative"),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new picture, or an encoded image, "
+        io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new image, or an encoded one, "
                                                 "with a mask for inpainting."),
         io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                       tooltip="Share of the noise that is put in and taken out. 1 starts from pure noise; lower "
+                       tooltip="Share of the noise that is added and removed. 1 starts from pure noise; lower "
                                "values keep more of the given image."),
         *cfg_window(),
         options(),

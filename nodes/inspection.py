@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from comfy.model_management import throw_exception_if_processing_interrupted
-from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from PIL import Image
 
@@ -16,7 +14,7 @@ from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
 from .host.run.patching import attach
 from .host.run.predictions import Predictions
-from .host.sampling.decoding import Decoder, check_is_picture, still
+from .host.sampling.decoding import Decoder, check_is_picture, still, with_progress
 from .host.sampling.guider import CFGWindowGuider
 from .host.sampling.sampling import check_samples_something, sample_latent
 
@@ -33,25 +31,25 @@ class PAGInspect(io.ComfyNode):
             node_id="PAGInspect",
             display_name="PAG Inspect",
             category=inputs.CATEGORY,
-            description="Samples as PAG KSampler does and shows what happens on the way: the model's plain, perturbed "
-                        "and guided guess of the picture in several steps, where PAG and CFG change it, and how much.",
+            description="Samples as PAG KSampler does and shows what happens at each step: the model's plain, "
+                        "perturbed and guided predictions, where PAG and CFG change them, and by how much.",
             search_aliases=["perturbed attention guidance inspect", "pag debug", "visualize guidance", "delta"],
             inputs=[
                 *inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
-                inputs.vae(True, "Decodes the pictures in the grid. Without it they are as coarse as ComfyUI's "
+                inputs.vae(True, "Decodes the images in the grid. Without it they are as coarse as ComfyUI's "
                                  "previews."),
                 io.Int.Input("shown_steps", default=6, min=1, max=MAX_STEPS, optional=True,
                              tooltip="How many of the steps the grid shows, evenly spread from the first to the last. "
                                      "Only these are kept in memory; the plot covers every step."),
                 io.Combo.Input("panels", options=list(PANELS), default="all", optional=True,
-                               tooltip="Rows of the grid. predictions: the plain, perturbed and guided guess. deltas: "
-                                       "where PAG and CFG change the picture. all: both."),
+                               tooltip="Rows of the grid. predictions: the plain, perturbed and guided predictions. "
+                                       "deltas: where PAG and CFG change the image. all: both."),
                 inputs.cell_size(192),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The denoised latent, exactly PAG KSampler's."),
                 io.Image.Output(display_name="steps", tooltip="The grid: one column for each shown step. One grid for "
-                                                              "each picture of a batch."),
+                                                              "each image of a batch."),
                 io.Image.Output(display_name="norms", tooltip="A plot of the size of PAG's and CFG's change in every "
                                                               "step."),
             ],
@@ -152,13 +150,11 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
             ("CFG delta", f"|plain - negative| {UNITS}, mean over channels", [step.cfg for step in steps])]
     batch = range(len(steps[0].plain))
     rows: list[list[Row]] = [[] for _ in batch]
-    bar = ProgressBar(len(pictures) * len(steps) if predictions else 1)
-    for name, detail, latents in pictures if predictions else ():
-        cells = []
-        for latent in latents:
-            throw_exception_if_processing_interrupted()
-            cells.append([fit(picture, cell_size) for picture in decoder(latent)] if latent is not None else None)
-            bar.update(1)
+    pictures = pictures if predictions else []
+    decoded = (None if latent is None else [fit(picture, cell_size) for picture in decoder(latent)]
+               for latent in with_progress([latent for *_, latents in pictures for latent in latents]))
+    for name, detail, latents in pictures:
+        cells = [next(decoded) for _ in latents]
         for index in batch:
             rows[index].append(Row(name, detail, [cell[index] if cell else OFF.format("PAG") for cell in cells],
                                    tuple(step.age for step in steps) if name == "perturbed" else ()))

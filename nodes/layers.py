@@ -18,8 +18,8 @@ class PAGLayers(io.ComfyNode):
             node_id="PAGLayers",
             display_name="PAG Layers",
             category=inputs.CATEGORY,
-            description="Lists the self-attention layers of a model with every name they answer to, what a selection "
-                        "takes of them, and what the extra pass costs. Samples nothing.",
+            description="Lists the self-attention layers of a model with all their names, which of them a selection "
+                        "takes, and what the extra pass costs. Does not sample.",
             search_aliases=["perturbed attention guidance layers", "pag layers", "self-attention layers"],
             inputs=[inputs.model(), inputs.layers()],
             outputs=[io.String.Output(display_name="text", tooltip="The list, as shown on the node.")],
@@ -46,8 +46,8 @@ def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None]) ->
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                       for row in rows)
-    shared = ", for what comes before the first selected layer is shared with the normal pass" if found.shares_prefix \
-        else ""
+    shared = ", since what comes before the first selected layer is shared with the normal pass" \
+        if found.shares_prefix else ""
     most = "at most " if found.family and not found.family.even else ""
     return (f"{found.name}: {len(found.layers)} self-attention layers, {len(chosen)} selected.\n"
             f"The extra pass costs {most}{found.share(chosen):.0%} of a whole one{shared}.\n"

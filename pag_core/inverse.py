@@ -61,14 +61,14 @@ class Inpainting(Operator):
         self.known = (mask.detach() < 0.5).reshape(-1, 1, *mask.shape[-2:])
         shares = self.known.float().mean((1, 2, 3))
         if (shares == 0).any():
-            raise SettingError("The mask covers the whole picture, so nothing of it is known. Leave a part unmasked.")
+            raise SettingError("The mask covers the whole image, so nothing of it is known. Leave a part unmasked.")
         if (shares == 1).any():
-            raise SettingError("The mask is empty, so nothing is missing. Mark what is to be painted anew.")
+            raise SettingError("The mask is empty, so nothing is missing. Mark what is to be filled in.")
 
     def measured_size(self, size: Size) -> Size:
         expected = tuple(self.known.shape[-2:])
         if tuple(size) != expected:
-            raise SettingError(f"The mask is {_text(expected)}, but the picture is {_text(size)} (height x width). "
+            raise SettingError(f"The mask is {_text(expected)}, but the image is {_text(size)} (height x width). "
                                f"Make them the same size.")
         return size
 
@@ -77,8 +77,8 @@ class Inpainting(Operator):
     def forward(self, x: Tensor) -> Tensor:
         self.measured_size(x.shape[-2:])
         if len(self.known) not in (1, len(x)):
-            raise SettingError(f"There are {len(self.known)} masks, but {len(x)} pictures. Give one mask, or one for "
-                               f"each picture.")
+            raise SettingError(f"There are {len(self.known)} masks, but {len(x)} images. Give one mask, or one for "
+                               f"each image.")
         return x * self.known.to(x.device, x.dtype)
 
 
@@ -93,7 +93,7 @@ def box_mask(size: Size, left: float, top: float, width: float, height: float) -
     for name, start, extent in (("width", left, width), ("height", top, height)):
         if start + extent > 1.0 + 1e-6:
             side = "box_left" if name == "width" else "box_top"
-            raise SettingError(f"box_{name} {extent:g} leaves the picture: {side} {start:g} + {extent:g} > 1.")
+            raise SettingError(f"box_{name} {extent:g} leaves the image: {side} {start:g} + {extent:g} > 1.")
     mask = torch.zeros(size)
     rows, columns = (slice(round(start * n), round((start + extent) * n))
                      for start, extent, n in ((top, height, size[0]), (left, width, size[1])))
@@ -132,11 +132,11 @@ class SuperResolution(Operator):
     def measured_size(self, size: Size) -> Size:
         for name, n in zip(("height", "width"), size, strict=True):
             if n % self.factor:
-                raise SettingError(f"The picture's {name} {n} is not divisible by the factor {self.factor}. Crop it to "
+                raise SettingError(f"The image's {name} {n} is not divisible by the factor {self.factor}. Crop it to "
                                    f"{n - n % self.factor or self.factor}, or choose another factor.")
         if self.method == "bicubic" and size[1] == self.factor:  # one column, of which torch's gradient is wrong
-            raise SettingError(f"The picture's width {size[1]} leaves one column at the factor {self.factor}. Use a "
-                               f"wider picture, a smaller factor or the downscale average.")
+            raise SettingError(f"The image's width {size[1]} leaves one column at the factor {self.factor}. Use a "
+                               f"wider image, a smaller factor or the downscale average.")
         return size[0] // self.factor, size[1] // self.factor
 
     def picture_size(self, size: Size) -> Size:
@@ -162,11 +162,11 @@ class Blur(Operator):
 
     def __init__(self, kernel: Tensor) -> None:
         if kernel.ndim != 2:
-            raise SettingError(f"The kernel must be one picture [height, width], got the shape {list(kernel.shape)}.")
+            raise SettingError(f"The kernel must be one image [height, width], got the shape {list(kernel.shape)}.")
         if not bool(torch.isfinite(kernel).all()) or bool((kernel < 0).any()):
             raise SettingError("The kernel holds values that are negative or not finite. Use brightness from 0 up.")
         if not bool(kernel.sum() > 0):
-            raise SettingError("The kernel is black throughout, so it would blur every picture to nothing.")
+            raise SettingError("The kernel is black throughout, so it would blur every image to nothing.")
         with torch.inference_mode(False):  # gradients run through it
             self.kernel = kernel.detach().double().cpu() / float(kernel.sum())
 

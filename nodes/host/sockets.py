@@ -37,8 +37,8 @@ def check_conditioning(name: str, conditioning: object) -> None:
         raise ValueError(f"{name} is {_short(conditioning)}, expected the CONDITIONING output of a node.")
     for embedding, *_ in conditioning:
         if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
-            raise ValueError(f"The {name} conditioning holds values that are no numbers (NaN or infinite), of which no "
-                             f"picture can come. Look at the nodes that make it.")
+            raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Look at the "
+                             f"nodes that make it.")
 
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
@@ -55,14 +55,13 @@ def check_pixels(kind: str, name: str, pixels: object) -> None:
     if pixels.numel() == 0:
         raise ValueError(f"The {name} is empty: its shape is {shape_text(pixels)}.")
     if not all_finite(pixels):
-        raise ValueError(f"The {name} holds values that are no numbers (NaN or infinite). Look at the nodes that make "
-                         f"it.")
+        raise ValueError(f"The {name} contains NaN or infinity. Look at the nodes that make it.")
 
 
 def check_operator(operator: object) -> None:
     """Raise ValueError unless this is a PAG_OPERATOR."""
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator is {_short(operator)}, expected the output of a PAG Measurement node.")
+        raise ValueError(f"operator is {_short(operator)}, expected the output of a PAG Degradation node.")
 
 
 def check_vae(vae: object) -> None:
@@ -106,7 +105,7 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
                          f"image with the VAE that belongs to this model, or start from an empty latent.")
     starts = [] if samples is None else samples.unbind() if samples.is_nested else [samples]
     if not all(map(all_finite, starts)):
-        raise ValueError("The latent holds values that are no numbers (NaN or infinite), of which no picture can come. "
+        raise ValueError("The latent contains NaN or infinity and cannot be sampled. "
                          "Look at the nodes that make it: a VAE in half precision is a frequent cause.")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import comfy.sd
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ...pag_core.adm import NOISE_SCHEDULES, QKV_ORDERS
 from .. import inputs
-from ..host.models.adm_model import FOLDER, ADMModel, load_adm, register_folder
+from ..host.models.adm_files import adm_files, load_adm_file, pixel_vae, register_folder
+from ..host.models.adm_model import ADMModel
 from ..host.sockets import check_model
 
 SHIPPED = "adm-fashion-32.safetensors"
@@ -19,28 +18,29 @@ register_folder()
 class PAGADMLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = folder_paths.get_filename_list(FOLDER)
+        files = adm_files()
         return io.Schema(
             node_id="PAGADMLoader",
             display_name="PAG ADM Loader",
             category=inputs.RESEARCH,
-            description="Loads an ADM (guided-diffusion) model, the pixel-space kind of the PAG paper, as an ordinary "
-                        "MODEL with the VAE that belongs to it.",
+            description="Loads an ADM (guided-diffusion) model, the pixel-space kind that the PAG paper measures, as "
+                        "an ordinary MODEL with its VAE.",
             search_aliases=["adm", "guided-diffusion", "ablated diffusion model", "load checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "ckpt_name", options=files, default=SHIPPED if SHIPPED in files else None,
                     tooltip="An ADM file (.safetensors or .pt) in models/adm, models/checkpoints or "
-                            f"models/diffusion_models. {SHIPPED} comes with this pack: ten kinds of clothes, 32 × 32."),
+                            f"models/diffusion_models. {SHIPPED} comes with this pack: ten kinds of clothing, 32 × 32 "
+                            "pixels."),
                 io.Int.Input(
                     "head_channels", default=0, min=0, max=1024, optional=True, advanced=True,
-                    tooltip="Channels per attention head, which weights do not show. 0 (neutral): from the file's "
-                            "metadata, known for OpenAI's published files, else 64. Set it only where a model's own "
-                            "documentation says so; a wrong value gives noise."),
+                    tooltip="Channels per attention head, which the weights do not reveal. 0 (neutral): from the "
+                            "file's metadata, known for OpenAI's published files, else 64. Set it only where the "
+                            "model's documentation says so; a wrong value gives noise."),
                 io.Combo.Input(
                     "qkv_order", options=["auto", *QKV_ORDERS], default="auto", optional=True, advanced=True,
-                    tooltip="How the attention weights are laid out, which they do not show. auto (neutral): from the "
-                            "file's metadata, known for OpenAI's published files, else legacy. new: models trained "
+                    tooltip="How the attention weights are laid out, which they do not reveal. auto (neutral): from "
+                            "the file's metadata, known for OpenAI's published files, else legacy. new: models trained "
                             "with use_new_attention_order."),
                 io.Combo.Input(
                     "noise_schedule", options=["auto", *NOISE_SCHEDULES], default="auto", optional=True, advanced=True,
@@ -48,22 +48,21 @@ class PAGADMLoader(io.ComfyNode):
                             "metadata, known for OpenAI's published files, else linear."),
                 io.Boolean.Input(
                     "clip_denoised", default=True, optional=True, advanced=True,
-                    tooltip="Clamps the prediction of every step to a valid picture, after all guidance, as the "
-                            "paper's code does. On is recommended: pixel models burn without it. Off is neutral: the "
-                            "sampler gets what the model says."),
+                    tooltip="Clamps the prediction of every step to the range of an image, after all guidance, as the "
+                            "paper's code does. On is recommended: pixel models over-saturate without it. Off is "
+                            "neutral: the sampler gets the prediction as it is."),
             ],
             outputs=[
                 io.Model.Output(tooltip="For every sampler and guidance node."),
-                io.Vae.Output(tooltip="Turns pictures into what this model samples, and back, without loss."),
+                io.Vae.Output(tooltip="Encodes images for this model and decodes them, without loss."),
             ],
         )
 
     @classmethod
     def execute(cls, ckpt_name: str, head_channels: int = 0, qkv_order: str = "auto", noise_schedule: str = "auto",
                 clip_denoised: bool = True) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(FOLDER, ckpt_name)
-        model = load_adm(path, head_channels, qkv_order, noise_schedule, clip_denoised)
-        return io.NodeOutput(model, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))
+        model = load_adm_file(ckpt_name, head_channels, qkv_order, noise_schedule, clip_denoised)
+        return io.NodeOutput(model, pixel_vae())
 
 
 class PAGADMClassLabel(io.ComfyNode):
@@ -73,13 +72,13 @@ class PAGADMClassLabel(io.ComfyNode):
             node_id="PAGADMClassLabel",
             display_name="PAG ADM Class Label",
             category=inputs.RESEARCH,
-            description="Tells an ADM model which of its classes to make, as a prompt does for other models.",
+            description="Selects the class that an ADM model draws, as a prompt would.",
             search_aliases=["adm class", "class conditioning", "imagenet label"],
             inputs=[
-                io.Model.Input("model", tooltip="The model from the PAG ADM Loader; it knows which labels exist."),
+                io.Model.Input("model", tooltip="The model from the PAG ADM Loader, whose labels are checked."),
                 io.Int.Input(
                     "label", default=-1, min=-1, max=0x7FFFFFFF,
-                    tooltip="Number of the class, counted from 0. -1 (neutral): none, the unconditional prediction; "
+                    tooltip="Index of the class, from 0. -1 (neutral): no class, the unconditional prediction; "
                             "use it as the negative of CFG, and for PAG without any condition."),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler or guider.")],

@@ -22,23 +22,23 @@ class PAGSDSGradient(io.ComfyNode):
             node_id="PAGSDSGradient",
             display_name="PAG SDS Gradient",
             category=inputs.RESEARCH,
-            description="Score distillation (DreamFusion): where should this latent go so that the guided model finds "
-                        "it likely? One call of the model; for a loop that renders and learns, such as text-to-3D.",
+            description="Score distillation (DreamFusion): the gradient that moves a latent towards what the guided "
+                        "model finds likely. One model call; for loops that render and optimise, such as text-to-3D.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "gradient"],
             inputs=[
                 guider(),
-                latent_image("What is being optimised, encoded: a rendered view, a picture. It is left alone. With a "
+                latent_image("The latent that is being optimised: an encoded view or image. It is not changed. With a "
                              "noise mask, the gradient is 0 where the mask is black."),
-                seed("The random seed of the noise and its level. Take another at every step of your loop."),
+                seed("The random seed of the noise and its level. Change it at every step of your loop."),
                 *levels(),
                 weighting(),
             ],
             outputs=[
                 io.Latent.Output(display_name="gradient",
-                                 tooltip="The gradient by the latent, in its own scaling: w(t)·(ε̂ − ε). Subtract it "
-                                         "times a learning rate, or hand it to the renderer's backward pass."),
+                                 tooltip="The gradient with respect to the latent, in its own scaling: w(t)·(ε̂ − ε). "
+                                         "Subtract it times a learning rate, or pass it to the renderer's backward."),
                 io.Float.Output(display_name="norm",
-                                tooltip="The gradient's length, averaged over the batch."),
+                                tooltip="The norm of the gradient, averaged over the batch."),
             ],
         )
 
@@ -58,16 +58,16 @@ class PAGSDSImageGradient(io.ComfyNode):
             node_id="PAGSDSImageGradient",
             display_name="PAG SDS Image Gradient",
             category=inputs.RESEARCH,
-            description="Carries the gradient of PAG SDS Gradient back through the VAE, to the picture that was "
-                        "encoded: what a renderer needs.",
+            description="Backpropagates the gradient of PAG SDS Gradient through the VAE to the image that was "
+                        "encoded, as a renderer needs it.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "vae gradient"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture, as it went into VAE Encode."),
+                io.Image.Input("image", tooltip="The image that went into VAE Encode."),
                 inputs.vae(False, "The VAE that encoded it."),
-                io.Latent.Input("gradient", tooltip="From PAG SDS Gradient, of the encoded picture."),
+                io.Latent.Input("gradient", tooltip="From PAG SDS Gradient, for the encoded image."),
             ],
             outputs=[io.Image.Output(display_name="image_gradient",
-                                     tooltip="The gradient by the picture's values. Not a picture to look at: its "
+                                     tooltip="The gradient with respect to the pixels. Not an image to look at: its "
                                              "values lie around 0.")],
         )
 
@@ -84,21 +84,21 @@ class PAGSDSOptimizer(io.ComfyNode):
             node_id="PAGSDSOptimizer",
             display_name="PAG SDS Optimizer",
             category=inputs.RESEARCH,
-            description="Score distillation in 2-D: optimises a latent by Adam until the guided model finds it likely. "
-                        "Not a sampler: it shows what the gradient of PAG SDS Gradient leads to.",
+            description="Score distillation in 2-D: optimises a latent with Adam until the guided model finds it "
+                        "likely. Not a sampler: it shows what the gradient of PAG SDS Gradient leads to.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "optimize image"],
             inputs=[
                 guider(),
                 latent_image("What the optimisation starts from: an empty latent, which is grey, or an encoded "
-                             "picture. With a noise mask, only what it marks is changed."),
+                             "image. With a noise mask, only what it marks changes."),
                 seed("The random seed of the noise. The same seed gives the same result."),
                 io.Int.Input("steps", default=200, min=1, max=MAX_STEPS,
-                             tooltip="Number of steps, each of which calls the model once. 100 to 200 suit "
-                                     "annealed; random takes more."),
+                             tooltip="Number of steps, each with one model call. 100 to 200 suit "
+                                     "annealed; random needs more."),
                 io.Float.Input("learning_rate", default=0.05, min=LEAST_RATE, max=MOST_RATE, step=0.005, round=0.00001,
                                tooltip="About how far a step of Adam moves each value of the latent (standard "
                                        "deviations, which are near 1). Higher: coarser and noisier. Lower: it may not "
-                                       "get there in these steps."),
+                                       "converge in these steps."),
                 io.Combo.Input("order", options=list(ORDERS), default=ORDERS[0],
                                tooltip="annealed: from the most noise to the least, so that the composition comes "
                                        "first and details come last. random: any level at any step, as in DreamFusion; "
@@ -145,5 +145,5 @@ def levels() -> list[io.Float.Input]:
 
 def weighting() -> io.Combo.Input:
     return io.Combo.Input("weighting", options=list(WEIGHTINGS), default="sigma_squared", optional=True, advanced=True,
-                          tooltip="What each noise level counts, w(t). sigma_squared: DreamFusion's, less where there "
-                                  "is little noise. uniform: 1.")
+                          tooltip="The weight of each noise level, w(t). sigma_squared: DreamFusion's, less where "
+                                  "there is little noise. uniform: 1.")

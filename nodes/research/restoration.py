@@ -33,19 +33,20 @@ class PAGMeasurement(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         def share(name: str, default: float, meaning: str) -> io.Float.Input:
             return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
-                                  tooltip=f"For box_inpainting: {meaning}, as a share of the picture's.")
+                                  tooltip=f"For box_inpainting: {meaning}, as a share of the image's.")
 
         return io.Schema(
             node_id="PAGMeasurement",
-            display_name="PAG Measurement",
+            display_name="PAG Degradation",
             category=inputs.RESEARCH,
-            description="Says what happened to a picture: a part is missing, it is too small, or it is blurred. The "
-                        "samplers PAG DPS and PAG PSLD undo it, without a prompt.",
-            search_aliases=["inverse problem", "measurement operator", "inpainting", "super resolution", "deblur"],
+            description="Describes how an image was degraded: a part is missing, it is too small, or it is blurred. "
+                        "PAG DPS Sampler and PAG PSLD Sampler undo it, without a prompt.",
+            search_aliases=["inverse problem", "measurement operator", "restoration", "inpainting",
+                            "super resolution", "deblur"],
             inputs=[
                 io.Combo.Input(
                     "task", options=list(TASKS), default="box_inpainting",
-                    tooltip="What happened to the picture. box_inpainting: a box is missing. mask_inpainting: what the "
+                    tooltip="How the image was degraded. box_inpainting: a box is missing. mask_inpainting: what the "
                             "mask marks is missing. super_resolution: it was shrunk. gaussian_blur: it is out of "
                             "focus. motion_blur: the camera shook. Each has its own settings below."),
                 share("box_left", 0.25, "left edge of the missing box"),
@@ -53,24 +54,24 @@ class PAGMeasurement(io.ComfyNode):
                 share("box_width", 0.5, "width of the missing box"),
                 share("box_height", 0.5, "height of the missing box"),
                 io.Mask.Input("mask", optional=True,
-                              tooltip="For mask_inpainting: 1 (white) where the picture is missing. Of the picture's "
+                              tooltip="For mask_inpainting: 1 (white) where the image is missing. Must match the image "
                                       "size."),
                 io.Int.Input("factor", default=4, min=2, max=64, optional=True,
-                             tooltip="For super_resolution: how many times smaller the measurement is, on each side. "
-                                     "The paper uses 8; 2 to 8 is sensible."),
+                             tooltip="For super_resolution: how many times smaller the degraded image is, on each "
+                                     "side. The paper uses 8; 2 to 8 is sensible."),
                 io.Combo.Input("downscale", options=list(DOWNSCALES), default="bicubic", optional=True,
                                tooltip="For super_resolution: how it was shrunk. bicubic: with a smooth filter, as "
                                        "most programs do. average: each pixel is the average of a square."),
                 io.Float.Input("blur_sigma", default=3.0, min=0.1, max=1000.0, step=0.1, round=0.01, optional=True,
                                tooltip="For gaussian_blur: standard deviation of the blur, in pixels. The paper uses 3 "
-                                       "for pictures of 256 pixels; take less for smaller ones."),
+                                       "for images of 256 pixels; use less for smaller ones."),
                 io.Image.Input("kernel", optional=True,
-                               tooltip="For motion_blur: the path of the shaking camera as a small picture, bright on "
+                               tooltip="For motion_blur: the path of the shaking camera as a small image, bright on "
                                        "black. Without it a random path is drawn."),
                 io.Int.Input("kernel_size", default=61, min=3, max=511, step=2, optional=True, advanced=True,
                              tooltip="For motion_blur without a kernel: length of the random path, in pixels, an odd "
-                                     "number. The paper uses 61 for pictures of 256 pixels; take a quarter of the "
-                                     "picture's width."),
+                                     "number. The paper uses 61 for images of 256 pixels; use a quarter of the "
+                                     "image width."),
                 io.Float.Input("intensity", default=0.5, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
                                advanced=True,
                                tooltip="For motion_blur without a kernel: how much the path bends. 0 is a straight "
@@ -80,7 +81,7 @@ class PAGMeasurement(io.ComfyNode):
                                      "same path."),
             ],
             outputs=[OperatorSocket.Output(display_name="operator",
-                                           tooltip="For PAG Measure, PAG DPS Sampler and PAG PSLD Sampler.")],
+                                           tooltip="For PAG Degrade Image, PAG DPS Sampler and PAG PSLD Sampler.")],
         )
 
     @classmethod
@@ -114,13 +115,13 @@ class PAGMeasure(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAGMeasure",
-            display_name="PAG Measure",
+            display_name="PAG Degrade Image",
             category=inputs.RESEARCH,
-            description="Spoils a good picture as PAG Measurement says, with noise, to try how well it is restored. "
-                        "Pictures that are spoiled already go to the samplers as they are.",
-            search_aliases=["degrade", "downscale", "blur", "add noise", "inverse problem"],
+            description="Degrades an image as PAG Degradation describes, and adds noise, to test restoration. Images "
+                        "that are already degraded go to the samplers directly.",
+            search_aliases=["measure", "downscale", "blur", "add noise", "inverse problem"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture to spoil."),
+                io.Image.Input("image", tooltip="The image to degrade."),
                 operator_input(),
                 io.Float.Input("noise_sigma", default=0.05, min=0.0, max=100.0, step=0.01, round=0.0001,
                                tooltip="Standard deviation of the noise that is added, where black is -1 and white 1. "
@@ -130,10 +131,10 @@ class PAGMeasure(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="measurement",
-                                tooltip="What was measured, for PAG DPS Sampler and PAG PSLD Sampler. Exact: the noise "
-                                        "may leave the range of pictures."),
+                                tooltip="The degraded image, for PAG DPS Sampler and PAG PSLD Sampler. Exact: the "
+                                        "noise may leave the range of images."),
                 io.Image.Output(display_name="picture",
-                                tooltip="The same to look at, in the size of the image that came in."),
+                                tooltip="The same for viewing, at the size of the input image."),
             ],
             is_output_node=True,
         )
@@ -155,9 +156,9 @@ class PAGDPSSampler(io.ComfyNode):
             node_id="PAGDPSSampler",
             display_name="PAG DPS Sampler (restoration)",
             category=inputs.RESEARCH,
-            description="Diffusion Posterior Sampling: samples a picture that fits a measurement, with a model of "
-                        "pixels such as PAG ADM Loader's. For SamplerCustomAdvanced with any guider; PAG sharpens what "
-                        "it makes up, and no prompt is needed.",
+            description="Diffusion Posterior Sampling: samples an image that fits a degraded one, with a pixel-space "
+                        "model such as PAG ADM Loader's. For SamplerCustomAdvanced with any guider; PAG improves what "
+                        "the model fills in, and no prompt is needed.",
             search_aliases=["diffusion posterior sampling", "dps", "restore", "inpainting", "super resolution",
                             "deblur", "inverse problem"],
             inputs=[
@@ -165,9 +166,9 @@ class PAGDPSSampler(io.ComfyNode):
                 operator_input(),
                 io.Float.Input(
                     "step_size", default=1.0, min=0.0, max=1000.0, step=0.05, round=0.0001,
-                    tooltip="How strongly each step is pulled to the measurement (zeta in DPS; no unit). 0 ignores "
-                            "it. The paper uses 1 with 1000 steps (ImageNet: 0.4 to 1); fewer steps need more. Too "
-                            "low: the picture does not fit; too high: speckles."),
+                    tooltip="How strongly each step is pulled towards the degraded image (zeta in DPS; no unit). 0 "
+                            "ignores it. The paper uses 1 with 1000 steps (ImageNet: 0.4 to 1); fewer steps need "
+                            "more. Too low: the result does not fit; too high: speckles."),
                 eta_input(1.0, "The paper uses 1 for DPS."),
                 checkpointing_input(),
             ],
@@ -191,8 +192,8 @@ class PAGPSLDSampler(io.ComfyNode):
             display_name="PAG PSLD Sampler (restoration)",
             category=inputs.RESEARCH,
             description="Posterior Sampling with Latent Diffusion: DPS for models with a VAE, such as SD 1.5. Samples "
-                        "a picture that fits a measurement; for SamplerCustomAdvanced with any guider and, if wanted, "
-                        "an empty prompt.",
+                        "an image that fits a degraded one; for SamplerCustomAdvanced with any guider. The prompt may "
+                        "be empty.",
             search_aliases=["posterior sampling latent diffusion", "psld", "restore", "inpainting", "super resolution",
                             "deblur", "inverse problem"],
             inputs=[
@@ -202,13 +203,13 @@ class PAGPSLDSampler(io.ComfyNode):
                                   "which takes memory; see checkpointing."),
                 io.Float.Input(
                     "step_size", default=0.15, min=0.0, max=1000.0, step=0.05, round=0.0001,
-                    tooltip="How strongly each step is pulled towards the measurement (eta in the PAG paper, omega in "
-                            "PSLD's code; no unit). 0 ignores it. The paper uses 0.15 for inpainting and motion blur, "
-                            "0.7 for super-resolution, 0.1 for Gaussian blur."),
+                    tooltip="How strongly each step is pulled towards the degraded image (eta in the PAG paper, omega "
+                            "in PSLD's code; no unit). 0 ignores it. The paper uses 0.15 for inpainting and motion "
+                            "blur, 0.7 for super-resolution, 0.1 for Gaussian blur."),
                 io.Float.Input(
                     "gluing", default=0.015, min=0.0, max=1000.0, step=0.005, round=0.0001,
                     tooltip="How strongly each step is pulled towards latents that the VAE would give for the restored "
-                            "picture (gamma; no unit). 0 leaves this out, and the encoder with it. The paper uses a "
+                            "image (gamma; no unit). 0 leaves this out, and the encoder with it. The paper uses a "
                             "tenth of step_size."),
                 eta_input(0.0, "The paper uses 0 for PSLD."),
                 checkpointing_input(),
@@ -227,12 +228,12 @@ class PAGPSLDSampler(io.ComfyNode):
 
 
 def operator_input() -> io.Input:
-    return OperatorSocket.Input("operator", tooltip="What happened to the picture, from PAG Measurement.")
+    return OperatorSocket.Input("operator", tooltip="How the image was degraded, from PAG Degradation.")
 
 
 def measurement_input() -> io.Image.Input:
-    return io.Image.Input("measurement", tooltip="The picture to restore, as it is: masked, small or blurred. One for "
-                                                 "all latents, or one for each.")
+    return io.Image.Input("measurement", tooltip="The image to restore: masked, small or blurred. One for all "
+                                                 "latents, or one for each.")
 
 
 def eta_input(default: float, recommendation: str) -> io.Float.Input:
@@ -243,14 +244,14 @@ def eta_input(default: float, recommendation: str) -> io.Float.Input:
 
 def checkpointing_input() -> io.Boolean.Input:
     return io.Boolean.Input("checkpointing", default=False, optional=True, advanced=True,
-                            tooltip="Saves memory: keeps only what enters each block of the model and computes the "
-                                    "rest again for the gradient, which then takes longer. Same result. "
-                                    "Off is neutral; turn it on where memory runs out.")
+                            tooltip="Saves memory: keeps only the input of each block of the model and recomputes "
+                                    "the rest for the gradient, which then takes longer. Same result. "
+                                    "Off is neutral; turn it on if memory runs out.")
 
 
 def sampler_output() -> io.Sampler.Output:
-    return io.Sampler.Output(tooltip="For SamplerCustomAdvanced, with any guider. The gradient comes from the positive "
-                                     "conditioning alone, the step from all guidance.")
+    return io.Sampler.Output(tooltip="For SamplerCustomAdvanced, with any guider. The gradient is computed from the "
+                                     "positive conditioning alone, the step with all guidance.")
 
 
 def to_signed(name: str, image: Tensor) -> Tensor:
@@ -276,5 +277,5 @@ def measured(measurement: Tensor, operator: Operator) -> Tensor:
 
 def brightness(image: Tensor) -> Tensor:
     if len(image) != 1:
-        raise ValueError(f"The kernel must be one picture, got {len(image)}.")
+        raise ValueError(f"The kernel must be one image, got {len(image)}.")
     return image[0, ..., :3].mean(-1)

@@ -18,7 +18,7 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from pag_pack.nodes.guidance import PAGModelPatch
-from pag_pack.nodes.host.models.adm_model import FOLDER, load_adm
+from pag_pack.nodes.host.models.adm_files import FOLDER, load_adm
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.pag_core.adm import ADMConfig, ADMHooks, ADMUNet
 from safetensors.torch import save_file
@@ -282,7 +282,7 @@ def test_an_empty_latent_of_another_model_is_fitted(model):
 
 def test_a_latent_of_another_model_is_refused_before_sampling(model):
     calls = count_calls(model)
-    with pytest.raises(ValueError, match="pictures of 3 channels, but the latent has 4"):
+    with pytest.raises(ValueError, match="images of 3 channels, but the latent has 4"):
         sample(model, latent={"samples": torch.ones(1, 4, 16, 16)})
     assert calls == []
 

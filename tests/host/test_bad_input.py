@@ -124,8 +124,8 @@ def test_latent_is_checked_where_pag_is_off_too(sample, refused):
 @pytest.mark.parametrize(("samples", "message"), [
     (torch.zeros(0, 4, 8, 8), r"^The latent is empty: its shape is 0 × 4 × 8 × 8\. Give it a size"),
     (torch.zeros(1, 4, 0, 8), r"1 × 4 × 0 × 8"),
-    (torch.full((1, 4, 8, 8), float("nan")), "^The latent holds values that are no numbers"),
-    (torch.full((1, 4, 8, 8), float("-inf")), "^The latent holds values that are no numbers"),
+    (torch.full((1, 4, 8, 8), float("nan")), "^The latent contains NaN or infinity"),
+    (torch.full((1, 4, 8, 8), float("-inf")), "^The latent contains NaN or infinity"),
 ], ids=["no picture", "no height", "NaN", "infinite"])
 def test_latent_of_nothing_or_of_no_numbers(sample, samples, message, scale, refused):
     refused(ValueError, message, sample, Run(latent={"samples": samples}), models.sd15(), scale)
@@ -137,7 +137,7 @@ def test_latent_of_nothing_or_of_no_numbers(sample, samples, message, scale, ref
 def test_conditioning_of_no_numbers(sample, name, value, refused):
     conditioning = models.conditioning(1)
     conditioning[0][0][0, 2, 3] = value
-    refused(ValueError, f"^The {name} conditioning holds values that are no numbers", sample,
+    refused(ValueError, f"^The {name} conditioning contains NaN or infinity", sample,
             Run(**{name: conditioning}), models.sd15(), SCALE)
 
 

@@ -248,7 +248,7 @@ def test_a_renderers_loop():
 @pytest.mark.parametrize(("values", "message"), [
     ({"gradient": None}, "gradient is None, expected the LATENT output"),
     ({"vae": None}, "vae is None, expected the VAE output"),
-    ({"vae": types.SimpleNamespace(latent_channels=16, latent_dim=3, output_channels=3)}, "does not encode pictures"),
+    ({"vae": types.SimpleNamespace(latent_channels=16, latent_dim=3, output_channels=3)}, "does not encode images"),
     ({"image": None}, "image is None, expected the IMAGE output"),
     ({"gradient": {"samples": torch.zeros(1, 4, 4, 4)}},
      "of shape 1 × 4 × 4 × 4, but this image encodes to 1 × 4 × 8 × 8. Connect the image"),
@@ -304,7 +304,7 @@ SETTINGS = dict(steps=3, learning_rate=0.1, order="annealed")
     ({"guider": None}, "guider is None, expected the GUIDER output of a node such as PAG Guider"),
     ({"latent_image": None}, "latent_image is None, expected the LATENT output"),
     ({"latent_image": models.picture_latent(channels=5)}, "The latent has 5 channels, but this model works on 4"),
-    ({"latent_image": {"samples": torch.full((1, 4, 8, 8), float("nan"))}}, "holds values that are no numbers"),
+    ({"latent_image": {"samples": torch.full((1, 4, 8, 8), float("nan"))}}, "contains NaN or infinity"),
 ], ids=lambda value: str(value)[:40])
 def test_bad_input_is_named_before_the_model_is_called(values, message):
     model, rows = counted(models.sd15())
@@ -327,6 +327,6 @@ def test_pushes_of_earlier_steps_are_refused(run):
 def test_predictions_of_no_numbers_end_it_at_once():
     model, rows = counted(models.sd15())
     model.set_model_patch(lambda h, skip, _: (h * float("nan"), skip), "output_block_patch")
-    with pytest.raises(ValueError, match=r"predictions held values that are no numbers"):
+    with pytest.raises(ValueError, match=r"predictions contain NaN or infinity"):
         optimized(guider(model), models.picture_latent())
     assert len(rows) == 1

@@ -12,7 +12,8 @@ from pag_pack.nodes.host.editor.known_models import UnknownFamilyError, of_famil
 from pag_pack.nodes.host.editor.meta_models import build
 from pag_pack.nodes.host.editor.model_files import ModelFileError
 from pag_pack.nodes.host.editor.published import PUBLISHED
-from pag_pack.nodes.host.models.adm_model import FOLDER, HostConfig
+from pag_pack.nodes.host.models.adm_files import FOLDER
+from pag_pack.nodes.host.models.adm_model import HostConfig
 from pag_pack.nodes.host.models.layers import model_layers, network_layers
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMLoader
 from support.safetensors_files import write_sparse

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 from pag_pack.nodes.host.editor.model_files import ModelFileError, find_file, header_of
-from pag_pack.nodes.host.models.adm_model import FOLDER
+from pag_pack.nodes.host.models.adm_files import FOLDER
 from support.safetensors_files import write_sparse
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")

@@ -112,5 +112,5 @@ def test_what_does_not_fit_is_refused():
         sampler(odd)
     operator = PAGMeasurement.execute("gaussian_blur").result[0]
     other = PAGPSLDSampler.execute(measurement(), operator, vae(), 0.1, 0.01).result[0]
-    with pytest.raises(ValueError, match="for pictures of 64 x 64 pixels, but the measurement is one of 16 x 16"):
+    with pytest.raises(ValueError, match="for images of 64 x 64 pixels, but the measurement is of one of 16 x 16"):
         run(other)

@@ -12,7 +12,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_freelunch import Fourier_filter, FreeU_V2
 from pag_pack.nodes.guidance import PAGGuider
-from pag_pack.nodes.host.models.adm_model import load_adm
+from pag_pack.nodes.host.models.adm_files import load_adm
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from pag_pack.pag_core.adm import ADMConfig, ADMHooks, ADMUNet
@@ -295,10 +295,10 @@ def test_every_task_builds_its_operator():
     (lambda: operator("mask_inpainting"), "needs a mask"),
     (lambda: operator("gaussian_blur", mask=torch.eye(8)[None]), "A mask is connected, but it has no part in gaussian"),
     (lambda: operator("super_resolution", kernel=torch.ones(1, 3, 3, 3)), "Set the task to motion_blur"),
-    (lambda: operator("motion_blur", kernel=torch.ones(2, 3, 3, 3)), "one picture, got 2"),
+    (lambda: operator("motion_blur", kernel=torch.ones(2, 3, 3, 3)), "one image, got 2"),
     (lambda: operator("mask_inpainting", mask=torch.zeros(1, 8, 8)), "mask is empty"),
     (lambda: measured(operator("super_resolution", factor=3)), "height 16 is not divisible by the factor 3"),
-    (lambda: measured(operator("mask_inpainting", mask=torch.eye(8)[None])), "8 x 8, but the picture is 16 x 16"),
+    (lambda: measured(operator("mask_inpainting", mask=torch.eye(8)[None])), "8 x 8, but the image is 16 x 16"),
     (lambda: PAGMeasure.execute(torch.ones(1, 8, 8, 4), operator(), 0.0, 0), "4 channels, expected 3"),
     (lambda: PAGDPSSampler.execute(picture(), operator(), -1.0), "step_size"),
     (lambda: PAGDPSSampler.execute(picture(), operator(), 1.0, 2.0), "eta"),
@@ -314,7 +314,7 @@ def test_values_in_the_place_of_links(value):
     """As only a client of the API can send them."""
     op, image = operator(), picture()
     for node, settings in ((PAGMeasure, (0.0, 0)), (PAGDPSSampler, (1.0,)), (PAGPSLDSampler, (vae(), 0.1, 0.01))):
-        with pytest.raises(ValueError, match=r"^operator is .*, expected the output of a PAG Measurement node"):
+        with pytest.raises(ValueError, match=r"^operator is .*, expected the output of a PAG Degradation node"):
             node.execute(image, value, *settings)
         with pytest.raises(ValueError, match=r"^(image|measurement) is .*, expected the IMAGE output"):
             node.execute(value, op, *settings)
@@ -329,7 +329,7 @@ def test_values_in_the_place_of_links(value):
 
 @pytest.mark.parametrize(("image", "words"), [
     (torch.zeros(1, 0, 8, 3), "^The measurement is empty: its shape is 1 × 0 × 8 × 3"),
-    (torch.full((1, 8, 8, 3), float("nan")), "^The measurement holds values that are no numbers"),
+    (torch.full((1, 8, 8, 3), float("nan")), "^The measurement contains NaN or infinity"),
     (torch.zeros(8, 8, 3), "^measurement is tensor")])
 def test_measurements_of_nothing_or_of_no_numbers(image, words):
     with pytest.raises(ValueError, match=words):
@@ -339,7 +339,7 @@ def test_measurements_of_nothing_or_of_no_numbers(image, words):
 def test_what_does_not_fit_the_run_is_refused_before_it_starts(path):
     model, op = load_adm(path), SuperResolution(4)
     sampler = PAGDPSSampler.execute(measured(op), op, 1.0).result[0]
-    with pytest.raises(ValueError, match="for pictures of 32 x 32 pixels, but the measurement is one of 16 x 16"):
+    with pytest.raises(ValueError, match="for images of 32 x 32 pixels, but the measurement is of one of 16 x 16"):
         restore(guided(model), sampler, last_sigmas(model), size=32)
     with pytest.raises(ValueError, match="2 measurements, but 3 latents"):
         restore(guided(model), PAGDPSSampler.execute(measured(op, 2), op, 1.0).result[0], last_sigmas(model), batch=3)

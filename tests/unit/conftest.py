@@ -1,4 +1,4 @@
-"""The numerical core by itself: `pag_core` comes from the root; ComfyUI must not be needed (test_isolation.py)."""
+"""The numerical core by itself: `pag_core` comes from the root; ComfyUI must not be needed (test_architecture.py)."""
 
 import sys
 from pathlib import Path

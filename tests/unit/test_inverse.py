@@ -116,7 +116,7 @@ def test_masks_of_a_batch_act_on_their_own_pictures():
     masks = torch.stack([box_mask((4, 4), 0, 0, 0.5, 1), box_mask((4, 4), 0.5, 0, 0.5, 1)])
     y = Inpainting(masks).forward(torch.ones(2, 3, 4, 4))
     assert torch.equal(y[:, 0], 1 - masks)
-    with pytest.raises(SettingError, match="2 masks, but 3 pictures"):
+    with pytest.raises(SettingError, match="2 masks, but 3 images"):
         Inpainting(masks).forward(torch.ones(3, 3, 4, 4))
 
 
@@ -162,11 +162,11 @@ def test_norms():
 
 @pytest.mark.parametrize(("build", "words"), [
     (lambda: Inpainting(torch.zeros(8, 8)), "mask is empty"),
-    (lambda: Inpainting(torch.ones(8, 8)), "covers the whole picture"),
-    (lambda: Inpainting(torch.eye(8)).forward(torch.zeros(1, 3, 8, 9)), "8 x 8, but the picture is 8 x 9"),
-    (lambda: BoxInpainting(0.5, 0.0, 0.75, 0.5), "box_width 0.75 leaves the picture: box_left 0.5"),
+    (lambda: Inpainting(torch.ones(8, 8)), "covers the whole image"),
+    (lambda: Inpainting(torch.eye(8)).forward(torch.zeros(1, 3, 8, 9)), "8 x 8, but the image is 8 x 9"),
+    (lambda: BoxInpainting(0.5, 0.0, 0.75, 0.5), "box_width 0.75 leaves the image: box_left 0.5"),
     (lambda: BoxInpainting(0.5, 0.0, 0.01, 0.5).forward(torch.zeros(1, 3, 8, 8)), "mask is empty"),
-    (lambda: BoxInpainting(0.0, 0.0, 1.0, 1.0).measured_size((8, 8)), "covers the whole picture"),
+    (lambda: BoxInpainting(0.0, 0.0, 1.0, 1.0).measured_size((8, 8)), "covers the whole image"),
     (lambda: BoxInpainting(-1.0, 0.0, 1.0, 1.0), "box_left must be a number from 0 to 1, got -1.0"),
     (lambda: SuperResolution(4).forward(torch.zeros(1, 3, 16, 18)), "width 18 is not divisible by the factor 4"),
     (lambda: SuperResolution(4).forward(torch.zeros(1, 3, 16, 4)), "width 4 leaves one column at the factor 4"),
@@ -175,7 +175,7 @@ def test_norms():
     (lambda: GaussianBlur(0.0), "blur_sigma"),
     (lambda: Blur(torch.zeros(3, 3)), "black throughout"),
     (lambda: Blur(torch.full((3, 3), -1.0)), "negative"),
-    (lambda: Blur(torch.ones(1, 3, 3)), "one picture"),
+    (lambda: Blur(torch.ones(1, 3, 3)), "one image"),
     (lambda: motion_kernel(8, 0.5, 0), "kernel_size must be odd"),
     (lambda: motion_kernel(9, 2.0, 0), "intensity must be a number from 0 to 1"),
     (lambda: measure(GaussianBlur(1.0), torch.zeros(1, 3, 8, 8), -0.1), "noise_sigma"),

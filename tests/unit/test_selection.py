@@ -226,7 +226,7 @@ def test_auto_may_stand_for_any_selection():
 
 # --- what holds for every text -----------------------------------------------------------------------------------
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=40, deadline=None)
 models = st.sampled_from(sorted(MODELS))
 numbers = st.integers(0, 12).map(str)
 pieces = numbers | st.sampled_from(["d", "m", "u", "input.", "middle.", "output.", "double.", "single.", "all", "auto",
@@ -234,7 +234,7 @@ pieces = numbers | st.sampled_from(["d", "m", "u", "input.", "middle.", "output.
 any_text = st.text(max_size=40) | st.lists(pieces, max_size=14).map("".join)
 
 
-@quick
+@settings(max_examples=150, deadline=None)
 @given(model=models, text=any_text)
 def test_any_text_gives_a_selection_error_or_a_nonempty_valid_selection(model, text):
     layers, auto = MODELS[model]
@@ -319,12 +319,12 @@ def test_text_is_folded_and_in_the_models_order(model, text, expected):
     assert text_of(select(text, layers, auto), layers) == expected
 
 
-@quick
-@given(model=models, data=st.data())
-def test_the_longest_texts_are_still_read(model, data):
+@pytest.mark.parametrize("model", MODELS)
+def test_the_longest_texts_are_still_read(model):
+    """Every other head of each layer, so that no range is one; and of its neighbours the others, so that none join."""
     layers, auto = MODELS[model]
     big = tuple(replace(layer, heads=48) for layer in layers)
-    selection = {layer: data.draw(st.frozensets(st.integers(0, 47), min_size=1, max_size=47)) for layer in big}
+    selection = {layer: frozenset(range(i % 2, 48, 2)) for i, layer in enumerate(big)}
     assert select(text_of(selection, big), big, auto) == selection
 
 
@@ -359,15 +359,6 @@ def test_an_exclusion_takes_out_exactly_its_heads_wherever_it_stands(case, shuff
         return
     assert select(text, *MODELS[model]) == {
         layer: None if len(heads) == HEADS else heads for layer, heads in left.items() if heads}
-
-
-@quick
-@given(selections())
-def test_excluding_what_is_selected_is_refused_for_it_leaves_nothing(case):
-    model, selection = case
-    terms = written(selection)
-    with pytest.raises(SelectionError, match="leaves nothing"):
-        select(",".join([*terms, *(f"!{term}" for term in terms)]), *MODELS[model])
 
 
 @quick

@@ -12,7 +12,8 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from pag_pack.nodes.host.models.adm_model import FOLDER, ADMNetwork, load_adm
+from pag_pack.nodes.host.models.adm_files import FOLDER, load_adm
+from pag_pack.nodes.host.models.adm_model import ADMNetwork
 from pag_pack.nodes.research.adm import SHIPPED
 
 _U_NET = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True)

@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     import comfy.utils
     import folder_paths
     import torch
-    from pag_pack.nodes.host.models.adm_model import FOLDER
+    from pag_pack.nodes.host.models.adm_files import FOLDER
     from pag_pack.nodes.research.adm import SHIPPED
 
     from .classifier import get_classifier

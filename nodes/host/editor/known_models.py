@@ -12,7 +12,8 @@ import comfy.samplers
 
 from ....pag_core.adm import ADMConfig
 from ....pag_core.schedule import PercentToSigma
-from ..models.adm_model import FOLDER, HostConfig
+from ..models.adm_files import FOLDER
+from ..models.adm_model import HostConfig
 from ..models.layers import ModelLayers, UnsupportedModelError, network_layers
 from .meta_models import UnknownModelError, build, from_adm_header, from_header
 from .model_files import ModelFileError, find_file, header_of

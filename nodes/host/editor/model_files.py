@@ -13,7 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..models.adm_model import FOLDER
+from ..models.adm_files import FOLDER
 from .headers import Header, HeaderError, read_header
 
 _CHECKPOINT = "ckpt_name", "checkpoints"

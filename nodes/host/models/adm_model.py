@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.supported_models_base
-import comfy.utils
-import folder_paths
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepBlock
@@ -25,92 +20,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....pag_core.adm import ADMConfig, ADMHooks, ADMUNet, AttentionBlock, Block, run_layer
-from ....pag_core.adm_config import read_config
 
-FOLDER = "pag_adm"  # the host's name for the folders below
 _CLIP_KEY = "pag_clip_denoised"
 _log = logging.getLogger(__name__)
 
 
-def register_folder() -> None:
-    """Tell the host where ADM files are: this pack's own, `models/adm`, and wherever models of the host may lie."""
-    folders = [str(Path(__file__).resolve().parents[3] / "models"), str(Path(folder_paths.models_dir) / "adm")]
-    for kind in ("checkpoints", "diffusion_models"):
-        folders += folder_paths.get_folder_paths(kind)
-    for folder in folders:
-        folder_paths.add_model_folder_path(FOLDER, folder)
-    folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".pt"})
-
-
-def load_adm(
-    path: str,
-    head_channels: int = 0,
-    qkv_order: str = "auto",
-    noise_schedule: str = "auto",
-    clip_denoised: bool = True,
-    disable_dynamic: bool = False,
-) -> comfy.model_patcher.ModelPatcher:
-    """Load an ADM file as a MODEL. The signature follows the host's loaders, which it calls for fresh copies.
-
-    Raises ValueError with the path, what was expected, what was found and what to do about it.
-    """
-    weights, metadata = _read_file(path)
-    overrides = dict(head_channels=head_channels, qkv_order=qkv_order, noise_schedule=noise_schedule)
-    try:
-        config = read_config({name: w.shape for name, w in weights.items()}, metadata, **overrides)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-    host_config = HostConfig(config, metadata)
-    load_device = comfy.model_management.get_torch_device()
-    dtypes = host_config.supported_inference_dtypes
-    dtype = comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=dtypes,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    host_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, dtypes))
-    model = host_config.get_model(weights)
-    offload_device = comfy.model_management.unet_offload_device()
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    if not comfy.model_management.is_device_cpu(offload_device):
-        model.to(offload_device)
-    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_adm, (path, head_channels, qkv_order, noise_schedule, clip_denoised))
-    if clip_denoised:
-        # In model_options and before any other node adds its own, hence around all guidance, ours included.
-        comfy.patcher_extension.add_wrapper_with_key(
-            WrappersMP.PREDICT_NOISE, _CLIP_KEY, _clip_denoised, patcher.model_options, is_model_options=True
-        )
-    return patcher
-
-
-def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        _check_unpacked_size(path)
-        weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: expected a whole .safetensors file, or a .pt file that holds nothing but weights; reading it "
-            f"ended with {type(error).__name__}: {error}. If the file is incomplete, download or copy it again."
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(weights).__name__} of others")
-    claimed, size = sum(w.numel() * w.element_size() for w in weights.values()), Path(path).stat().st_size
-    if claimed > size:  # a .pt file can stretch one number into a tensor of any size, and the network would be as large
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}: it is no model")
-    return weights, metadata or {}
-
-
-def _check_unpacked_size(path: str) -> None:
-    """Raise ValueError for a .pt file, which is a zip archive, that would unpack to more than it is."""
-    if path.lower().endswith((".safetensors", ".sft")) or not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > Path(path).stat().st_size:
-        raise ValueError(f"it would unpack to {unpacked} bytes, and torch writes weights uncompressed")
+def clip_denoised(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Clamp x̂0 in every run of this model: the wrapper stands before any other node's, hence around all guidance."""
+    comfy.patcher_extension.add_wrapper_with_key(
+        WrappersMP.PREDICT_NOISE, _CLIP_KEY, _clip_denoised, patcher.model_options, is_model_options=True)
 
 
 def _clip_denoised(executor, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
@@ -185,8 +103,8 @@ class ADMModel(comfy.model_base.BaseModel):
         channels = kwargs["noise"].shape[1]
         if channels != 3:
             raise ValueError(
-                f"an ADM model samples pictures of 3 channels, but the latent has {channels}: use an Empty Latent "
-                "Image, or encode a picture with the VAE output of the PAG ADM Loader"
+                f"an ADM model samples images of 3 channels, but the latent has {channels}: use an Empty Latent "
+                "Image, or encode an image with the VAE output of the PAG ADM Loader"
             )
         if kwargs.get("control") is not None:
             raise ValueError("ADM models take no ControlNet: remove it from the conditioning")

@@ -55,7 +55,7 @@ def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tenso
     check_pixels("IMAGE", "image", image)
     check_vae(vae)
     if vae.latent_dim != 2 or vae.output_channels != 3:
-        raise ValueError("This VAE does not encode pictures, as those of SD 1.5, SDXL and the PAG ADM Loader do. "
+        raise ValueError("This VAE does not encode images, as those of SD 1.5, SDXL and the PAG ADM Loader do. "
                          "Connect the VAE that belongs to the model.")
     memory = vae.memory_used_encode(image.movedim(-1, 1).shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
@@ -101,7 +101,7 @@ class ScoreDistillation(comfy.samplers.Sampler):
         x0 = guider(a * x + b * noise, sigma.expand(len(x)), **extra_args)
         found = distillation_gradient(x, x0, a, b, self.weighting)
         if not bool(torch.isfinite(found).all()):
-            raise ValueError("The model's predictions held values that are no numbers (NaN or infinite). Lower the "
+            raise ValueError("The model's predictions contain NaN or infinity. Lower the "
                              "learning rate or the scales; where the weights run in half precision, start ComfyUI "
                              "with --force-fp32.")
         return found if mask is None else found * mask

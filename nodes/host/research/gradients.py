@@ -65,7 +65,7 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
             (result,) = torch.autograd.grad(energy(x).sum() * scale, x)
     except comfy.model_management.OOM_EXCEPTION as error:
         raise GradientError(f"Not enough memory for the gradient through {name}: {error}. Turn checkpointing on, or "
-                            f"take a smaller picture.") from error
+                            f"use a smaller image.") from error
     except (RuntimeError, NotImplementedError) as error:
         kind = OverwritingError if "inplace operation" in str(error) else GradientError
         raise kind(f"{name} gives no gradient: {error}. What you do needs a model that can be differentiated; remove "

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+import comfy.model_management
+import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,13 +16,24 @@ from PIL import Image
 from ....pag_core.drawing import from_image
 from ..sockets import check_latent, check_vae, check_vae_fits
 
+Item = TypeVar("Item")
+
+
+def with_progress(items: Collection[Item]) -> Iterator[Item]:
+    """Each in turn, with the host's progress bar, until the user interrupts."""
+    bar = comfy.utils.ProgressBar(max(1, len(items)))
+    for item in items:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield item
+        bar.update(1)
+
 
 def check_is_picture(latent: dict) -> None:
     """Raise ValueError where a LATENT is no picture [B, C, H, W] and no video [B, C, T, H, W]."""
     check_latent(latent)
     latent = latent["samples"]
     if latent.is_nested or latent.ndim not in (4, 5):
-        raise ValueError("This node shows pictures, or the first frame of videos, but the latent holds something else, "
+        raise ValueError("This node shows images, or the first frame of videos, but the latent holds something else, "
                          "such as sound. Sample it with PAG KSampler.")
 
 

@@ -30,6 +30,7 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
         latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
         progress: the bar to go on with, where this is one of several runs.
     """
+    comfy.model_management.throw_exception_if_processing_interrupted()  # before the first step, which may be slow
     model = guider.model_patcher
     schedule = comfy.samplers.KSampler(model, steps=steps, device=model.load_device, sampler=sampler_name,
                                        scheduler=scheduler, denoise=denoise, model_options=model.model_options)

@@ -14,7 +14,7 @@ METRICS = ("fd", "lpips", "psnr")
 
 @dataclass(frozen=True)
 class Task:
-    """What happened to the pictures; `measurement` are inputs of PAG Measurement, for pictures of 32 × 32."""
+    """What happened to the pictures; `measurement` are inputs of PAG Degradation, for pictures of 32 × 32."""
 
     name: str
     measurement: dict[str, str | int | float]
