@@ -4,6 +4,8 @@ Without those guards a graph serves other rows and other layers of the same shap
 The backend is "eager": tracing and guards are the same, and no C++ compiler is needed.
 """
 
+import shutil
+
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -17,10 +19,11 @@ from .runs import Run, patched, relative_error
 SCALE = 3.0
 
 
-def compiled(model):
+def compiled(model, backend="eager", keys=("diffusion_model",)):
     torch._dynamo.reset()
     model = model.clone(disable_dynamic=True)
-    set_torch_compile_wrapper(model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict},
+                              keys=list(keys))
     return model
 
 
@@ -44,15 +47,45 @@ def test_one_compiled_model_serves_every_setting():
     assert relative_error(run.ksampler(model), run.ksampler(models.sd15())) < 1e-5
 
 
-def test_the_plain_rows_stay_compiled(caplog):
-    model, rows = compiled(models.sd15()), []
-    network = model.get_model_object("diffusion_model")
-    handle = network.register_forward_pre_hook(
-        lambda _, args: rows.append((len(args[0]), torch.compiler.is_compiling())))
+@pytest.mark.parametrize("keys", ["whole", "singly"])
+@pytest.mark.parametrize("layers", ["double.1", "single.1"])
+def test_the_prefix_is_shared_and_no_altered_unit_is_in_a_graph(keys, layers):
+    """Blocks compiled singly, as KJNodes does it, or the whole network, which then runs as compiled blocks."""
+    run = Run(steps=2, latent={"samples": torch.zeros(1, 16, 8, 12)}, negative=models.conditioning(2, tokens=14))
+    plain = run.model_patch(models.flux(), SCALE, layers)
+    network = models.flux().model.diffusion_model
+    units = [f"{group}.{i}" for group in ("double_blocks", "single_blocks")
+             for i in range(len(getattr(network, group)))]
+    model = compiled(models.flux(), keys=["diffusion_model"] if keys == "whole" else
+                     [f"diffusion_model.{unit}" for unit in units])
+    seen = {unit: [] for unit in units}  # (rows, whether in a graph) of each computation of a block
+    handles = [network.get_submodule(unit).img_mod.lin.register_forward_hook(_note(seen[unit]))
+               if unit.startswith("double") else
+               network.get_submodule(unit).linear1.register_forward_hook(_note(seen[unit])) for unit in units]
     try:
-        with caplog.at_level("INFO"):
-            Run(steps=1).model_patch(model, SCALE)
+        result = run.model_patch(model, SCALE, layers)
     finally:
-        handle.remove()
-    assert "the model is compiled" in caplog.text
-    assert rows == [(2, True), (1, False)]
+        for handle in handles:
+            handle.remove()
+    assert relative_error(result, plain) < 1e-5
+    first = units.index(layers.replace(".", "_blocks."))
+    for index, unit in enumerate(units):
+        # A graph calls the hook while it is traced, not when it runs: once for the plain rows, once for the weak one.
+        graphs = {rows for rows, is_traced in seen[unit] if is_traced}
+        eager = {rows for rows, is_traced in seen[unit] if not is_traced}
+        assert graphs == ({2} if index <= first else {1, 2}), unit
+        assert eager == ({1} if index == first else set()), unit
+
+
+def _note(seen: list):
+    def hook(module, args, output) -> None:
+        seen.append((len(args[0]), torch.compiler.is_compiling()))
+    return hook
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_with_inductor():
+    run = Run(steps=1, latent={"samples": torch.zeros(1, 16, 8, 8)}, negative=models.conditioning(2, tokens=14))
+    model = compiled(models.flux(), backend="inductor")
+    assert relative_error(run.model_patch(model, SCALE, "single.1"),
+                          run.model_patch(models.flux(), SCALE, "single.1")) < 1e-4

@@ -20,6 +20,7 @@ import torch
 
 from ..models.families import RESULT
 from ..models.units import Units
+from .compiled import other_forward
 from .rows import map_tensors, merged, pick, tensors_in
 
 
@@ -241,25 +242,10 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) 
 
     with ExitStack() as stack:
         for index in range(first):
-            stack.enter_context(_other_forward(units.modules[index], partial(stand_in, index)))
+            stack.enter_context(other_forward(units.modules[index], partial(stand_in, index)))
         handle = units.modules[first].register_forward_pre_hook(lambda *_: reached.set())
         stack.callback(handle.remove)
         yield
-
-
-@contextmanager
-def _other_forward(module: torch.nn.Module, change: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Another forward for one module, while the context lasts."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = change(module.forward)
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
 
 
 def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -85,13 +85,16 @@ class _Forward:
             what, path = self.family.counter
             yield _submodule(network, path).register_forward_hook(
                 lambda module, args, output: self._count(what, output))
+        # An altered module counts for itself where it can; only others' counts serve groups that cannot.
+        needs_count = any(group.image is None and group.tokens is not Tokens.IMAGE
+                          for group in self.family.groups if any(name == group.name for name, _ in self.layers))
         for group in self.family.groups:
             for index, module in enumerate(group_modules(network, group)):
                 layer = self.layers.get((group.name, index))
                 if layer is not None and group.values:
                     yield from value_hooks(module, group.values, num_heads(module, group), layer,
                                            lambda batch: flags(self.uuids, self.is_ours, batch))
-                elif layer is not None or group.image is not None:
+                elif layer is not None or (group.image is not None and needs_count):
                     yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
                     yield module.register_forward_hook(self._leave)
 

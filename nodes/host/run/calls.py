@@ -20,8 +20,8 @@ from ....pag_core.perturbation import KINDS
 from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixLostError
 from .control import with_kept_controls
-from .forwards import Forwards, without_compile
-from .neighbours import is_compiled, others_in_conds
+from .forwards import Forwards
+from .neighbours import others_in_conds
 from .predictions import Pair
 from .run import Run
 
@@ -111,7 +111,12 @@ class WeakPass:
     @property
     def first_unit(self) -> int:
         """The index of the first altered unit; the same in every network of a model."""
-        return self.run.first_unit(self.patch.layers)
+        return min(self.altered_units)
+
+    @property
+    def altered_units(self) -> set[int]:
+        """The indices of all altered units."""
+        return self.run.places(self.patch.layers)
 
     def weak_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
@@ -148,8 +153,7 @@ class WeakPass:
         self.run.learn({cond["uuid"] for cond in conds})
         weak = self.weak_conds(conds)
         store = self.run.store
-        options = without_compile(args["model_options"]) if is_compiled(args["model_options"]) else \
-            args["model_options"]
+        options = args["model_options"]
         forwards = Forwards((self,), self.run.declined.add)
         try:
             (prediction,) = comfy.samplers.calc_cond_batch(

@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
+from ..hooks.compiled import uncompiled
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore, replaying
 from ..hooks.proof import trying
-from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units
+from ..models.units import Units
+from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
 STATEFUL = "the network keeps tensors from call to call"
@@ -37,9 +38,11 @@ class Forwards:
         self.passes = passes
         self.decline = decline
         self.around: Callable | None = None
+        self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
+        self.is_compiled = False
         self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
 
-    def joint(self, on_split: Callable[[], None]) -> Forwards:
+    def joint(self, on_split: Callable[[str], None]) -> Forwards:
         """For a call that holds plain and weak rows; `on_split` is called where the host takes it apart."""
         self.around = lambda *forward: self._joint(on_split, *forward)
         return self
@@ -47,6 +50,7 @@ class Forwards:
     def alone(self, store: PrefixStore | None) -> Forwards:
         """For a call of the weak rows alone, which start from what `store` kept (None: from the beginning)."""
         self.around = lambda *forward: self._alone(store, *forward)
+        self.altered = self.passes[0].altered_units
         return self
 
     def plain(self, store: PrefixStore) -> Forwards:
@@ -56,6 +60,7 @@ class Forwards:
 
     def added_to(self, model_options: dict) -> dict:
         """A copy of the model_options with this in it."""
+        self.is_compiled = is_compiled(model_options)
         options = model_options.copy()
         transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
         wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
@@ -79,19 +84,35 @@ class Forwards:
     def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                      **kwargs):
         options = transformer_options or {}
-        network = executor.class_obj.diffusion_model
         sent = getattr(self.thread, "sent", None)
         is_moved = sent is not None and (x.shape != sent.shape or x.data_ptr() != sent.data_ptr())
-        with self.around(network, options, x, control, is_moved) as options:
+        with self._compiled(executor.class_obj) as (network, units), \
+                self.around(network, units, options, x, control, is_moved) as options:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     @contextmanager
-    def _joint(self, on_split: Callable[[], None], network, options: dict, x: torch.Tensor, control,
+    def _compiled(self, model) -> Iterator[tuple[torch.nn.Module, Units | None]]:
+        """The network of a forward, and its units; see `hooks.compiled`."""
+        run, altered = self.passes[0].run, self.altered
+        network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+        units = run.units(network)
+        if units is None or not self.is_compiled:
+            yield network, units
+        elif network is model.diffusion_model:
+            units = run.swapped_in(network)
+            with uncompiled(units, altered):
+                yield network, units
+        elif run.compiled_units is None:
+            yield network, None  # compiled whole by a node that does not say how
+        else:
+            with run.compiled_units.around(model, network, units, altered):
+                yield network, units
+
+    @contextmanager
+    def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,
                is_moved: bool) -> Iterator[dict]:
-        run = self.passes[0].run
         sources = {weak: plain for step in self.passes for weak, plain in step.sources.items()}
         with ExitStack() as stack:
-            units = run.units(network)
             if units is not None and all(step.settings.options.share_prefix for step in self.passes):
                 first = min(step.first_unit for step in self.passes)
 
@@ -104,12 +125,11 @@ class Forwards:
             yield self._perturbed(stack, network, options)
 
     @contextmanager
-    def _alone(self, store: PrefixStore | None, network, options: dict, x: torch.Tensor, control,
+    def _alone(self, store: PrefixStore | None, network, units, options: dict, x: torch.Tensor, control,
                is_moved: bool) -> Iterator[dict]:
         (step,) = self.passes
         with ExitStack() as stack:
             options = self._perturbed(stack, network, options)
-            units = step.run.units(network)
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
                 if is_moved:
@@ -126,9 +146,8 @@ class Forwards:
             yield options
 
     @contextmanager
-    def _plain(self, store: PrefixStore, network, options: dict, x: torch.Tensor, control,
+    def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
                is_moved: bool) -> Iterator[dict]:
-        units = self.passes[0].run.units(network)
         if is_moved or units is None:
             store.lost.add(MOVED if is_moved else UNKNOWN_NETWORK)
             yield options
@@ -147,14 +166,3 @@ class Forwards:
             options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
                                                             step.run.skipped.add, step.noise_key))
         return options
-
-
-def without_compile(model_options: dict) -> dict:
-    """The model_options without the host's torch.compile: a graph for other rows or layers would be taken for ours, and
-    ours for others, for the host compiles without guards on transformer_options."""
-    options = model_options.copy()
-    transformer_options = options["transformer_options"] = options["transformer_options"].copy()
-    wrappers = transformer_options["wrappers"] = transformer_options["wrappers"].copy()
-    wrappers[WrappersMP.APPLY_MODEL] = {key: found for key, found in wrappers[WrappersMP.APPLY_MODEL].items()
-                                        if key != COMPILE_KEY}
-    return options

@@ -14,11 +14,13 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
 from ....pag_core.perturbation import KINDS
 from ....pag_core.selection import select
 from ....pag_core.settings import PAGSettings
 from ..hooks.attention import LayerPerturbation
+from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
 from ..hooks.ways import Patch, way_in
 from ..models.layers import ModelLayers, model_layers
@@ -142,6 +144,8 @@ class Guidance:
         models = [guider.model_patcher.model, *(clone.model for clone in options.get("multigpu_clones", {}).values())]
         for model in models:
             run.know(model.diffusion_model)
+        if run.compiled_units is None and options.get(TORCH_COMPILE_KWARGS) is not None:
+            run.compiled_units = CompiledUnits(options[TORCH_COMPILE_KWARGS])
         chained = options.get(_CALC_COND_BATCH)
         is_free = chained is None or isinstance(chained, JointCall)
         reason = others_in_options(options) or run.others_in_networks() or (

@@ -9,6 +9,7 @@ from uuid import UUID
 import torch
 
 from ....pag_core.schedule import ScaleSchedule
+from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
 from ..messages import tell
 from ..models.layers import ModelLayers
@@ -63,6 +64,8 @@ class Run:
         self.store: PrefixStore | None = None  # of the step that runs
         self.selected: set[str] = set()  # names of the layers to perturb
         self._units: dict[int, Units] = {}
+        self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
+        self._swapped: dict[int, Units] = {}
         self._in_network: dict[int, str | None] = {}
         self._fits: bool | None = None
         self.cond_index = 0  # of the conditional rows in the host's calls
@@ -80,10 +83,16 @@ class Run:
         """The units of a network that runs; None where it is not one that `know` has seen."""
         return self._units.get(id(network))
 
-    def first_unit(self, layers: Iterable[Hashable]) -> int:
-        """The index of the first unit that holds one of these layers, by their keys."""
+    def places(self, layers: Iterable[Hashable]) -> set[int]:
+        """The indices of the units that hold these layers, by their keys."""
         places = next(iter(self._units.values())).places
-        return min(places[layer] for layer in layers)
+        return {places[layer] for layer in layers}
+
+    def swapped_in(self, network: torch.nn.Module) -> Units:
+        """The units as a node has them compiled in the network for the length of a call; looked up once a run."""
+        if id(network) not in self._swapped:
+            self._swapped[id(network)] = swapped_in(network, self._units[id(network)])
+        return self._swapped[id(network)]
 
     def others_in_networks(self) -> str | None:
         """Which code of another pack runs in the networks, or None."""

@@ -1,0 +1,134 @@
+"""What PAG costs beside others: the prefix is shared in every set-up but one, at the undisturbed ratio of FLOPs."""
+
+import comfy.model_base
+import pytest
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_extras.nodes_easycache import EasyCacheNode
+from pag_pack.pag_core.settings import PAGOptions
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import models
+from .runs import Run, relative_error
+from .test_composition import MODELS, controlled
+
+SCALE = 3.0
+WHOLE = PAGOptions(share_prefix=False)
+BUILDS = {"sd15": (models.sd15, 4, "m0"), "flux": (models.flux, 16, "auto")}
+
+
+def sampled(name: str, **changes) -> Run:
+    return Run(**{"latent": {"samples": torch.zeros(1, BUILDS[name][1], 16, 16)},
+                  "negative": models.conditioning(2, tokens=14), **changes})
+
+
+def flops(call) -> tuple[int, torch.Tensor]:
+    with FlopCounterMode(display=False) as counter:
+        result = call()
+    return counter.get_total_flops(), result
+
+
+def override(model):
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *args, **how: f(*args, **how)
+    return model
+
+
+def attention_patch(model):
+    model.set_model_attn1_patch(lambda n, context, value, options: (n * 1.01, context, value))
+    return model
+
+
+def image_prompt(model):
+    """Two image prompts, looked up by the index of each row, as IP-Adapters do."""
+    def replace(q, k, v, options):
+        rows = options["cond_or_uncond"]
+        shift = torch.cat([torch.full((len(q) // len(rows), 1, 1), (0.1, -0.2)[row]) for row in rows])
+        return optimized_attention(q, k, v, options["n_heads"]) + shift
+
+    for block in (("input", 1), ("output", 3)):
+        model.set_model_attn2_replace(replace, *block)
+    return model
+
+
+def block_patch(block: str, number: int):
+    def patched(model):
+        model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", block, number)
+        return model
+    return patched
+
+
+def function_wrapper(model):
+    model.set_model_unet_function_wrapper(lambda f, args: f(args["input"], args["timestep"], **args["c"]))
+    return model
+
+
+def easy_cache(model):
+    return EasyCacheNode.execute(model, 0.0001, 0.0, 1.0, False)[0]
+
+
+ANY = {"an attention override": override, "a function wrapper": function_wrapper, "EasyCache": easy_cache}
+SET_UPS = [
+    *(("sd15", name, change) for name, change in {
+        **ANY, "an attention patch": attention_patch, "image prompts": image_prompt,
+        **{name: MODELS[name] for name in ("HyperTile on another layer", "FreeU V2")}}.items()),
+    *(("flux", name, change) for name, change in {
+        **ANY, "a block patch before": block_patch("double_block", 0),
+        "a block patch behind": block_patch("single_block", 2)}.items()),
+]
+
+
+def undisturbed(name: str) -> float:
+    build, _, layers = BUILDS[name]
+    run = sampled(name)
+    return flops(lambda: run.model_patch(build(), SCALE, layers))[0] / flops(lambda: run.ksampler(build()))[0]
+
+
+@pytest.mark.parametrize(("name", "_", "change"), SET_UPS, ids=lambda value: value if isinstance(value, str) else "")
+def test_beside_another_node(name, _, change):
+    build, _, layers = BUILDS[name]
+    run, model = sampled(name), change(build().clone())
+    cost, result = flops(lambda: run.model_patch(model, SCALE, layers))
+    assert cost / flops(lambda: run.ksampler(model))[0] <= undisturbed(name) + 0.03
+    assert relative_error(result, run.model_patch(model, SCALE, layers, WHOLE)) < 1e-4
+
+
+@pytest.mark.parametrize("place", ["middle", "output", "input"])
+def test_beside_a_control_net(place):
+    channels, shrink = {"middle": (64, 4), "output": (32, 1), "input": (32, 1)}[place]
+    run = controlled(place, channels, shrink, both=True)
+    cost, result = flops(lambda: run.model_patch(models.sd15(), SCALE, "m0"))
+    assert cost / flops(lambda: run.ksampler(models.sd15()))[0] <= undisturbed("sd15") + 0.03
+    assert relative_error(result, run.model_patch(models.sd15(), SCALE, "m0", WHOLE)) < 1e-4
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("fitting", [1, 2], ids=["row by row", "two of three rows"])
+def test_with_little_memory(name, fitting, monkeypatch):
+    build, _, layers = BUILDS[name]
+    run = sampled(name)
+    plain = run.model_patch(build(), SCALE, layers)
+    limit = undisturbed(name) + 0.05
+    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required",
+                        lambda self, shape, cond_shapes=None: 0 if shape[0] <= fitting else 1e18)
+    cost, result = flops(lambda: run.model_patch(build(), SCALE, layers))
+    assert cost / flops(lambda: run.ksampler(build()))[0] <= limit
+    assert relative_error(result, plain) < 1e-4
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_what_is_kept_of_a_u_net_has_to_fit_the_free_memory(is_shared, monkeypatch, caplog):
+    monkeypatch.setattr("pag_pack.nodes.host.hooks.kept.PrefixStore.has_room", lambda *_: is_shared)
+    run, model = sampled("sd15"), override(models.sd15().clone())
+    with caplog.at_level("INFO"):
+        result = run.model_patch(model, SCALE)
+    assert ("not enough free memory to keep" in caplog.text) is not is_shared
+    assert relative_error(result, run.model_patch(models.sd15(), SCALE)) < 1e-4
+
+
+def test_what_is_kept_of_a_transformer_goes_to_the_cpu(monkeypatch):
+    """One output, which travels faster than it is computed again."""
+    monkeypatch.setattr("pag_pack.nodes.host.hooks.kept.PrefixStore.has_room", lambda *_: False)
+    run, model = sampled("flux"), override(models.flux().clone())
+    cost, result = flops(lambda: run.model_patch(model, SCALE, "auto"))
+    assert cost / flops(lambda: run.ksampler(model))[0] <= undisturbed("flux") + 0.03
+    assert relative_error(result, run.model_patch(models.flux(), SCALE, "auto")) < 1e-4
