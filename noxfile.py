@@ -80,7 +80,9 @@ def tests(session: nox.Session) -> None:
     if session.posargs and not short:
         run(session, "-m", "pytest", *session.posargs, groups=TESTS)
         return
-    # The core alone, with no ComfyUI in reach; the nodes in a ComfyUI process; a server over its API; a browser.
+    parts = ["unit (the core, with no ComfyUI in reach)", "host (in a ComfyUI process)", "server (over its API)",
+             "training", *([] if short else ["browser (the editor in chromium)", "evaluation"])]
+    session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
     run(session, "-m", "pytest", "tests/unit", groups=TESTS, without_host=True)
     run(session, "-m", "pytest", "tests/host", groups=TESTS)
     run(session, "-m", "pytest", "tests/server", "tests/training", groups=TESTS)
