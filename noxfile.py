@@ -105,11 +105,13 @@ def coverage(session: nox.Session) -> None:
 def other_hosts(session: nox.Session) -> None:
     """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own.
 
-    With --table it writes what they said into the table in CONTRIBUTING. What else follows -- goes to pytest.
+    With --table it writes what they said into the table in CONTRIBUTING. Without it, what else follows -- is pytest's.
     """
     versions = [argument for argument in session.posargs if argument in hosts.ARCHIVES]
     with_table = "--table" in session.posargs
     options = [argument for argument in session.posargs if argument not in (*versions, "--table")]
+    if with_table and options:
+        session.error(f"--table tells what all tests said, so it goes without {' '.join(options)}")
     for version in versions or hosts.ARCHIVES:
         session.log(f"ComfyUI {version}")
         reports = ROOT / "build" / "hosts" / version
