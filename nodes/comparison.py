@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..pag_core.checks import SettingError, check_choice, check_whole
-from ..pag_core.drawing import Row, fit, from_image, grid, to_images
+from ..pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, to_images
 from ..pag_core.perturbation import KINDS
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
@@ -33,7 +33,8 @@ class PAGGrid(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Samples with several PAG scales, layers and perturbations from the same noise and puts the "
                         "images into one labelled grid. Use it to find out what suits a model.",
-            search_aliases=["perturbed attention guidance grid", "xy plot", "compare scales", "compare layers"],
+            search_aliases=["perturbed attention guidance grid", "xy plot", "compare scales", "compare layers",
+                            "对比", "网格", "비교", "그리드"],
             inputs=[
                 *inputs.sampling(
                     io.String.Input(
@@ -52,6 +53,7 @@ class PAGGrid(io.ComfyNode):
                 ),
                 inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
                 inputs.cell_size(256),
+                inputs.paper(),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="The labelled grid; one for each image of a batch."),
@@ -65,8 +67,9 @@ class PAGGrid(io.ComfyNode):
     def execute(cls, model, seed: int, steps: int, cfg: float, scales: str, layer_selections: str, perturbations: str,
                 sampler_name: str, scheduler: str, positive, negative, latent_image, vae, denoise: float = 1.0,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
-                cell_size: int = 256) -> io.NodeOutput:
+                cell_size: int = 256, paper: str = "dark") -> io.NodeOutput:
         check_whole("cell_size", cell_size, 64, 1024)
+        check_choice("paper", paper, tuple(PAPERS))
         check_samples_something(denoise)
         check_is_picture(latent_image)
         if vae is None:
@@ -81,14 +84,15 @@ class PAGGrid(io.ComfyNode):
             attach(model, PAGSettings(scale, row.layers, row.options)), positive, negative, cfg, cfg_start_percent,
             cfg_end_percent) for index, row in enumerate(rows) for scale in columns}
 
-        progress = Progress(model, len(guiders))
+        progress = Progress(model, len(guiders), in_panel=True)
         images: dict[tuple[int, float], torch.Tensor] = {}  # each [B, H, W, 3]
         for cell, guider in guiders.items():
             latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise, progress)
             images[cell] = decoder.images(latent["samples"])
             progress.runs_done += 1
         cells = [[images[cell_of(index, scale)] for scale in columns] for index in range(len(rows))]
-        sheets = to_images(draw_grids(columns, rows, cells, cell_size, f"cfg {cfg:g}, {steps} steps, seed {seed}"))
+        sheets = to_images(draw_grids(columns, rows, cells, cell_size, f"cfg {cfg:g}, {steps} steps, seed {seed}",
+                                      PAPERS[paper]))
         return io.NodeOutput(sheets, torch.cat([image for line in cells for image in line]),
                              ui=ui.PreviewImage(sheets))
 
@@ -136,10 +140,10 @@ def check_count(columns: int, rows: int) -> None:
 
 
 def draw_grids(columns: list[float], rows: list[GridRow], cells: list[list[torch.Tensor]], cell_size: int,
-               corner: str) -> list[Image.Image]:
+               corner: str, paper: Paper) -> list[Image.Image]:
     """One grid for each picture of the batch; `cells` as rows of [B, H, W, 3]."""
     heads = [(f"scale {scale:g}" if scale else "without PAG", "") for scale in columns]
     return [grid(heads, [Row(row.layers, row.options.perturbation,
                              [fit(from_image(images[index]), cell_size) for images in line])
-                         for row, line in zip(rows, cells, strict=True)], cell_size, corner)
+                         for row, line in zip(rows, cells, strict=True)], cell_size, corner, paper)
             for index in range(len(cells[0][0]))]

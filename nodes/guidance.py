@@ -22,7 +22,7 @@ class PAGModelPatch(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Perturbed-Attention Guidance for every sampler node: put it between the model and the "
                         "sampler. Works with and without a prompt, alone or together with CFG.",
-            search_aliases=["perturbed attention guidance", "pag", "self-attention guidance"],
+            search_aliases=["pag", *inputs.SEARCHED],
             inputs=[inputs.model(), inputs.scale("scale"), inputs.layers(), inputs.options()],
             outputs=[io.Model.Output(tooltip="The model, guided by PAG under any sampler.")],
         )
@@ -40,7 +40,7 @@ class PAGGuider(io.ComfyNode):
             display_name="PAG Guider (CFG + PAG)",
             category=inputs.CATEGORY,
             description="CFG and Perturbed-Attention Guidance for SamplerCustomAdvanced, both from one batched call.",
-            search_aliases=["perturbed attention guidance", "pag", "cfg guider"],
+            search_aliases=["perturbed attention guidance", "cfg guider", "sampler custom", "引导器", "가이더"],
             inputs=[inputs.model(), inputs.conditioning("positive"), inputs.conditioning("negative"), inputs.cfg(),
                     inputs.scale("pag_scale"), inputs.layers(), *inputs.cfg_window(), inputs.options()],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
@@ -65,7 +65,8 @@ class PAGOptionsNode(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Refinements for the PAG nodes. Every default is neutral: the paper's plain PAG.",
             search_aliases=["perturbed attention guidance options", "softpag", "pag rescale", "seg", "tpg",
-                            "smoothed energy guidance", "token perturbation guidance"],
+                            "smoothed energy guidance", "token perturbation guidance", "slg", "stg", "skip layer",
+                            "扰动", "교란"],
             inputs=[
                 io.Combo.Input(
                     "perturbation", options=list(KINDS)[:10], default="identity", optional=True,

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pag_core.drawing import PAPERS
 from .host.sampling.sampling import SAMPLERS, SCHEDULERS
 
 CATEGORY = "model/patch/pag"  # beside the host's own model patches
 RESEARCH = f"{CATEGORY}/research"
+# What people type who look for guidance of this kind. The editor ranks a node first whose alias is the very word, so
+# "pag" stands with PAG Model Patch alone.
+SEARCHED = [
+    "perturbed attention guidance", "self-attention guidance", "sag", "sharper", "sharpness", "structure", "anatomy",
+    "hands", "detail", "details", "coherence", "guidance", "guidance without cfg", "negative guidance", "slg",
+    "skip layer", "skip layer guidance", "stg", "spatiotemporal skip guidance", "seg", "smoothed energy guidance",
+    "tpg", "token perturbation guidance",
+    "扰动注意力引导", "扰动", "注意力", "引导", "清晰", "结构", "细节", "跳层引导",
+    "교란 어텐션 가이던스", "가이던스", "어텐션", "교란", "선명", "구조", "디테일",
+]
 PAGOptionsSocket = io.Custom("PAG_OPTIONS")
 
 
@@ -76,6 +87,12 @@ def cell_size(default: int) -> io.Int.Input:
         "cell_size", default=default, min=64, max=1024, step=16, optional=True, advanced=True,
         tooltip="The longer side of each image in the grid, in pixels. Larger images are shrunk, small ones "
                 "enlarged by a whole factor without smoothing.")
+
+
+def paper() -> io.Combo.Input:
+    return io.Combo.Input(
+        "paper", options=list(PAPERS), default="dark", optional=True, advanced=True,
+        tooltip="What the images are drawn on: dark as the editor, or white for a page. The images are the same.")
 
 
 def sampling(*guidance: io.Input) -> list[io.Input]:

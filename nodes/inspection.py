@@ -9,11 +9,12 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..pag_core.checks import check_choice, check_whole
-from ..pag_core.drawing import Row, below, fit, grid, heat_map, line_plot, number, to_images
+from ..pag_core.drawing import PAPERS, WHITE, Paper, Row, below, fit, grid, heat_map, line_plot, number, to_images
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
 from .host.run.patching import attach
 from .host.run.predictions import Predictions
+from .host.run.preview import Progress
 from .host.sampling.decoding import Decoder, check_is_picture, still, with_progress
 from .host.sampling.guider import CFGWindowGuider
 from .host.sampling.sampling import check_samples_something, sample_latent
@@ -33,7 +34,8 @@ class PAGInspect(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Samples as PAG KSampler does and shows what happens at each step: the model's plain, "
                         "perturbed and guided predictions, where PAG and CFG change them, and by how much.",
-            search_aliases=["perturbed attention guidance inspect", "pag debug", "visualize guidance", "delta"],
+            search_aliases=["perturbed attention guidance inspect", "pag debug", "visualize guidance", "delta",
+                            "可视化", "시각화"],
             inputs=[
                 *inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
                 inputs.vae(True, "Decodes the images in the grid. Without it they are as coarse as ComfyUI's "
@@ -45,6 +47,7 @@ class PAGInspect(io.ComfyNode):
                                tooltip="Rows of the grid. predictions: the plain, perturbed and guided predictions. "
                                        "deltas: where PAG and CFG change the image. all: both."),
                 inputs.cell_size(192),
+                inputs.paper(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The denoised latent, exactly PAG KSampler's."),
@@ -60,10 +63,13 @@ class PAGInspect(io.ComfyNode):
     def execute(cls, model, seed: int, steps: int, cfg: float, pag_scale: float, layers: str, sampler_name: str,
                 scheduler: str, positive, negative, latent_image, denoise: float = 1.0,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
-                vae=None, shown_steps: int = 6, panels: str = "all", cell_size: int = 192) -> io.NodeOutput:
+                vae=None, shown_steps: int = 6, panels: str = "all", cell_size: int = 192,
+                paper: str = "dark") -> io.NodeOutput:
         check_whole("shown_steps", shown_steps, 1, MAX_STEPS)
         check_choice("panels", panels, tuple(PANELS))
         check_whole("cell_size", cell_size, 64, 1024)
+        check_choice("paper", paper, tuple(PAPERS))
+        sheet_of = PAPERS[paper]
         check_is_picture(latent_image)
         check_samples_something(denoise)
         record = Record(shown_steps)
@@ -71,10 +77,12 @@ class PAGInspect(io.ComfyNode):
         guided = attach(model, settings, observer=record.observe)
         decoder = Decoder(guided, vae)
         guider = CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent)
-        latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise)
-        sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=cfg != 1.0, cell_size=cell_size)
-        plot = draw_norms(record, has_cfg=cfg != 1.0, width=max(600, sheets[0].width))
-        shown = to_images([below(sheet, plot) for sheet in sheets])
+        latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise,
+                               Progress(guided, in_panel=True))
+        sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=cfg != 1.0, cell_size=cell_size,
+                            paper=sheet_of)
+        plot = draw_norms(record, has_cfg=cfg != 1.0, width=max(600, sheets[0].width), paper=sheet_of)
+        shown = to_images([below(sheet, plot, paper=sheet_of) for sheet in sheets])
         return io.NodeOutput(latent, to_images(sheets), to_images([plot]), ui=ui.PreviewImage(shown))
 
 
@@ -140,7 +148,7 @@ def delta_map(delta: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, deltas: bool, has_cfg: bool,
-               cell_size: int) -> list[Image.Image]:
+               cell_size: int, paper: Paper = WHITE) -> list[Image.Image]:
     """One grid for each picture of the batch."""
     steps = [shown[step] for step in sorted(shown)]
     pictures = [("plain", "x0 as the model predicts it", [step.plain for step in steps]),
@@ -167,13 +175,14 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
             cells = [OFF.format(name.split()[0]) if value is None else heat_map(value[index], most)
                      for value, most in zip(values, largest, strict=True)]
             rows[index].append(Row(name, detail, cells, captions, ("brightest", "0")))
-    return [grid([step.label for step in steps], rows[index], cell_size) for index in batch]
+    return [grid([step.label for step in steps], rows[index], cell_size, paper=paper) for index in batch]
 
 
-def draw_norms(record: Record, has_cfg: bool, width: int) -> Image.Image:
+def draw_norms(record: Record, has_cfg: bool, width: int, paper: Paper = WHITE) -> Image.Image:
     columns = zip(*(record.norms[step] for step in sorted(record.norms)), strict=True)
     lines = {name: [None if value is None else float(value) for value in column]
              for name, column in zip(("PAG: plain - perturbed", "CFG: plain - negative"), columns, strict=True)}
     if not has_cfg:
         lines.popitem()
-    return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines, width)
+    return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines, width,
+                     paper=paper)

@@ -20,7 +20,8 @@ class PAGLayers(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Lists the self-attention layers of a model with all their names, which of them a selection "
                         "takes, and what the extra pass costs. Does not sample.",
-            search_aliases=["perturbed attention guidance layers", "pag layers", "self-attention layers"],
+            search_aliases=["perturbed attention guidance layers", "self-attention layers", "list layers", "层列表",
+                            "레이어 목록"],
             inputs=[inputs.model(), inputs.layers()],
             outputs=[io.String.Output(display_name="text", tooltip="The list, as shown on the node.")],
             is_output_node=True,

@@ -19,7 +19,7 @@ class PAGKSampler(io.ComfyNode):
             display_name="PAG KSampler (CFG + PAG)",
             category=inputs.CATEGORY,
             description="KSampler with CFG and Perturbed-Attention Guidance, both from one batched call.",
-            search_aliases=["perturbed attention guidance", "pag", "ksampler"],
+            search_aliases=["perturbed attention guidance", "ksampler", "sampler", "采样器", "샘플러"],
             inputs=inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
             outputs=[io.Latent.Output(tooltip="The denoised latent.")],
         )

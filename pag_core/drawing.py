@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-INK, FAINT, PAPER, EMPTY, RULE = "#1c1c1c", "#6b6b6b", "#ffffff", "#ededed", "#d8d8d8"
-LINES = ("#c2452f", "#2f6fc2", "#3a8f4d")  # told apart by those who see red and green alike too
+LINES = ("#d9701f", "#3f86e8", "#3a8f4d")  # PAG and CFG as in the editor's panels; red and green do not meet
 MARGIN, GAP, PAD = 20, 6, 12  # pixels
 LARGE, SMALL = 16, 13  # text
 LABELS = 230  # a row's label is at most this wide
@@ -21,6 +20,24 @@ BAR = 14  # width of a legend's bar
 INFERNO = np.array([ImageColor.getrgb(colour) for colour in (
     "#000004", "#0a0722", "#1e0c45", "#380962", "#510e6c", "#69166e", "#801f6c", "#982766", "#b0315b",
     "#c63d4d", "#d94d3d", "#e9612b", "#f47918", "#fa9407", "#fcb014", "#f8cd37", "#f2ea69", "#fcffa4")])
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a picture is drawn on: the colours of the sheet, of text, of places without a picture, of lines."""
+
+    sheet: str
+    ink: str
+    faint: str
+    empty: str
+    rule: str
+
+
+PAPERS = {
+    "dark": Paper("#1e1f22", "#e8e8e8", "#a6a6a6", "#2b2c30", "#3c3d42"),
+    "white": Paper("#ffffff", "#1c1c1c", "#6b6b6b", "#ededed", "#d8d8d8"),
+}
+WHITE = PAPERS["white"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +74,8 @@ def fit(picture: Image.Image, longest: int) -> Image.Image:
     return picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.LANCZOS)
 
 
-def grid(columns: list[tuple[str, str]], rows: list[Row], longest: int, corner: str = "") -> Image.Image:
+def grid(columns: list[tuple[str, str]], rows: list[Row], longest: int, corner: str = "",
+         paper: Paper = WHITE) -> Image.Image:
     """Rows of cells under their columns' labels.
 
     Args:
@@ -80,14 +98,15 @@ def grid(columns: list[tuple[str, str]], rows: list[Row], longest: int, corner: 
     captions = [SMALL + GAP if any(row.captions) else 0 for row in rows]
 
     sheet = Image.new("RGB", (right + (PAD + BAR + PAD // 2 + max(legends) if legends else 0) + MARGIN,
-                              top + sum(captions) + len(rows) * (height + GAP) - GAP + MARGIN), PAPER)
+                              top + sum(captions) + len(rows) * (height + GAP) - GAP + MARGIN), paper.sheet)
     draw = ImageDraw.Draw(sheet)
-    _text(draw, MARGIN, MARGIN + head, [], _wrap(corner, SMALL, LABELS), upwards=True)
+    _text(draw, paper, MARGIN, MARGIN + head, [], _wrap(corner, SMALL, LABELS), upwards=True)
     for column, texts in enumerate(heads):
-        _text(draw, left + column * (width + GAP), MARGIN + head, *texts, upwards=True)
+        _text(draw, paper, left + column * (width + GAP), MARGIN + head, *texts, upwards=True)
     y = top
     for index, row in enumerate(rows):
-        _text(draw, MARGIN, y + (height - _height(names[index], details[index])) // 2, names[index], details[index])
+        _text(draw, paper, MARGIN, y + (height - _height(names[index], details[index])) // 2, names[index],
+              details[index])
         for column, cell in enumerate(row.cells):
             x = left + column * (width + GAP)
             if isinstance(cell, Image.Image):
@@ -95,19 +114,20 @@ def grid(columns: list[tuple[str, str]], rows: list[Row], longest: int, corner: 
                 sheet.paste(cell.resize((width, height), Image.Resampling.NEAREST if enlarge else
                                         Image.Resampling.LANCZOS), (x, y))
             else:
-                draw.rectangle((x, y, x + width - 1, y + height - 1), EMPTY)
-                draw.multiline_text((x + width / 2, y + height / 2), "\n".join(_wrap(cell, SMALL, width - PAD)), FAINT,
-                                    _font(SMALL), anchor="mm", align="center")
+                draw.rectangle((x, y, x + width - 1, y + height - 1), paper.empty)
+                draw.multiline_text((x + width / 2, y + height / 2), "\n".join(_wrap(cell, SMALL, width - PAD)),
+                                    paper.faint, _font(SMALL), anchor="mm", align="center")
         for column, caption in enumerate(row.captions):
-            draw.text((left + column * (width + GAP) + width / 2, y + height + 2), caption, FAINT, _font(SMALL), "ma")
+            draw.text((left + column * (width + GAP) + width / 2, y + height + 2), caption, paper.faint,
+                      _font(SMALL), "ma")
         if row.legend:
-            _legend(sheet, right + PAD, y, height, row.legend)
+            _legend(sheet, paper, right + PAD, y, height, row.legend)
         y += height + captions[index] + GAP
     return sheet
 
 
 def line_plot(title: str, across: str, lines: dict[str, list[float | None]], width: int = 900,
-              height: int = 420) -> Image.Image:
+              height: int = 420, paper: Paper = WHITE) -> Image.Image:
     """One line for each name over the steps 1, 2, ...; None leaves a gap.
 
     Args:
@@ -125,11 +145,11 @@ def line_plot(title: str, across: str, lines: dict[str, list[float | None]], wid
         share = (step - 1) / (count - 1) if count > 1 else 0.5
         return left + share * (right - left), bottom - value / ticks[-1] * (bottom - top)
 
-    canvas = Image.new("RGB", (width * fine, height * fine), PAPER)
+    canvas = Image.new("RGB", (width * fine, height * fine), paper.sheet)
     draw = ImageDraw.Draw(canvas)
     for tick in ticks:
         y = place(1, tick)[1] * fine
-        draw.line((left * fine, y, right * fine, y), RULE, fine)
+        draw.line((left * fine, y, right * fine, y), paper.rule, fine)
     for values, colour in zip(lines.values(), LINES, strict=False):
         points = [place(step, value) if value is not None and math.isfinite(value) else None
                   for step, value in enumerate(values, 1)]
@@ -141,26 +161,26 @@ def line_plot(title: str, across: str, lines: dict[str, list[float | None]], wid
     sheet = canvas.resize((width, height), Image.Resampling.LANCZOS)
 
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, INK, _font(LARGE))
+    draw.text((MARGIN, MARGIN), title, paper.ink, _font(LARGE))
     x = left
     for name, colour in zip(lines, LINES, strict=False):
         y = MARGIN + LARGE + PAD + SMALL // 2
         draw.line((x, y, x + 22, y), colour, 3)
-        draw.text((x + 28, y), name, INK, _font(SMALL), anchor="lm")
+        draw.text((x + 28, y), name, paper.ink, _font(SMALL), anchor="lm")
         x += 28 + _length(name, SMALL) + 2 * PAD
     for tick in ticks:
-        draw.text((left - PAD // 2, place(1, tick)[1]), number(tick), FAINT, _font(SMALL), anchor="rm")
+        draw.text((left - PAD // 2, place(1, tick)[1]), number(tick), paper.faint, _font(SMALL), anchor="rm")
     stride = max(1, math.ceil(count / 15))
     for step in range(1, count + 1, stride):
-        draw.text((place(step, 0)[0], bottom + PAD // 2), str(step), FAINT, _font(SMALL), anchor="ma")
-    draw.text(((left + right) / 2, height - MARGIN), across, FAINT, _font(SMALL), anchor="md")
+        draw.text((place(step, 0)[0], bottom + PAD // 2), str(step), paper.faint, _font(SMALL), anchor="ma")
+    draw.text(((left + right) / 2, height - MARGIN), across, paper.faint, _font(SMALL), anchor="md")
     return sheet
 
 
-def below(*pictures: Image.Image) -> Image.Image:
+def below(*pictures: Image.Image, paper: Paper = WHITE) -> Image.Image:
     """The pictures under each other."""
     sheet = Image.new("RGB", (max(picture.width for picture in pictures), sum(picture.height for picture in pictures)),
-                      PAPER)
+                      paper.sheet)
     y = 0
     for picture in pictures:
         sheet.paste(picture, (0, y))
@@ -206,21 +226,21 @@ def _height(names: list[str], details: list[str]) -> int:
     return len(names) * (LARGE + 4) + len(details) * (SMALL + 4)
 
 
-def _text(draw: ImageDraw.ImageDraw, x: int, y: int, names: list[str], details: list[str],
+def _text(draw: ImageDraw.ImageDraw, paper: Paper, x: int, y: int, names: list[str], details: list[str],
           upwards: bool = False) -> None:
     """A label from y on, or with `upwards` down to it."""
     y -= _height(names, details) if upwards else 0
-    for lines, size, colour in ((names, LARGE, INK), (details, SMALL, FAINT)):
+    for lines, size, colour in ((names, LARGE, paper.ink), (details, SMALL, paper.faint)):
         for line in lines:
             draw.text((x, y), line, colour, _font(size))
             y += size + 4
 
 
-def _legend(sheet: Image.Image, x: int, y: int, height: int, ends: tuple[str, str]) -> None:
+def _legend(sheet: Image.Image, paper: Paper, x: int, y: int, height: int, ends: tuple[str, str]) -> None:
     sheet.paste(heat_map(torch.linspace(1.0, 0.0, height)[:, None].expand(-1, BAR), 1.0), (x, y))
     draw = ImageDraw.Draw(sheet)
     for text, down, anchor in zip(ends, (0, height), ("la", "ld"), strict=True):
-        draw.text((x + BAR + PAD // 2, y + down), text, FAINT, _font(SMALL), anchor)
+        draw.text((x + BAR + PAD // 2, y + down), text, paper.faint, _font(SMALL), anchor)
 
 
 def _ticks(largest: float) -> list[float]:

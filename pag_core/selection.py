@@ -12,6 +12,7 @@ layers 4 to 8 of a transformer, `m0:h0+2-3` the heads 0, 2 and 3 of `m0`. The or
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -80,7 +81,12 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     chosen: dict[Layer, frozenset[int]] = {}
     excluded: list[tuple[str, dict[Layer, frozenset[int]]]] = []
     for term in map(str.strip, text.split(",")):
-        found = _term(term, layers, auto)
+        try:
+            found = _term(term, layers, auto)
+        except SelectionError:
+            if plain := meant(term, layers, auto):
+                raise SelectionError(f"layers: cannot read {term!r}; write {plain}. {_available(layers)}") from None
+            raise
         if term.startswith("!"):
             excluded.append((term, found))
         else:
@@ -99,6 +105,33 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     if not resolved:
         raise SelectionError(f"layers {text!r} leaves nothing selected. {_available(layers)}")
     return resolved
+
+
+# What people write in place of the grammar's signs.
+_HABITS = (
+    (r"[\"'`()\[\]{}]|\b(?:layers?|blocks?)\b[\s.=]*", " "),
+    (r"\s*(?:\u2013|\u2014|\u2212|~|\.\.+|\bto\b|\s-\s)\s*", "-"),  # dashes of every length, "to", dots
+    (r"\b([a-z][a-z_.]*|(?:[a-z]+\d+\.))(\d+)-\1(\d+)", r"\1\2-\3"),  # d0-d3
+    (r"(^|[\s,;|/&]|\band\b)\s*(?:not\s+|without\s+|-)(?=[a-z])", r"\1!"),
+    (r"\s*(?:[;|/&,]|\band\b)[\s;|/&,]*", ","),
+    (r"\s*:\s*", ":"),
+    (r"!\s+", "!"),
+    (r"\s+", ","),
+)
+
+
+def meant(term: str, layers: tuple[Layer, ...], auto: str) -> str | None:
+    """What a term that cannot be read was probably meant to say, where that is a selection; else None."""
+    text = unicodedata.normalize("NFKC", term[:200]).lower().strip()  # of full-width signs the plain ones
+    for pattern, replacement in _HABITS:
+        text = re.sub(pattern, replacement, text.strip())
+    text = text.strip(",")
+    try:
+        for part in text.split(","):
+            _term(part, layers, auto)
+    except SelectionError:
+        return None
+    return text if text != term else None
 
 
 def _term(term: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int]]:

@@ -15,7 +15,7 @@ import torch
 
 from .attention import seeded
 from .schedule import PercentToSigma, window_from_percent
-from .selection import Layer, SelectionError, select
+from .selection import Layer, SelectionError, meant, select
 
 _STAGE = re.compile(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*:(.*)", re.ASCII | re.DOTALL)
 T = TypeVar("T")
@@ -48,8 +48,9 @@ def select_stages(text: str, layers: tuple[Layer, ...], auto: str) -> tuple[Stag
     for part in text.split(";"):
         match = _STAGE.fullmatch(part)
         if not match:
+            plain = None if "%" in text else meant(text, layers, auto)
             raise SelectionError(f"layers: cannot read the stage {part.strip()!r}; write up to where it lasts and its "
-                                 f"layers, for example 60%: {auto}; 100%: all.")
+                                 f"layers, for example 60%: {auto}; 100%: all{f' (or {plain})' if plain else ''}.")
         end = float(match[1]) / 100.0
         if end > 1.0:
             raise SelectionError(f"layers: the stage {part.strip()!r} ends behind 100 % of the run.")

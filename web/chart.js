@@ -21,12 +21,18 @@ export class Chart {
       this.curves, this.grips);
     this.element = element("div", { class: "pag-chart-box" }, this.image);
     this.width = 260;
-    new ResizeObserver(([{ contentRect: { width } }]) => {
+    this.observer = new ResizeObserver(([{ contentRect: { width } }]) => {
       if (!width || width === this.width) return;
       this.width = width;
       this.draw();
       this.place();
-    }).observe(this.element);
+    });
+    this.observer.observe(this.element);
+  }
+
+  /** The node is gone; undo may bring it back, and then makes another chart. */
+  removed() {
+    this.observer.disconnect();
   }
 
   /** points: [{percent, cfg, pag, runs_uncond, runs_perturbed}], one for each step. */
@@ -39,6 +45,12 @@ export class Chart {
   /** windows: [{key, title, ends: [{input, value}, {input, value}]}] */
   setWindows(windows) {
     this.windows = windows;
+    const inputs = new Set(windows.flatMap(({ ends }) => ends.map(({ input }) => input)));
+    for (const [input, handle] of this.handles) {
+      if (inputs.has(input)) continue;
+      handle.remove();
+      this.handles.delete(input);
+    }
     for (const window of windows) {
       window.ends.forEach(({ input }, index) => {
         if (!this.handles.has(input)) this.handles.set(input, this.makeHandle(window, input, index));
@@ -123,7 +135,7 @@ export class Chart {
       if (!slider.hasPointerCapture(event.pointerId)) return;
       const box = this.image.getBoundingClientRect(); // the editor may have zoomed it
       const x = ((event.clientX - box.left) / box.width) * this.width;
-      this.move(input, (x - EDGE.left) / (this.width - EDGE.left - EDGE.right), false);
+      this.move(input, (x - EDGE.left) / (this.width - EDGE.left - EDGE.right), false, STEP);
     });
     this.grips.append(slider);
     return slider;
@@ -142,10 +154,12 @@ export class Chart {
     return this.windows.flatMap(({ ends }) => ends).find((end) => end.input === input);
   }
 
-  /** Keeps the range's ends in order, and on whole hundredths. */
-  move(input, value, done) {
+  /** Keeps the range's ends in order, and on whole hundredths; `gap` is what a drag leaves between them, so that each
+   * can be taken again. */
+  move(input, value, done, gap = 0) {
     const [start, end] = this.windows.find(({ ends }) => ends.some((one) => one.input === input)).ends;
-    const [low, high] = input === start.input ? [0, end.value] : [start.value, 1];
+    const [low, high] = input === start.input ? [0, Math.max(0, end.value - gap)]
+      : [Math.min(1, start.value + gap), 1];
     const moved = Math.round(Math.min(high, Math.max(low, value)) / STEP) * STEP;
     const rounded = Number(moved.toFixed(2));
     if (rounded !== this.end(input).value) this.moved(input, rounded, done);

@@ -1,39 +1,62 @@
-/** The drawing of a model: a U for U-Nets, columns of cells for transformers. */
+/** The drawing of a model: a U for U-Nets, numbered blocks for transformers. */
 
 import { element } from "./dom.js";
 import { t } from "./texts.js";
 
+const SHARES = { 1: "1", 2: "½", 4: "¼", 8: "⅛" };
+
 /** The drawing as an element; its buttons come from `cells` in the order in which the model runs the layers. */
 export function drawModel(model, cells) {
-  const columns = model.columns.map(({ title, layers }) => column(title, layers, cells, model.kind === "u-net"));
+  const isUNet = model.kind === "u-net";
   return element("div", {
-    class: model.kind === "u-net" ? "pag-u" : "pag-columns", role: "group",
+    class: isUNet ? "pag-u" : "pag-columns", role: "group",
     "aria-label": t("self-attention layers of {model}", { model: model.name }),
-  }, ...columns);
+  }, ...(isUNet ? drawU(model.columns, cells) : model.columns.map((column) => drawBlocks(column, cells))));
 }
 
-function column(title, layers, cells, inRows) {
-  return element("div", { class: "pag-column", "data-title": title },
-    element("div", { class: "pag-label" }, t(title)),
-    inRows
-      ? element("div", { class: "pag-rows" }, ...rows(layers).map((row) => rowOf(row, cells)))
-      : element("div", { class: "pag-cells" }, ...layers.map((layer) => cell(layer, cells, last(layer.name)))));
+/** What runs at the same resolution stands in one line: the encoder left, the decoder right, the middle below. */
+function drawU(columns, cells) {
+  const [encoder, middle, decoder] = columns;
+  const levels = [...new Set([...encoder.layers, ...decoder.layers].map(({ level }) => level))].sort((a, b) => a - b);
+  const line = (level) => levels.indexOf(level) + 2;
+  const side = ({ title, layers }, column) => [
+    element("div", { class: "pag-label pag-heading", style: `grid-area: 1 / ${column}` }, t(title)),
+    ...grouped(layers, ({ level }) => level).map(([level, found]) => element("div", {
+      class: `pag-level pag-${title}`, style: `grid-area: ${line(level)} / ${column}`, "data-title": title,
+    }, ...rows(found, cells))),
+  ];
+  const left = side(encoder, 1);
+  const below = middle.layers.length ? [element("div", {
+    class: "pag-level pag-middle", style: `grid-area: ${levels.length + 2} / 1 / auto / 4`, "data-title": middle.title,
+  }, ...rows(middle.layers, cells))] : [];
+  const right = side(decoder, 3);
+  const labels = levels.map((level) => element("div", {
+    class: "pag-label", style: `grid-area: ${line(level)} / 2`, title: t("share of the latent's width at which it runs"),
+  }, SHARES[level] ?? `1/${level}`));
+  return [...left, ...below, ...right, ...labels];
 }
 
-/** The layers of one block of the network, such as u0.0 to u0.9, stand in one row. */
-function rows(layers) {
+/** The single layers of a level in one row; a block with several, such as u0.0 to u0.9, in a row of its own. */
+function rows(layers, cells) {
+  const blocks = grouped(layers, ({ name }) => name.split(".")[0]);
+  const made = blocks.map(([block, found]) => {
+    if (found.length === 1) return cell(found[0], cells, found[0].name);
+    return element("div", { class: "pag-many" }, element("span", { class: "pag-label" }, block),
+      element("div", { class: "pag-cells" }, ...found.map((layer) => cell(layer, cells, last(layer.name)))));
+  });
+  return blocks.every(([, found]) => found.length === 1) ? [element("div", { class: "pag-singles" }, ...made)] : made;
+}
+
+function drawBlocks({ title, layers }, cells) {
+  return element("div", { class: "pag-column", "data-title": title }, element("div", { class: "pag-label" }, t(title)),
+    element("div", { class: "pag-blocks" }, ...layers.map((layer) => cell(layer, cells, last(layer.name)))));
+}
+
+/** [[key, its items]], in the order in which the keys come. */
+function grouped(items, keyOf) {
   const found = new Map();
-  for (const layer of layers) {
-    const block = layer.name.split(".")[0];
-    found.set(block, [...(found.get(block) ?? []), layer]);
-  }
+  for (const item of items) found.set(keyOf(item), [...(found.get(keyOf(item)) ?? []), item]);
   return [...found];
-}
-
-function rowOf([block, layers], cells) {
-  if (layers.length === 1) return element("div", { class: "pag-cells" }, cell(layers[0], cells, layers[0].name));
-  return element("div", { class: "pag-cells pag-many" }, element("span", { class: "pag-label" }, block),
-    ...layers.map((layer) => cell(layer, cells, last(layer.name))));
 }
 
 const last = (name) => name.split(".").at(-1);

@@ -1,103 +1,140 @@
-/** What the graph says: where an input's value comes from, and which loader feeds a node. */
+/** What feeds an input and what its value is, seen through all that only passes things on. */
 
-import { app } from "../../scripts/app.js";
+import { hostOf, isLinked, linkInto } from "./nodes.js";
+import { follow } from "./watch.js";
 
 const SUBGRAPH_INPUT = -10; // the id that links inside a subgraph have as their origin at its boundary
 const MUTED = 2;
 const BYPASSED = 4;
-const LOADER_INPUTS = ["ckpt_name", "unet_name"];
 const MAX_HOPS = 200; // against loops
+const SWITCH = /switch|selector|if.?else|ternary|mux/i;
+const PASSES = /reroute|pass.?through|^junction/i;
+const CONSTANT = /primitive|const|literal|value|^(easy |impact|cr |simple)?(int|float|number|string|text|seed|bool)/i;
+const TYPES = { INT: "number", FLOAT: "number", STRING: "string", BOOLEAN: "boolean" };
 
 /**
- * What feeds an input, seen through reroutes, bypassed nodes and the boundaries of subgraphs.
- * {node, widget}: the widget is there where a widget's value, not an output, is what arrives. Null where nothing does.
+ * What feeds a node's input: {node, slot}, an output that computes it; {node, widget}, a value on a subgraph's edge or
+ * a Primitive; {unsure: node}, where a switch decides while it runs; null where nothing arrives.
  */
-function origin(node, input, hops = 0, type = input?.type) {
-  const link = input?.link == null ? null : node.graph?.getLink(input.link);
+export function source(node, index, hops = 0, type = node.inputs[index]?.type) {
+  follow(node);
+  const link = linkInto(node, index);
   return link && hops < MAX_HOPS ? behind(node.graph, link, type, hops + 1) : null;
 }
 
 function behind(graph, link, type, hops) {
-  if (Number(link.origin_id) === SUBGRAPH_INPUT) { // some versions have it as text
-    const host = hostOf(graph);
-    const outer = host?.inputs[link.origin_slot];
-    if (!outer) return null;
-    if (outer.link != null) return origin(host, outer, hops, type);
-    const widget = host.widgets?.find(({ name }) => name === outer.name);
-    return widget ? { node: host, widget } : null;
-  }
+  follow(graph);
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) return outside(graph, link.origin_slot, type, hops);
   const node = graph.getNodeById(link.origin_id);
-  if (!node || node.mode === MUTED) return null;
-  const slot = link.origin_slot;
+  return node ? output(node, link.origin_slot, type, hops) : null;
+}
+
+/** What stands on the edge of a subgraph: a link outside, or a widget of the subgraph's node. */
+function outside(graph, slot, type, hops) {
+  const host = hostOf(graph);
+  const outer = host?.inputs[slot];
+  if (!outer) return null;
+  if (isLinked(host, slot)) return source(host, slot, hops, type);
+  const widget = host.widgets?.find(({ name }) => name === (outer.widget?.name ?? outer.name));
+  follow(widget);
+  return widget ? { node: host, widget } : null;
+}
+
+/** What comes out of an output. */
+function output(node, slot, type, hops) {
+  follow(node);
+  if (node.mode === MUTED) return null;
   if (node.mode === BYPASSED) {
-    const same = node.inputs[slot]?.type === type ? node.inputs[slot] : null;
-    return origin(node, same ?? node.inputs.find((input) => input.type === type), hops, type);
+    const same = node.inputs[slot]?.type === type ? slot : node.inputs.findIndex((input) => input.type === type);
+    return same < 0 ? null : source(node, same, hops, type);
   }
   if (node.isSubgraphNode?.()) {
-    const inner = node.subgraph.outputs[slot]?.linkIds?.[0];
-    const innerLink = inner == null ? null : node.subgraph.getLink(inner);
-    return innerLink && hops < MAX_HOPS ? behind(node.subgraph, innerLink, type, hops + 1) : null;
+    const link = node.subgraph.outputs[slot]?.getLinks?.()[0] ?? null;
+    return link && hops < MAX_HOPS ? behind(node.subgraph, link, type, hops + 1) : null;
   }
-  if (node.isVirtualNode && node.inputs?.length) return origin(node, node.inputs[slot] ?? node.inputs[0], hops, type);
-  return { node, widget: node.widgets?.find(({ name }) => name === "value") };
+  if (node.isVirtualNode) return virtual(node, slot, type, hops);
+  if (!isSwitch(node)) return { node, slot };
+  const way = wayOf(node, slot);
+  return way === null ? null : way === undefined ? { unsure: node } : source(node, way, hops, type);
 }
 
-/** The first node on the canvas that shows this subgraph. */
-function hostOf(graph) {
-  const graphs = [app.rootGraph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
-  return graphs.flatMap(({ nodes }) => nodes).find((node) => node.subgraph === graph);
+/** Nodes that are in the editor only: reroutes, Primitives, pairs of Set and Get nodes. */
+function virtual(node, slot, type, hops) {
+  const resolved = node.resolveVirtualOutput?.(slot);
+  if (resolved && resolved.node !== node) return output(resolved.node, resolved.slot, type, hops + 1);
+  const link = node.getInputLink?.(slot) ?? null;
+  if (link && hops < MAX_HOPS) return behind(node.graph, link, type, hops + 1);
+  const widget = node.widgets?.find(({ name }) => name === "value") ?? node.widgets?.[0];
+  const setter = widget && !isConstant(node) && node.graph.nodes.find((other) => other !== node && other.isVirtualNode
+    && other.inputs?.length && other.widgets?.[0]?.value === widget.value);
+  if (setter) return source(setter, 0, hops, type);
+  follow(widget);
+  return widget && isConstant(node) ? { node, widget } : null;
 }
 
-/** The widget that holds an input's value: the node's own, or where it is linked, the one it comes from, if any. */
-export function field(node, name) {
-  const input = node.inputs?.find((slot) => slot.link != null && (slot.widget?.name ?? slot.name) === name);
-  return input ? origin(node, input)?.widget : node.widgets?.find((widget) => widget.name === name);
+const isConstant = (node) => /primitive/i.test(node.type);
+
+/** Whether a node hands on one of its inputs as it is. */
+function isSwitch(node) {
+  return SWITCH.test(node.type) || (PASSES.test(node.type) && node.inputs?.length > 0);
 }
 
-/** {name: value} of the inputs among `names` that the node has and whose value is known. */
-export function values(node, names) {
-  const found = names.map((name) => [name, field(node, name)?.value]).filter(([, value]) => value !== undefined);
-  return Object.fromEntries(found);
-}
-
-/** Writes to a widget as a user's hand would. */
-export function write(widget, node, value) {
-  widget.value = value;
-  widget.callback?.(value, app.canvas, node);
-  node.graph?.setDirtyCanvas(true, true);
-}
-
-/** Makes what `change` does one step of undo. */
-export function undoable(change) {
-  app.canvas.emitBeforeChange();
-  try {
-    change();
-  } finally {
-    app.canvas.emitAfterChange();
+/** The index of the input that a switch hands on; null where nothing is linked there, undefined where it cannot be
+ * told before the run. */
+function wayOf(node, slot) {
+  const wanted = node.outputs[slot]?.type;
+  const ways = node.inputs.map((input, index) => ({ name: input.name, index, type: input.type, widget: input.widget }))
+    .filter(({ type, widget }) => !widget && (type === wanted || !/^(BOOLEAN|INT|FLOAT|STRING|COMBO)$/.test(type)));
+  const linked = ways.filter(({ index }) => isLinked(node, index));
+  const names = [...new Set([...node.inputs.filter((input) => !ways.some(({ name }) => name === input.name)),
+    ...(node.widgets ?? [])].map(({ name }) => name))].filter((name) => !/^control_/.test(name));
+  const selectors = names.map((name) => field(node, name)).filter(Boolean);
+  if (!selectors.length) return linked.find(({ index }) => source(node, index))?.index ?? null; // the first there is
+  for (const { unknown, value } of selectors) {
+    const chosen = unknown ? undefined : ways.find(({ name }) => answersTo(name, value));
+    if (chosen) return isLinked(node, chosen.index) ? chosen.index : null;
   }
+  return linked.length === 1 ? linked[0].index : undefined;
 }
 
-/** The node that feeds an input with an output, or null. */
-export function feeding(node, name) {
-  return origin(node, node.inputs?.find((input) => input.name === name))?.node ?? null;
+/** Whether a switch's input is the one that its selector's value names. */
+function answersTo(name, value) {
+  if (typeof value === "boolean") return (value ? /true|yes|then|_on$|^on$/i : /false|no$|else|_off$|^off$/i).test(name);
+  const number = /(\d+)$/.exec(name)?.[1];
+  return name === value || (number !== undefined && Number(number) === Number(value));
 }
 
-/** The first node that takes this node's output, or null. */
-export function consumer(node) {
-  const link = node.graph?.getLink(node.outputs?.[0]?.links?.[0]);
-  return link ? node.graph.getNodeById(link.target_id) : null;
-}
-
-/** The loader upstream of the model input, past LoRAs and other nodes that take and give a model, or null. */
-export function loader(node) {
-  let at = node && feeding(node, "model");
-  for (let hops = 0; at && hops < MAX_HOPS; hops++) {
-    for (const input of LOADER_INPUTS) {
-      const file = field(at, input)?.value;
-      if (typeof file === "string") return { node: at.comfyClass, input, file };
-    }
-    const model = at.inputs?.find(({ type, link }) => type === "MODEL" && link != null);
-    at = model ? feeding(at, model.name) : null;
+/**
+ * {value, widget, node} of an input, with the widget that holds its value wherever that stands; {unknown: true} where
+ * another node computes it; undefined where the node has no such input.
+ */
+export function field(node, name, hops = 0) {
+  const index = node.inputs?.findIndex((slot) => (slot.widget?.name ?? slot.name) === name) ?? -1;
+  if (index >= 0 && isLinked(node, index)) {
+    const from = hops < 20 ? source(node, index) : null;
+    return (from && (from.widget ? held(from.node, from.widget) : constant(from, hops + 1))) ?? { unknown: true };
   }
-  return null;
+  const widget = node.widgets?.find((one) => one.name === name);
+  return widget && held(node, widget);
+}
+
+function held(node, widget) {
+  follow(node);
+  follow(widget);
+  return { value: plain(widget.value), widget, node };
+}
+
+/** Some packs keep {content, image} in a list of files. */
+const plain = (value) => (value && typeof value === "object" && "content" in value ? value.content : value);
+
+/** What a node gives that does nothing but hold one value. */
+function constant({ node, slot }, hops) {
+  if (!node) return null;
+  const widgets = node.widgets?.filter(({ name, type }) => !/^control_/.test(name) && type !== "button") ?? [];
+  const [only] = widgets;
+  const type = node.outputs[slot]?.type;
+  const fits = widgets.length === 1 && (only.name === "value" || CONSTANT.test(node.type));
+  const others = node.inputs?.some((input, index) => !input.widget && isLinked(node, index));
+  if (!fits || others || (type in TYPES && typeof plain(only.value) !== TYPES[type])) return null;
+  return field(node, only.name, hops);
 }

@@ -1,21 +1,23 @@
-/** The PAG nodes in the editor: a layer picker on each `layers` input, a plot of the schedule. Without it they work. */
+/** The PAG nodes in the editor: a layer picker on each `layers` input, a plot of the schedule, and what a run had to
+ * say. Without it they work. */
 
 import { app } from "../../scripts/app.js";
 import { loadStyle } from "./dom.js";
+import { followPalette } from "./palette.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
 import { Plot } from "./plot.js";
+import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
 import { loadTexts } from "./texts.js";
+import { chain, changed, listen, onChange } from "./watch.js";
 
 const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`; // the folder of this pack
-const LOOK_AGAIN = 150; // milliseconds
 const panels = new Set();
 
-/** Which views fit: our nodes are known by their pack (the editor translates categories), what they have by inputs. */
+/** Which views fit what a node has. */
 function views(node) {
   const has = (name) => node.widgets?.some((widget) => widget.name === name);
-  if (node.constructor.nodeData?.python_module !== MODULE) return [];
   const scheduled = ["scale", "pag_scale", "start_percent"].some(has);
   return [has("layers") && Picker, scheduled && Plot].filter(Boolean);
 }
@@ -27,32 +29,43 @@ app.registerExtension({
 
   setup() {
     loadStyle("pag.css");
-    // The host has no one event for all the ways in which a value can change: by hand, by a link or a loader far
-    // upstream, through a subgraph's promoted widget, by undo, by another extension. A look costs microseconds.
-    setInterval(() => panels.forEach((panel) => panel.look()), LOOK_AGAIN);
+    followPalette();
+    listen();
+    listenToRuns();
+    onChange(() => panels.forEach((panel) => panel.look()));
   },
 
   nodeCreated(node) {
+    const { nodeData } = node.constructor;
+    if (nodeData?.python_module !== MODULE) return; // known by their pack, for the editor translates categories
     const fitting = views(node);
-    if (!fitting.length) return;
+    if (!fitting.length && !nodeData.output_node) return;
+    if (nodeData.output_node) showResultsHere(node);
     const panel = new Panel(node, fitting);
-    panels.add(panel);
-    chain(node, "onAdded", () => panels.add(panel));
-    chain(node, "onRemoved", () => panels.delete(panel));
+    const add = () => {
+      panels.add(panel);
+      panel.added();
+    };
+    add();
+    chain(node, "onAdded", add);
+    chain(node, "onRemoved", () => {
+      panels.delete(panel);
+      panel.removed();
+    });
     chain(node, "onConfigure", () => panel.restore());
   },
+
+  afterConfigureGraph: () => changed(),
 
   refreshComboInNodes() {
     forgetModels();
     panels.forEach((panel) => panel.forget());
+    changed();
   },
 });
 
-function chain(node, name, then) {
-  const before = node[name];
-  node[name] = function (...given) {
-    const result = before?.apply(this, given);
-    then();
-    return result;
-  };
+/** The panel shows a node's pictures, so the editor need not: Nodes 2.0 asks the one, the canvas does the other. */
+function showResultsHere(node) {
+  node.hideOutputImages = true;
+  node.onDrawBackground = () => {};
 }

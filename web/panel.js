@@ -1,18 +1,22 @@
-/** The foot of a PAG node: a thin bar with a button for each view, and the one view that is open. */
+/** The foot of a PAG node: a button for each view, the one view that is open, and what the latest run had to say. */
 
 import { app } from "../../scripts/app.js";
 import { element, refill } from "./dom.js";
-import { consumer, loader } from "./graph.js";
+import { loaderOf } from "./models.js";
+import { Result } from "./result.js";
 import { describeModel } from "./server.js";
 import { t } from "./texts.js";
+import { consumer } from "./values.js";
+import { changed } from "./watch.js";
 
 const OPEN = "pag_panel"; // node properties, saved with the workflow
 const FAMILY = "pag_family";
-const MARGIN = 6; // pixels around the panel, as the canvas lays it out
 const NEW_WIDTH = 300; // enough for the widest model
-const CLOSED_HEIGHT = 26;
-const KEYS = new Set([" ", "Enter", "Escape", "Home", "End", "PageUp", "PageDown",
-  "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // what the views use; the editor has other uses for them
+const CLOSED_HEIGHT = 32;
+const LONGEST_WAIT = 30_000; // milliseconds between two questions to a server that does not answer
+// What the views use, and what would delete the node: the editor has other uses for them.
+const KEYS = new Set([" ", "Enter", "Escape", "Home", "End", "PageUp", "PageDown", "Delete", "Backspace",
+  "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
 let made = 0;
 
 export class Panel {
@@ -21,62 +25,101 @@ export class Panel {
     this.model = null; // what the server says of the model that feeds the node
     this.problem = ""; // or why it says nothing
     this.views = views.map((View) => new View(this));
+    this.result = new Result(this);
     this.buttons = this.views.map((view) => element("button", {
       class: "pag-tab", type: "button", "aria-expanded": false, onclick: () => this.toggle(view),
-    }, element("span", { class: "pag-arrow", "aria-hidden": true }), view.title, " ", view.summary));
+    }, element("span", { class: "pag-arrow", "aria-hidden": true }), element("span", { class: "pag-title" }, view.title),
+    view.summary));
     this.body = element("div", { class: "pag-body" });
-    this.content = element("div", { class: "pag-content" }, element("div", { class: "pag-bar" }, ...this.buttons),
-      this.body);
+    this.content = element("div", { class: "pag-content" },
+      views.length ? element("div", { class: "pag-bar" }, ...this.buttons) : null, this.body, this.result.element);
     this.element = element("div", { class: "pag-panel" }, this.content);
-    this.height = CLOSED_HEIGHT;
+    this.height = views.length ? CLOSED_HEIGHT : 0;
+    this.observer = new ResizeObserver(() => this.measure());
     this.listen();
+    const height = () => this.height;
     // A type of its own for each node: where undo makes a node anew, Nodes 2.0 would keep the old one's element.
     const widget = node.addDOMWidget("pag_panel", `PAG_PANEL_${++made}`, this.element, {
       serialize: false, // in the prompt
-      margin: MARGIN,
+      hideInPanel: true, // an element can be in one place only
+      margin: 0,
+      getMinHeight: height, getMaxHeight: height, getHeight: height,
     });
-    // Of a fixed height: to one that can grow, both renderers would give room that the node's pictures need.
-    widget.computeSize = (width) => [width, this.height + 2 * MARGIN];
-    widget.computeLayoutSize = undefined;
+    widget.label = "PAG";
     widget.serialize = false; // in the workflow
     queueMicrotask(() => {
-      if (!this.restored) this.welcome();
+      if (!this.isRestored) this.welcome();
       this.show();
     });
   }
 
   /** A node new from the menu shows what it has. */
   welcome() {
+    if (!this.views.length) return;
     this.node.properties[OPEN] = this.views[0].name;
     this.node.setSize([Math.max(this.node.size[0], NEW_WIDTH), this.node.size[1]]);
   }
 
   /** Called with a node that comes from a workflow, a copy or undo: closed, unless it was left open. */
   restore() {
-    this.restored = true;
+    this.isRestored = true;
     this.show();
   }
 
+  added() {
+    this.observer.observe(this.content);
+    changed();
+  }
+
+  removed() {
+    this.observer.disconnect();
+    clearTimeout(this.timer);
+    for (const view of this.views) view.removed?.();
+  }
+
   listen() {
-    new ResizeObserver(() => {
-      this.height = this.content.offsetHeight || this.height; // 0 while the node is out of sight
-      this.redraw();
-      setTimeout(() => this.redraw(), 50); // the canvas makes a node higher while it draws, and shows it next time
-    }).observe(this.content);
     this.element.addEventListener("keydown", (event) => {
       if (KEYS.has(event.key) && !event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
-    // As the editor's own text fields do: the wheel zooms and the middle button moves the canvas.
+    // As the editor's own text fields do: the wheel zooms, the middle button moves the canvas, the right one has a menu.
+    const inCanvas = () => !this.element.closest("[data-node-id]");
     this.element.addEventListener("wheel", (event) => {
-      if (!this.element.closest("[data-node-id]")) app.canvas.processMouseWheel(event);
+      const list = event.target.closest(".pag-list");
+      if (inCanvas() && !(list && list.scrollHeight > list.clientHeight)) app.canvas.processMouseWheel(event);
+    });
+    this.element.addEventListener("contextmenu", (event) => {
+      if (!inCanvas()) return;
+      event.preventDefault();
+      app.canvas.processContextMenu(this.node, event);
     });
     this.element.addEventListener("pointerdown", (event) => event.button === 1 && app.canvas.processMouseDown(event));
     this.element.addEventListener("pointermove", (event) => event.buttons & 4 && app.canvas.processMouseMove(event));
     this.element.addEventListener("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
   }
 
+  measure() {
+    const height = this.content.offsetHeight;
+    if (!this.element.isConnected || (!height && this.content.childElementCount > 2)) return; // out of sight
+    if (height === this.height) return;
+    this.height = height;
+    this.redraw();
+    setTimeout(() => this.redraw(), 50); // the canvas makes a node higher while it draws, and shows it next time
+    changed(); // it may have come into sight
+  }
+
   redraw() {
     this.node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** Changes what is shown, and makes the node higher or lower by as much. */
+  resize(change) {
+    const before = this.content.offsetHeight;
+    change();
+    const after = this.content.offsetHeight;
+    if (!before || !after || before === after) return;
+    this.height = after;
+    this.node.setSize([this.node.size[0], this.node.size[1] + after - before]);
+    this.redraw();
   }
 
   get open() {
@@ -84,15 +127,9 @@ export class Panel {
   }
 
   toggle(view) {
-    const height = this.node.size[1];
-    const content = this.content.offsetHeight;
-    if (!this.open) this.heightClosed = height;
     this.node.properties[OPEN] = this.open === view ? "" : view.name;
-    this.show();
+    this.resize(() => this.show());
     this.look();
-    this.height = this.content.offsetHeight || this.height;
-    // The editor makes a node as high as it must be; only to lower it again is up to us.
-    this.node.setSize([this.node.size[0], this.heightClosed ?? height + this.height - content]);
   }
 
   show() {
@@ -114,26 +151,51 @@ export class Panel {
   /** Compares the graph with what is shown, and shows what has changed. */
   look() {
     if (!this.node.graph || !this.element.isConnected) return;
-    this.findModel();
+    if (this.views.length) this.findModel();
     for (const view of this.views) view.update();
+    this.result.update();
   }
 
   async findModel() {
-    const found = loader(this.node.inputs.some(({ type }) => type === "MODEL") ? this.node : consumer(this.node));
+    const found = loaderOf(this.node.inputs.some(({ type }) => type === "MODEL") ? this.node : consumer(this.node));
     const key = JSON.stringify([found, this.family]);
     if (key === this.source) return;
     this.source = key;
-    let answer = found ? await describeModel({ loader: found }) : {};
-    const problem = answer.error ?? (answer.id ? "" : t("No model loader is connected."));
+    let answer = found?.loader ? await describeModel({ loader: found.loader }) : {};
+    const problem = answer.error ?? (answer.id ? "" : withoutFile(found));
     if (!answer.id && this.family) answer = await describeModel({ family: this.family });
     if (key !== this.source) return; // the graph has changed meanwhile
+    if (answer.isUnanswered) this.askAgain();
+    else this.wait = 0;
     this.model = answer.id ? answer : null;
     this.problem = problem;
     this.look();
   }
 
-  /** Asks anew for the model; its file may be another. */
+  /** Asks anew for everything; files may be others, or the server was away. */
   forget() {
     this.source = null;
+    for (const view of this.views) view.forget?.();
   }
+
+  /** After a question to which there was no answer. */
+  askAgain() {
+    clearTimeout(this.timer);
+    this.wait = Math.min(LONGEST_WAIT, 2 * (this.wait || 500));
+    this.timer = setTimeout(() => {
+      this.forget();
+      this.look();
+    }, this.wait);
+  }
+}
+
+/** Why no file is known. */
+function withoutFile(found) {
+  if (found?.unknown) return t("Which model arrives here is decided while it runs. Choose its family by hand.");
+  if (found?.other) {
+    return t("{node} names no model file that can be looked into. Choose the model's family by hand.", {
+      node: found.other,
+    });
+  }
+  return t("No model loader is connected.");
 }

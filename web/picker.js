@@ -3,9 +3,11 @@
 import { Cells } from "./cells.js";
 import { drawModel } from "./drawing.js";
 import { element, refill } from "./dom.js";
-import { field, undoable, write } from "./graph.js";
+import { field } from "./graph.js";
+import { message } from "./message.js";
 import { ask, newestOnly } from "./server.js";
 import { t } from "./texts.js";
+import { undoable, write } from "./values.js";
 
 export class Picker {
   name = "layers";
@@ -31,7 +33,7 @@ export class Picker {
     this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": t("Presets") });
     this.drawing = element("div", { class: "pag-drawing" });
     this.strip = element("div", { class: "pag-heads" });
-    this.message = element("div", { class: "pag-message", role: "status" });
+    this.message = element("div", { class: "pag-message" });
     this.element = element("div", { class: "pag-view" }, this.head, this.presets, this.drawing, this.strip,
       this.message);
     this.strip.addEventListener("keydown", (event) => event.key === "Escape" && this.closeHeads());
@@ -43,13 +45,28 @@ export class Picker {
     if (model !== this.model || problem !== this.problem) {
       [this.model, this.problem, this.text] = [model, problem, null]; // read the text anew
       this.opened = null;
-      this.drawHead();
-      this.drawModel();
+      this.change(() => {
+        this.drawHead();
+        this.drawModel();
+      });
     }
-    const text = field(this.panel.node, "layers")?.value;
+    const { value, unknown } = field(this.panel.node, "layers") ?? {};
+    const text = unknown ? undefined : value;
     if (text === this.text) return;
     this.text = text;
     this.read(text);
+  }
+
+  /** Reads the text anew. */
+  forget() {
+    [this.problem, this.text] = [null, null];
+  }
+
+  /** Draws; a node whose first drawing this is was saved with room for it. */
+  change(draw) {
+    if (this.isDrawn) this.panel.resize(draw);
+    else draw();
+    this.isDrawn ||= Boolean(this.model);
   }
 
   get layers() {
@@ -68,11 +85,13 @@ export class Picker {
     this.say(typeof layers === "string" ? "" : t("layers comes from another node; the picture cannot follow it."));
     if (!this.model || typeof layers !== "string") return this.show({});
     const answer = await this.select("select", { model: this.model.id, layers });
-    if (answer) this.take(answer);
+    if (!answer) return;
+    this.take(answer);
+    if (answer.isUnanswered) this.panel.askAgain();
   }
 
   take(answer) {
-    this.say(answer.error ?? "");
+    this.say(answer.error ?? "", "error");
     if (answer.selected) this.show(answer.selected, answer.share);
     else this.show({});
   }
@@ -97,7 +116,7 @@ export class Picker {
   }
 
   async choose(selected) {
-    if (!field(this.panel.node, "layers")) return; // computed elsewhere
+    if (!field(this.panel.node, "layers")?.widget) return; // computed elsewhere
     const before = this.selected;
     this.beforeClick = before;
     this.show(selected);
@@ -105,7 +124,7 @@ export class Picker {
     if (!answer) return;
     if (answer.text === undefined && Object.keys(selected).length) { // no such selection: nothing has changed
       this.show(before);
-      this.say(answer.error);
+      this.say(answer.error, "error");
       return;
     }
     this.enter(answer.text ?? "");
@@ -114,11 +133,10 @@ export class Picker {
 
   /** Puts a text into the input, as one step of undo; false where another node computes it. */
   enter(text) {
-    const { node } = this.panel;
-    const widget = field(node, "layers");
-    if (!widget) return false;
+    const held = field(this.panel.node, "layers");
+    if (!held?.widget) return false;
     this.text = text;
-    undoable(() => write(widget, node, text));
+    undoable(() => write(held, text));
     return true;
   }
 
@@ -131,9 +149,9 @@ export class Picker {
     });
     refill(this.head, ...(model && !problem
       ? [element("span", { class: "pag-name", title: about }, model.name)]
-      : [element("span", { class: "pag-problem" }, problem), familyChooser(panel)]), this.share);
-    refill(this.presets, ...(model?.presets ?? []).map(({ title, layers }) => element("button", {
-      type: "button", class: "pag-preset", title: layers === title ? null : layers, "data-layers": layers,
+      : [message("info", problem), familyChooser(panel)]), this.share);
+    refill(this.presets, ...(model?.presets ?? []).map(({ title, layers, about }) => element("button", {
+      type: "button", class: "pag-preset", title: about ? `${layers}\n${t(about)}` : layers, "data-layers": layers,
       onclick: () => this.enter(layers) && this.read(layers),
     }, t(title))));
   }
@@ -146,16 +164,7 @@ export class Picker {
 
   show(selected, share) {
     this.selected = selected;
-    for (const layer of this.layers) {
-      const button = this.cells.buttons.get(layer.name);
-      const heads = this.headsOf(layer.name).length;
-      const part = heads && heads < layer.heads;
-      button.setAttribute("aria-pressed", part ? "mixed" : heads > 0);
-      button.style.setProperty("--part", heads / layer.heads);
-      button.setAttribute("aria-label", t(part ? "{layer}: {part} of {heads} heads" : "{layer}: {heads} heads", {
-        layer: layer.name, heads: layer.heads, part: heads,
-      }));
-    }
+    for (const layer of this.layers) this.showLayer(layer);
     for (const preset of this.presets.children) {
       preset.setAttribute("aria-pressed", preset.dataset.layers === this.text);
     }
@@ -169,6 +178,21 @@ export class Picker {
       "selected layer is shared with the normal pass.");
     if (!this.layers.some(({ name }) => name === this.opened)) this.opened = null;
     this.drawHeads();
+  }
+
+  /** Lights a cell, where that is new: of sixty cells one click changes one. */
+  showLayer(layer) {
+    const button = this.cells.buttons.get(layer.name);
+    const heads = this.headsOf(layer.name).length;
+    const part = heads > 0 && heads < layer.heads;
+    const state = `${heads}`;
+    if (button.dataset.heads === state) return;
+    button.dataset.heads = state;
+    button.setAttribute("aria-pressed", part ? "mixed" : heads > 0);
+    if (part) button.style.setProperty("--part", heads / layer.heads);
+    button.setAttribute("aria-label", t(part ? "{layer}: {part} of {heads} heads" : "{layer}: {heads} heads", {
+      layer: layer.name, heads: layer.heads, part: heads,
+    }));
   }
 
   openHeads(name, clicked) {
@@ -186,6 +210,10 @@ export class Picker {
   }
 
   drawHeads() {
+    this.change(() => this.drawStrip());
+  }
+
+  drawStrip() {
     const layer = this.layers.find(({ name }) => name === this.opened);
     if (this.strip.dataset.layer !== (layer?.name ?? "")) {
       this.strip.dataset.layer = layer?.name ?? "";
@@ -206,8 +234,11 @@ export class Picker {
     this.heads.buttons.forEach((button, head) => button.setAttribute("aria-pressed", on.includes(head)));
   }
 
-  say(message) {
-    this.message.textContent = message;
+  say(text, kind = "info") {
+    const now = `${kind} ${text}`;
+    if (now === this.said) return;
+    this.said = now;
+    this.change(() => refill(this.message, message(kind, text)));
   }
 }
 

@@ -2,9 +2,11 @@
 
 import { Chart } from "./chart.js";
 import { element, refill } from "./dom.js";
-import { consumer, feeding, field, undoable, values, write } from "./graph.js";
+import { field } from "./graph.js";
+import { message } from "./message.js";
 import { newestOnly } from "./server.js";
 import { t } from "./texts.js";
+import { consumer, feeding, undoable, values, write } from "./values.js";
 
 const FIELDS = ["layers", "steps", "scheduler", "denoise", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
@@ -23,45 +25,68 @@ export class Plot {
     this.plot = newestOnly();
     this.summary = element("span", { class: "pag-summary" });
     this.legend = element("div", { class: "pag-row pag-legend" });
-    this.message = element("div", { class: "pag-message", role: "status" });
+    this.message = element("div", { class: "pag-message" });
     this.chart = new Chart((input, value, done) => this.move(input, value, done));
     this.element = element("div", { class: "pag-view" }, this.legend, this.chart.element, this.message);
   }
 
   update() {
     const { node, model } = this.panel;
-    const question = { model: model?.id ?? null, ...this.question(node) };
-    const asked = JSON.stringify(question);
+    const { known, unknown } = this.question(node);
+    const question = { model: model?.id ?? null, ...known };
+    const asked = JSON.stringify([question, unknown]);
     if (asked === this.asked) return;
     this.asked = asked;
     this.chart.setWindows(this.windows());
-    this.draw(question);
+    this.draw(question, unknown);
   }
 
-  /** What the formulas need: from this node, from the options connected to it, or the node that takes its options. */
+  /** Asks anew; the server was away. */
+  forget() {
+    this.asked = null;
+  }
+
+  removed() {
+    this.chart.removed();
+  }
+
+  /**
+   * What the formulas need: from this node, from the options connected to it, or the node that takes its options.
+   * {known: the question, unknown: [the inputs that other nodes compute]}
+   */
   question(node) {
     const isOptions = node.comfyClass === OPTIONS;
     const sampler = isOptions ? consumer(node) : node;
     const options = isOptions ? node : feeding(node, "options");
-    const [scale] = sampler ? Object.values(values(sampler, SCALES)) : [];
+    const run = sampler ? values(sampler, [...FIELDS, ...SCALES]) : { known: {}, unknown: [] };
+    const given = options?.comfyClass === OPTIONS ? values(options, widgetInputs(options)) : { known: {}, unknown: [] };
+    const { scale = run.known.pag_scale, pag_scale, ...known } = run.known;
+    const elsewhere = options && options.comfyClass !== OPTIONS ? ["options"] : [];
     return {
-      ...(sampler ? values(sampler, FIELDS) : {}), scale,
-      options: options?.comfyClass === OPTIONS ? values(options, widgetInputs(options)) : {},
+      known: { ...known, scale, options: given.known }, unknown: [...run.unknown, ...given.unknown, ...elsewhere],
     };
   }
 
-  async draw(question) {
+  async draw(question, unknown) {
     const answer = await this.plot("plot", question);
     if (!answer) return;
-    this.message.textContent = answer.error ?? "";
-    this.summary.textContent = answer.cost ? `${answer.cost.toFixed(2)}×` : "";
-    this.summary.title = answer.note ? t(answer.note) : "";
-    refill(
-      this.legend,
-      ...WINDOWS.map(([key, title]) => this.entry(key, title, answer.points ?? [])),
-      element("span", { class: "pag-share", title: this.summary.title },
-        answer.cost ? `${answer.cost.toFixed(2)}× CFG` : ""));
-    this.chart.setPoints(answer.points ?? []);
+    if (answer.isUnanswered) this.panel.askAgain();
+    const isUnknown = (...names) => names.some((name) => unknown.includes(name));
+    const hidesPag = isUnknown(...SCALES, "options", "start_percent", "end_percent", "schedule");
+    const points = (answer.points ?? []).map((point) => (hidesPag ? { ...point, pag: null } : point));
+    const cost = unknown.length || !answer.cost ? "" : `${answer.cost.toFixed(2)}×`;
+    const note = answer.note ? t(answer.note) : "";
+    this.panel.resize(() => {
+      this.summary.textContent = cost || (unknown.length ? "?" : "");
+      this.summary.title = note;
+      refill(
+        this.legend,
+        ...WINDOWS.map(([key, title]) => this.entry(key, title, points)),
+        element("span", { class: "pag-share", title: note }, cost && `${cost} CFG`));
+      refill(this.message, message("error", answer.error), message("info", unknown.length && t(
+        "Unknown before the run, for other nodes compute it: {names}.", { names: unknown.join(", ") })));
+    });
+    this.chart.setPoints(points);
   }
 
   entry(key, title, points) {
@@ -75,19 +100,19 @@ export class Plot {
   windows() {
     const { node } = this.panel;
     return WINDOWS.map(([key, title, ...inputs]) => ({
-      key, title, ends: inputs.map((input) => ({ input, value: field(node, input)?.value })),
+      key, title, ends: inputs.map((input) => ({ input, value: number(field(node, input)) })),
     })).filter(({ ends }) => ends.every(({ value }) => value !== undefined));
   }
 
   /** An end of a range is moved; `done` ends one step of undo. */
   move(input, value, done) {
-    const { node } = this.panel;
-    const widget = field(node, input);
-    if (!widget) return;
-    if (done) undoable(() => write(widget, node, value));
-    else write(widget, node, value);
+    const held = field(this.panel.node, input);
+    if (!held?.widget) return;
+    if (done) undoable(() => write(held, value));
+    else write(held, value);
     this.update();
   }
 }
 
+const number = (held) => (held?.widget && typeof held.value === "number" ? held.value : undefined);
 const widgetInputs = (node) => node.inputs.filter(({ widget }) => widget).map(({ name }) => name);

@@ -1,19 +1,21 @@
 /** Questions to this pack's routes. The layer grammar and every formula live on the server alone. */
 
 import { api } from "../../scripts/api.js";
-import { t } from "./texts.js";
+import { t, translated } from "./texts.js";
 
-/** The JSON answer of POST /pag/<path> (GET without a body); {error} when there is none. */
+/** The JSON answer of POST /pag/<path> (GET without a body); {error, isUnanswered} when there is none. */
 export async function ask(path, body) {
   const headers = { "Content-Type": "application/json" };
   const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   try {
     const response = await api.fetchApi(`/pag/${path}`, options);
     const answer = await response.json().catch(() => ({}));
+    if (answer.error) answer.error = translated(answer.error);
     if (response.ok || answer.error) return answer;
-    return { error: t("The server could not answer (HTTP {status}).", { status: response.status }) };
+    const error = t("The server could not answer (HTTP {status}).", { status: response.status });
+    return { error, isUnanswered: true };
   } catch {
-    return { error: t("The server cannot be reached.") };
+    return { error: t("The server cannot be reached."), isUnanswered: true };
   }
 }
 

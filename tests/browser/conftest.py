@@ -1,6 +1,7 @@
 """Tests in a real browser against a real server, both started once. What they see is kept under build/browser/.
 
-Without Playwright or a chromium they are skipped, and say so; with PAG_REQUIRE_BROWSER=1 they fail instead.
+Without Playwright or a chromium they are skipped, and say so; with PAG_REQUIRE_BROWSER=1 they fail instead. The editor
+is the one that the ComfyUI at hand brings; PAG_FRONTEND takes another: a version such as 1.58.1, "newest", or a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from harness.editor import BARE, VUE, Editor, launch
 from harness.errors import HarnessError
+from harness.frontend import arguments
 from harness.host import ROOT
 from harness.server import Server
 
@@ -28,7 +30,8 @@ one_renderer = pytest.mark.parametrize("page", RENDERERS[-1:], indirect=True)
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
-    with Server(comfyui, base, log=base / "server.log") as server:
+    frontend = arguments(os.environ.get("PAG_FRONTEND"))
+    with Server(comfyui, base, log=base / "server.log", arguments=frontend) as server:
         yield server
 
 

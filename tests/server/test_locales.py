@@ -106,6 +106,8 @@ def test_texts_of_the_picker_and_the_plot(client, language):
         {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}},
         *({"family": family} for family in json.loads(client.get("/pag/families"))["families"]))]
     answered = {part["title"] for model in models for part in [*model["columns"], *model["presets"]]}
+    answered |= {preset["about"] for model in models for preset in model["presets"]
+                 if preset["about"] and preset["about"] != model["source"]}
     answered |= {json.loads(client.post("/pag/plot", question))["note"] for question in ({}, {"cfg": 5})}
     sentences = {text for text in answered if " " in text}  # the others may be words of the layer grammar
     assert written | sentences <= set(translated) <= written | answered

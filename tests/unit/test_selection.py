@@ -1,6 +1,7 @@
 """The layer grammar: what it accepts and refuses, and what holds for every text and every selection."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -380,3 +381,24 @@ def test_a_range_with_an_end_that_is_not_there_is_refused(case, data):
     last = data.draw(st.integers(count, count + 50))
     with pytest.raises(SelectionError, match=f"'{prefix}{last}'"):
         select(f"{prefix}{first}-{last}", *MODELS[model])
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("D0", "d0"), ("m0 u1", "m0,u1"), ("d0;m0", "d0,m0"), ("d0-d3", "d0-3"), ("d0 - 3", "d0-3"),
+    ("m0\uff0cu1", "m0,u1"), ("layer m0", "m0"),
+    ("d0\u20133", "d0-3"), ("all -u1", "all,!u1"), ("all not u1", "all,!u1"), ("M0:H0+2", "m0:h0+2"),
+    ("d0 to d2", "d0-2"), ("m0 and u1", "m0,u1"), ("AUTO", "auto"), ("'m0'", "m0"), ("d0|m0/u1", "d0,m0,u1"),
+])
+def test_an_error_says_what_to_type(written, meant):
+    layers = tuple(Layer(f"{kind}{index}", {kind: index}, 8) for kind in "dmu" for index in range(4))
+    with pytest.raises(SelectionError, match=f"write {re.escape(meant)}\\."):
+        select(written, layers, "m0")
+    assert select(meant, layers, "m0")
+
+
+@pytest.mark.parametrize("written", ["d9", "x3", "d0 x3", "?", "m0:h9", "d3-0", "a" * 5000, "-" * 5000, " ;" * 3000])
+def test_nothing_is_guessed_that_this_model_does_not_have(written):
+    layers = tuple(Layer(f"{kind}{index}", {kind: index}, 8) for kind in "dmu" for index in range(4))
+    with pytest.raises(SelectionError) as caught:
+        select(written, layers, "m0")
+    assert "write d" not in str(caught.value).replace("write d0-3", "")

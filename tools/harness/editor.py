@@ -44,11 +44,17 @@ class Editor:
     def open(self, settings: dict[str, object] | None = None) -> None:
         """Loads the page, and returns when the editor's own first workflow and its greeting are out of the way."""
         self.page.goto(self.server.url, wait_until="domcontentloaded")
-        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_function(READY, timeout=180_000)
         self.page.wait_for_timeout(1000)  # the first workflow comes after the node types
         self.page.keyboard.press("Escape")
         for name, value in (settings or {}).items():
             self.set(name, value)
+
+    def reopen(self) -> None:
+        """Loads the page again, as a person does; settings stay."""
+        self.page.reload(wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=180_000)
+        self.page.wait_for_timeout(1000)
 
     def set(self, setting: str, value: object) -> None:
         self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [setting, value])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_base
 import comfy.model_detection
 import comfy.samplers
+from torch.nn import Module
 
 from ....pag_core.adm import ADMConfig
 from ....pag_core.schedule import PercentToSigma
+from ....pag_core.selection import Layer
 from ..models.adm_files import FOLDER
 from ..models.adm_model import HostConfig
 from ..models.layers import ModelLayers, UnsupportedModelError, network_layers
+from ..models.pass_cost import resampled, u_net_blocks
+from .host_names import readable
 from .meta_models import UnknownModelError, build, from_adm_header, from_header
 from .model_files import ModelFileError, find_file, header_of
 from .published import PUBLISHED
-
-_NAMES = {"SD15": "SD 1.5", "SD20": "SD 2.x", "SD3": "SD3 / SD3.5"}  # those of the host that read badly
 
 
 class UnknownFamilyError(ValueError):
@@ -34,11 +37,13 @@ class KnownModel:
         name: for people.
         layers: its self-attention layers and what they cost.
         model_sampling: the host's object of this name: its noise levels.
+        levels: {layer: the share of the latent's width at which it runs, as 1, 2, 4 ...}, of U-Nets.
     """
 
     name: str
     layers: ModelLayers
     model_sampling: object
+    levels: Mapping[Layer, int]
 
     @functools.cached_property
     def percent_to_sigma(self) -> PercentToSigma:
@@ -81,10 +86,17 @@ def _of_file(path: Path, mtime_ns: int, size: int, kind: str) -> KnownModel:
 
 
 @functools.cache
+def families() -> list[str]:
+    """The families that this ComfyUI knows, of those that the chooser offers."""
+    return [name for name, shape in PUBLISHED.items() if isinstance(shape, ADMConfig)
+            or comfy.model_detection.model_config_from_unet_config(dict(shape)) is not None]
+
+
+@functools.cache
 def of_family(name: str) -> KnownModel:
     """A family that the chooser offers, at its published size."""
-    if name not in PUBLISHED:
-        raise UnknownFamilyError(f"There is no family {name!r}. The families are {', '.join(PUBLISHED)}.")
+    if name not in families():
+        raise UnknownFamilyError(f"There is no family {name!r}. The families are {', '.join(families())}.")
     shape = PUBLISHED[name]
     config = HostConfig(shape, {}) if isinstance(shape, ADMConfig) else \
         comfy.model_detection.model_config_from_unet_config(dict(shape))
@@ -95,12 +107,24 @@ def _known(model: comfy.model_base.BaseModel, name: str | None = None) -> KnownM
     layers = network_layers(model.diffusion_model)
     # Its own may be on the meta device.
     sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
-    return KnownModel(name or _name(model, layers), layers, sampling)
+    return KnownModel(name or _name(model, layers), layers, sampling, _levels(model.diffusion_model, layers))
+
+
+def _levels(network: Module, layers: ModelLayers) -> dict[Layer, int]:
+    """What runs at the same resolution; a U-Net's encoder halves it, its decoder doubles it again."""
+    if layers.family is not None:
+        return {}
+    level, of_block = 1, {}
+    for block, parts in u_net_blocks(network):
+        of_block[block] = level  # a block that has attention changes the resolution after it, if it does
+        for part in parts:
+            positions = resampled(part, 4)
+            level = level * 2 if positions < 4 else level // 2 if positions > 4 else level
+    return {layer: of_block[key[:2]] for layer, key in layers.layers.items()}
 
 
 def _name(model: comfy.model_base.BaseModel, layers: ModelLayers) -> str:
-    """The host's name of the configuration, which says more than the name of the family."""
+    """Of the host's configuration, which says more than the family."""
     if layers.name == "ADM":
         return layers.name
-    host_name = type(model.model_config).__name__
-    return _NAMES.get(host_name, host_name.replace("_", " "))
+    return readable(type(model.model_config).__name__)

@@ -6,7 +6,6 @@ Every answer is JSON. Looking into a file and building a network take a moment, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -20,10 +19,11 @@ from ....pag_core.cost import plan_run, run_cost
 from ....pag_core.schedule import PercentToSigma
 from ....pag_core.selection import Layer, SelectionError, select, text_of
 from ....pag_core.settings import PAGOptions, PAGSettings
+from ....pag_core.stages import all_layers, select_stages
 from ..sampling.sampling import SCHEDULERS
-from .known_models import KnownModel, UnknownFamilyError, of_family, of_loader
+from .known_models import KnownModel, UnknownFamilyError, families, of_family, of_loader
 from .model_files import ModelFileError
-from .published import PUBLISHED
+from .presets import presets
 
 # One question after another: the second about a file then finds the first one's answer.
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pag")
@@ -61,7 +61,7 @@ def register() -> None:
 
 
 async def _families(request: web.Request) -> web.Response:
-    return web.json_response({"families": list(PUBLISHED)})
+    return web.json_response({"families": families()})
 
 
 def _handler(answer: Callable[[dict], dict]):
@@ -115,36 +115,14 @@ def model_answer(body: dict) -> dict:
         kind: [] for kind in (_COLUMNS if found.family is None else [group.name for group in found.family.groups])}
     for layer, key in found.layers.items():
         columns[key[0]].append({"name": layer.name, "heads": layer.heads, "share": found.share({layer: None}),
-                                "aliases": layer.aliases})
+                                "aliases": layer.aliases, "level": known.levels.get(layer, 1)})
     return {
         "id": {key: body[key] for key in ("family" if "family" in body else "loader",)},
         "name": known.name, "kind": "transformer" if found.family else "u-net", "auto": found.auto,
         "source": found.source,
         "columns": [{"title": _COLUMNS.get(kind, kind) or "blocks", "layers": cells}
                     for kind, cells in columns.items()],
-        "presets": _presets(known)}
-
-
-def _presets(known: KnownModel) -> list[dict]:
-    """Selections worth a click, of those that this model has."""
-    found = known.layers
-    layers = tuple(found.layers)
-    third = len(layers) // 3
-    offered = {"auto": "auto"}
-    if found.family is not None:
-        offered |= {"the middle third": f"{third}-{2 * third}"} if third else {}
-    elif found.name == "ADM":
-        offered |= {"the paper's, with labels (Table 1)": "input.14",
-                    "the paper's, without labels (Table 1)": "input.14,input.16-17,m0"}
-    else:
-        offered |= {"the paper's (Table 2)": "m0"}
-    offered["all"] = "all"
-    presets = []
-    for title, text in offered.items():
-        with contextlib.suppress(SelectionError):
-            select(text, layers, found.auto)
-            presets.append({"title": title, "layers": text})
-    return presets
+        "presets": presets(found)}
 
 
 def select_answer(body: dict) -> dict:
@@ -157,7 +135,7 @@ def select_answer(body: dict) -> dict:
         chosen = select(text, layers, found.auto)
     else:
         text = _typed("layers", body.get("layers"), str)
-        chosen = select(text, layers, found.auto)
+        chosen = all_layers(select_stages(text, layers, found.auto))  # of a run whose layers change, all of them
         text = text_of(chosen, layers)
     return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
             "share": found.share(chosen), "text": text}
@@ -194,7 +172,7 @@ def plot_answer(body: dict) -> dict:
                     body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
     share = None
     if known:
-        chosen = select(settings.layers, tuple(known.layers.layers), known.layers.auto)
+        chosen = all_layers(select_stages(settings.layers, tuple(known.layers.layers), known.layers.auto))
         share = known.layers.share(chosen, shares_prefix=options.share_prefix, needs_maps=options.needs_map)
     return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
             "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}

@@ -89,7 +89,7 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
     positions = _native_positions(network)
     for block, layers in u_net_blocks(network):
         for layer in layers:
-            positions = _resampled(layer, positions)
+            positions = resampled(layer, positions)
             if isinstance(layer, (SpatialTransformer, adm.AttentionBlock)):
                 joins[block] = done
                 maps |= {(*block, index): flops for index, flops in enumerate(_maps(layer, positions))}
@@ -109,7 +109,8 @@ def _native_positions(network: nn.Module) -> int:
     return (64 if attends_first else 128) ** 2
 
 
-def _resampled(layer: nn.Module, positions: int) -> int:
+def resampled(layer: nn.Module, positions: int) -> int:
+    """How many positions of the latent there are after a layer of a U-Net or an ADM."""
     what, direction = getattr(layer, "h_upd", layer), getattr(layer, "direction", None)
     if isinstance(what, _DOWN) or direction == "down":
         return positions // 4

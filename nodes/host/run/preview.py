@@ -11,14 +11,21 @@ from comfy.cli_args import LatentPreviewMethod
 from comfy.model_patcher import ModelPatcher
 
 from ....pag_core.drawing import heat_map
+from .. import messages
 from .predictions import Pair
 from .run import Run
 
 
 class Progress:
-    """A sampling callback as the host's KSampler has it, whose bar counts through several runs of equal length."""
+    """A sampling callback as the host's KSampler has it, whose bar counts through several runs of equal length.
 
-    def __init__(self, model: ModelPatcher, runs: int = 1) -> None:
+    Args:
+        in_panel: whether the picture goes to our panel; for nodes that show a result there, which the host's preview
+            would outlive.
+    """
+
+    def __init__(self, model: ModelPatcher, runs: int = 1, in_panel: bool = False) -> None:
+        self.in_panel = in_panel
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
         self.bar = comfy.utils.ProgressBar(runs)
         self.runs = runs
@@ -31,6 +38,9 @@ class Progress:
 
     def show(self, step: int, total: int, image: tuple | None) -> None:
         """Report that a step is done, with the picture that the host's progress bar takes."""
+        if image and self.in_panel:
+            messages.show(image[1], image[2])
+            image = None
         self.bar.update_absolute(self.runs_done * total + step + 1, self.runs * total, image)
 
 

@@ -1,0 +1,46 @@
+"""What this pack's Python says to people in the editor, as templates: the texts of its errors and warnings."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from .host import ROOT
+
+_SAYING = {"tell", "_tell"}
+
+
+def sentences(*paths: str) -> dict[str, str]:
+    """{template: file} of the errors raised and warnings told in these files; {0}, {1} ... stand for values."""
+    found = {}
+    for path in paths:
+        for file in sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]:
+            for template in _of(file):
+                found.setdefault(template, str(file.relative_to(ROOT)))
+    return found
+
+
+def _of(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if not isinstance(call, ast.Call) or not call.args:
+            continue
+        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+        if (isinstance(node, ast.Raise) and name.endswith("Error")) or name in _SAYING:
+            yield from filter(None, [_template(call.args[0])])
+
+
+def _template(text: ast.expr) -> str | None:
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        return text.value
+    if not isinstance(text, ast.JoinedStr):
+        return None
+    parts, values = [], 0
+    for part in text.values:
+        if isinstance(part, ast.Constant):
+            parts.append(part.value)
+        else:
+            parts.append(f"{{{values}}}")
+            values += 1
+    return "".join(parts)

@@ -1,0 +1,60 @@
+/** The foot of the panel: what the node's latest run had to say, and to show. */
+
+import { api } from "../../scripts/api.js";
+import { element, refill } from "./dom.js";
+import { message } from "./message.js";
+import { saidBy } from "./said.js";
+import { t, translated } from "./texts.js";
+
+const SMALL = 160; // pixels; below, each is shown as a square
+
+export class Result {
+  constructor(panel) {
+    this.panel = panel;
+    this.element = element("div", { class: "pag-result" });
+  }
+
+  update() {
+    const { at, ...said } = saidBy(this.panel.node);
+    const now = JSON.stringify(said);
+    if (now === this.asked) return;
+    // What was there when the node came from a workflow is part of the height that was saved with it.
+    const isSaved = this.asked === undefined;
+    this.asked = now;
+    this.show(said, (fill) => (isSaved ? fill() : this.panel.resize(fill)));
+  }
+
+  /** Shows it when its pictures are there, so that the node changes its height once. */
+  async show(said, how) {
+    const asked = this.asked;
+    const pictures = await Promise.all(said.preview ? [picture(said.preview, t("live preview"))] : this.sheets(said));
+    if (asked !== this.asked) return; // something newer is on its way
+    const found = pictures.filter(Boolean);
+    how(() => refill(
+      this.element,
+      ...said.messages.map(({ kind, text }) => message(kind, translated(text))),
+      said.text ? element("pre", { class: "pag-list", tabindex: 0, "data-capture-wheel": true }, said.text) : null,
+      ...(said.preview ? found : found.map((image) => element("a", {
+        href: image.src, target: "_blank", class: "pag-sheet",
+      }, image)))));
+    // The editor's own menu opens, saves and copies what stands here.
+    const { node } = this.panel;
+    if (node.hideOutputImages) [node.imgs, node.imageIndex] = found.length ? [found, 0] : [undefined, null];
+  }
+
+  sheets({ images = [] }) {
+    return images.map((image) => picture(api.apiURL(`/view?${new URLSearchParams(image)}`), t("result")));
+  }
+}
+
+/** An image that is loaded; null where the server has cleared it away. */
+async function picture(address, alt) {
+  const image = element("img", { src: address, alt, draggable: false });
+  try {
+    await image.decode();
+  } catch {
+    return null;
+  }
+  if (image.naturalWidth < SMALL) image.classList.add("pag-small");
+  return image;
+}

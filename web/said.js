@@ -1,0 +1,97 @@
+/**
+ * What nodes have to say of their latest run: sentences, a list, pictures. It is kept in the browser, so that it is
+ * there again after the page was loaded anew, and goes when the node runs again.
+ */
+
+import { api } from "../../scripts/api.js";
+import { everyNode, nodeOf } from "./nodes.js";
+import { upstream } from "./values.js";
+import { changed } from "./watch.js";
+
+const KEY = "pag.said"; // in localStorage: {"graph:node": {at, messages, text, images}}
+const MOST = 100; // nodes
+const PANEL = "pag_panel"; // the widget that all nodes have that can show something
+const kept = read();
+const previews = new Map(); // the latest picture of a run that goes on; not kept
+
+const key = (node) => `${node.graph?.id}:${node.id}`;
+const has = (node, name) => node.widgets?.some((widget) => widget.name === name);
+
+/** {messages: [{kind, text}], text, images, preview} of a node, where there is any. */
+export function saidBy(node) {
+  return { messages: [], ...kept[key(node)], preview: previews.get(key(node)) };
+}
+
+/** Begins to listen to runs. */
+export function listenToRuns() {
+  const on = (event, then) => api.addEventListener(event, ({ detail }) => {
+    then(detail ?? {});
+    changed(0);
+  });
+  on("execution_cached", ({ nodes = [] }) => startRun(new Set(nodes.map(nodeOf))));
+  on("executed", ({ node, display_node, output }) => take(nodeOf(display_node ?? node), output));
+  on("pag.message", ({ node, kind, text }) => put(speaker(nodeOf(node)), { kind, text }));
+  on("pag.preview", ({ node, image }) => {
+    const at = nodeOf(node);
+    if (at) previews.set(key(at), image);
+  });
+  on("execution_error", (error) => {
+    previews.clear();
+    const at = nodeOf(error.node_id);
+    const ours = has(at ?? {}, PANEL) || error.traceback?.some((line) => line.includes(folder()));
+    if (at && ours) put(speaker(at), { kind: "error", text: error.exception_message.trim() });
+  });
+  for (const end of ["execution_success", "execution_interrupted"]) on(end, () => previews.clear());
+}
+
+/** The name of this pack's folder, as it stands in tracebacks. */
+const folder = () => decodeURIComponent(import.meta.url.split("/").at(-2));
+
+/** A run begins: what is computed again says nothing yet; results that are taken as they are keep their words. */
+function startRun(cached) {
+  previews.clear();
+  for (const node of everyNode()) {
+    if (!cached.has(node)) delete kept[key(node)];
+  }
+  write();
+}
+
+/** A node is done. */
+function take(node, output) {
+  if (!node || !has(node, PANEL)) return;
+  previews.delete(key(node));
+  const found = { text: output?.text?.join?.("\n"), images: output?.images };
+  if (found.text || found.images?.length) keep(node, { ...kept[key(node)], ...found });
+}
+
+/** Who shows what a running node says: itself, or the nearest node of ours upstream, whose settings they are. */
+function speaker(node) {
+  return node && upstream(node, (at) => has(at, PANEL) && (at === node || has(at, "layers")));
+}
+
+function put(node, message) {
+  if (!node) return;
+  const { messages = [], ...rest } = kept[key(node)] ?? {};
+  if (messages.some(({ text }) => text === message.text)) return; // once a run is enough
+  keep(node, { ...rest, messages: [...messages, message] });
+}
+
+function keep(node, said) {
+  kept[key(node)] = { ...said, at: Date.now() };
+  write();
+}
+
+function read() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function write() {
+  const newest = Object.entries(kept).sort(([, a], [, b]) => b.at - a.at).slice(0, MOST);
+  try {
+    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(newest)));
+  } catch { /* full or forbidden: then only until the page is left */ }
+}

@@ -1,0 +1,68 @@
+/** When to look at the graph again: after what a person did, what the editor tells of, and what was followed last. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const SOON = 30; // milliseconds: what happens together is looked at once
+const WHILE_DRAWING = 200; // the canvas draws many times while it is moved
+const HANDS = ["pointerup", "keyup", "input", "change", "drop"];
+const EVENTS = ["graphChanged", "reconnected", "execution_start", "execution_success"];
+const HOOKS = ["onConnectionsChange", "onWidgetChanged", "onModeChange"];
+const followed = new WeakSet();
+const looks = new Set();
+let timer = null;
+let due = Infinity;
+
+/** `look` is called soon after anything may have changed; the function that comes back ends that. */
+export function onChange(look) {
+  looks.add(look);
+  return () => looks.delete(look);
+}
+
+/** Something may have changed. */
+export function changed(within = SOON) {
+  const at = performance.now() + within;
+  if (at >= due) return;
+  clearTimeout(timer);
+  due = at;
+  timer = setTimeout(() => {
+    due = Infinity;
+    looks.forEach((look) => look());
+  }, within);
+}
+
+/** Begins to listen; once, when the editor is there. */
+export function listen() {
+  for (const name of HANDS) document.addEventListener(name, () => changed(), { capture: true, passive: true });
+  for (const name of EVENTS) api.addEventListener(name, () => changed());
+  app.canvas.canvas.addEventListener("litegraph:set-graph", () => changed());
+  chain(app.canvas, "onDrawForeground", () => changed(WHILE_DRAWING));
+}
+
+/** Tells of the next change of a node, a widget or a graph that was looked at. */
+export function follow(thing) {
+  if (!thing) return;
+  if (thing.nodes && thing.onTrigger !== undefined) followGraph(thing);
+  if (followed.has(thing)) return;
+  followed.add(thing);
+  if (thing.nodes) return;
+  const isWidget = "value" in thing && !("widgets" in thing);
+  for (const name of isWidget ? ["callback"] : HOOKS) chain(thing, name, () => changed());
+}
+
+/** The editor puts this in anew whenever another graph is shown, and so must we. */
+function followGraph(graph) {
+  if (!graph.onTrigger || followed.has(graph.onTrigger)) return;
+  chain(graph, "onTrigger", () => changed());
+  followed.add(graph.onTrigger);
+}
+
+/** Calls `then` after a method of an object, with what that was given. */
+export function chain(object, name, then) {
+  const before = object[name];
+  object[name] = function (...given) {
+    const result = before?.apply(this, given);
+    then.apply(this, given);
+    return result;
+  };
+}
