@@ -23,7 +23,7 @@ def reflect(position: Position, size: int) -> Position:
     """The place among `size` to which a border that reflects without repeating its edge sends this position, an int, or
     each of these, a tensor."""
     last = size - 1
-    return last - abs(position % max(1, 2 * last) - last)
+    return last - abs(position % max(1, 2 * last) - last)  # pyright: ignore[reportReturnType]
 
 
 def blur(x: Tensor, dim: int, weights: list[float]) -> Tensor:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -24,6 +25,8 @@ from ..sampling.sampling import SCHEDULERS
 from .known_models import KnownModel, UnknownFamilyError, families, of_family, of_loader
 from .model_files import ModelFileError
 from .presets import presets
+
+T = TypeVar("T")
 
 # One question after another: the second about a file then finds the first one's answer.
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pag")
@@ -92,7 +95,7 @@ async def _body(request: web.Request) -> dict:
     return _typed("the body", body, dict)
 
 
-def _typed(name: str, value: object, kind: type):
+def _typed(name: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise BadRequestError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}.")
     return value
