@@ -261,9 +261,9 @@ def test_what_the_users_python_lacks_is_listed_and_not_installed(monkeypatch):
 def test_what_an_installation_takes_is_said_before(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(host.sys, "platform", "linux")
     host.announce(tmp_path / "venv")
-    assert "3.4 GB to download and 6.4 GB on the disk" in capsys.readouterr().out
+    assert "3.4 GB to download and 7.0 GB on the disk" in capsys.readouterr().out
     monkeypatch.setattr(host.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1e9}))
-    with pytest.raises(HarnessError, match=r"needs 6\.4 GB .* has 1\.0 GB free.*COMFYUI_PYTHON"):
+    with pytest.raises(HarnessError, match=r"needs 7\.0 GB .* has 1\.0 GB free.*COMFYUI_PYTHON"):
         host.announce(tmp_path / "venv")
 
 
