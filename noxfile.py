@@ -169,7 +169,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def train(session: nox.Session) -> None:
     """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
-    run(session, "-m", "training.train", *session.posargs, groups=("train",))
+    run(session, "-m", "training.train", *session.posargs, groups=("evaluate", "train"))
 
 
 @nox.session

@@ -25,7 +25,7 @@ from training.recipes import Data
 
 from .classifier import Classifier
 
-STEPS, BATCH, RATE, SEED = 1500, 128, 2e-3, 0
+STEPS, BATCH, RATE, SEED = 800, 128, 2e-3, 0
 SHIFT = 2
 FEATURES = 64
 TEMPERATURE = 0.1  # of the contrast
@@ -37,10 +37,10 @@ class ConceptEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 48, 2, stride=2)
-        self.stages = nn.ModuleList(nn.ModuleList(_Block(width) for _ in range(2)) for width in (48, 96, 160))
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in ((48, 96), (96, 160)))
-        self.features = nn.Linear(160, FEATURES)
+        self.stem = nn.Conv2d(3, 64, 4, stride=4)
+        self.stages = nn.ModuleList(nn.ModuleList(_Block(width) for _ in range(2)) for width in (64, 128))
+        self.downs = nn.ModuleList([nn.Conv2d(64, 128, 2, stride=2)])
+        self.features = nn.Linear(128, FEATURES)
         self.head = nn.Linear(FEATURES, FEATURES)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -58,7 +58,7 @@ class ConceptEncoder(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.spatial = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm = nn.GroupNorm(1, width)
         self.wide, self.narrow = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(3 * width, width, 1)
 
