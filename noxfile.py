@@ -168,7 +168,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def train(session: nox.Session) -> None:
-    """Trains the shipped model; -- --minutes 60 and the like go to the trainer."""
+    """Trains a model on emoji drawings; -- --minutes 60 and the like go to the trainer, --recipe fashion too."""
     run(session, "-m", "training.train", *session.posargs, groups=("evaluate", "train"))
 
 
