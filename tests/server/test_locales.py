@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
+from commands import english_help
 from harness.host import ROOT
+from harness.sentences import sentences
 from harness.server import PACK_NAME
 from harness.workflow import inputs_of
 
@@ -120,3 +122,20 @@ def texts_in(script: str) -> list[str]:
     """The texts of t("...") calls, of which one may join two lines or choose between two."""
     calls = re.findall(r'\bt\(([^()"]*(?:"[^"]*"[^()"]*)+)', script)
     return [text for call in calls for text in re.findall('"([^"]*)"', re.sub(r'"\s*\+\s*"', "", call))]
+
+
+def test_the_servers_sentences(client, language):
+    """What an editor's panel shows of them; a sentence that is not here stays English."""
+    translated = json.loads(client.get("/i18n"))[language]["pag_server"]
+    said = set(sentences("pag_core", "nodes")) | {"This model has: {0}; also all, auto."}
+    assert set(translated) <= said
+    grammar = set(sentences("pag_core/selection.py", "pag_core/checks.py"))
+    assert len(grammar & set(translated)) >= 0.9 * len(grammar)
+    for english, text in translated.items():
+        assert re.search(SCRIPT[language], text), text
+        assert sorted(re.findall(r"\{\d+\}", text)) == sorted(re.findall(r"\{\d+\}", english)), text
+
+
+def test_english_help_stands_in_for_every_other_language():
+    for copy, page in english_help.copies().items():
+        assert copy.read_bytes() == page.read_bytes(), f"{copy.name}: run python -m commands.english_help"
