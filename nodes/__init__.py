@@ -3,11 +3,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .comparison import PAGGrid
-from .guidance import PAGGuider, PAGModelPatch, PAGOptionsNode
+from .guidance import PAGGuider, PAGModelPatch
 from .host import installation
 from .host.editor import routes
 from .inspection import PAGInspect
 from .layers import PAGLayers
+from .options import PAGOptionsNode
 from .research.adm import PAGADMClassLabel, PAGADMLoader
 from .research.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from .research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler

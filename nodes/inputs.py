@@ -36,7 +36,8 @@ def layers() -> io.String.Input:
         tooltip="The self-attention layers to perturb, separated by commas. auto is the family's recommendation "
                 "(U-Nets: m0, the middle block). d0, m0, u3 count encoder, middle and decoder blocks; u0.4 one "
                 "transformer block inside; input.4 the host's own numbering; d0-3 a range; all; !u5 takes out; "
-                "m0:h0+2-3 single heads. PAG Layers lists what your model has.")
+                "m0:h0+2-3 single heads. 60%: m0; 100%: u0 changes them during the run. PAG Layers lists what your "
+                "model has.")
 
 
 def options() -> io.Input:

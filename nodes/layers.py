@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..pag_core.selection import Layer, heads_text, select
+from ..pag_core.selection import heads_text
+from ..pag_core.settings import PAGOptions
+from ..pag_core.stages import Stage, all_layers, select_stages
 from . import inputs
 from .host.models.families import Tokens
 from .host.models.layers import ModelLayers, model_layers
@@ -31,12 +33,12 @@ class PAGLayers(io.ComfyNode):
     def execute(cls, model, layers: str) -> io.NodeOutput:
         check_model(model)
         found = model_layers(model)
-        chosen = select(layers, tuple(found.layers), found.auto)
-        text = _describe(found, chosen)
+        text = _describe(found, select_stages(layers, tuple(found.layers), found.auto))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None]) -> str:
+def _describe(found: ModelLayers, stages: tuple[Stage, ...]) -> str:
+    chosen = all_layers(stages)
     groups = {group.name: group for group in found.family.groups} if found.family else {}
     rows = [("layer", "also", "heads", "tokens", "selected")]
     for layer, key in found.layers.items():
@@ -49,7 +51,13 @@ def _describe(found: ModelLayers, chosen: dict[Layer, frozenset[int] | None]) ->
                       for row in rows)
     shared = ", since what comes before the first selected layer is shared with the normal pass" \
         if found.shares_prefix else ""
+    blocks_only = f"{found.family.blocks_only}: only skip_block works.\n" if found.family and \
+        found.family.blocks_only else ""
+    options = PAGOptions("skip_block" if blocks_only else "identity")
+    during = "".join(f"Up to {stage.end:.0%}: {', '.join(layer.name for layer in stage.chosen)}.\n"
+                     for stage in stages) if len(stages) > 1 else ""
     most = "at most " if found.family and not found.family.even else ""
-    return (f"{found.name}: {len(found.layers)} self-attention layers, {len(chosen)} selected.\n"
-            f"The extra pass costs {most}{found.share(chosen):.0%} of a whole one{shared}.\n"
+    return (f"{found.name}: {len(found.layers)} {'blocks' if blocks_only else 'self-attention layers'}, {len(chosen)} "
+            f"selected.\n{blocks_only}{during}"
+            f"The extra pass costs {most}{found.extra(stages, options):.0%} of a whole one{shared}.\n"
             f"auto: {found.auto} ({found.source})\n\n{table}\n")

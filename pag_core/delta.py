@@ -54,16 +54,41 @@ class History:
 
     def __init__(self) -> None:
         self.mean: Tensor | None = None
+        self.sigma = 0.0
 
-    def momentum(self, cond: Tensor) -> Tensor:
+    def momentum(self, cond: Tensor, sigma: float) -> Tensor:
         """D_cond − its average over the earlier steps (Momentum Guidance, arXiv 2602.20360; HiGS, arXiv 2509.22300,
-        without its filter); 0 in a first step, or where the latent has another shape than before. Takes note of this
-        step."""
-        if self.mean is None or self.mean.shape != cond.shape:
+        without its filter). Takes note of this step.
+
+        It is 0 in a first step, and after a jump: where noise was added again, or the latent has another shape.
+        """
+        if self.mean is None or self.mean.shape != cond.shape or sigma > self.sigma:
             self.mean = cond
+        self.sigma = sigma
         change = cond - self.mean
         self.mean = torch.lerp(cond, self.mean, MEMORY)
         return change
+
+
+def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, *, scale: float, sigma: float, history: History,
+           early_damping: float = 0.0, momentum: float = 0.0, coarse_scale: float = 1.0, tangential_scale: float = 1.0,
+           origin: Tensor | None = None) -> Tensor:
+    """The delta after these rules, in this order: `damped`, the momentum added, `split`, `tangential`.
+
+    Args:
+        delta: s·(cond − perturbed), with s = `scale`.
+        x: the noisy latent x_t.
+        sigma: its noise level; of no matter without momentum.
+        history: of this run.
+        origin: as for `damped`.
+    """
+    if early_damping:
+        delta = damped(delta, perturbed, early_damping, scale, origin)
+    if momentum:
+        delta = delta + momentum * history.momentum(cond, sigma)
+    if coarse_scale != 1.0:
+        delta = split(delta, coarse_scale)
+    return tangential(delta, x, tangential_scale) if tangential_scale != 1.0 else delta
 
 
 def _length(x: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ from torch import Tensor
 from .checks import SettingError
 
 
-def check_mask(mask: object) -> None:
-    """Raise SettingError unless `mask` is a mask as the host has it: [n, H, W] or [H, W], values 0 to 1."""
+def check_mask(name: str, mask: object) -> None:
+    """Raise SettingError unless `mask` is None, or a mask as the host has it: [n, H, W] or [H, W], values 0 to 1."""
+    if mask is None:
+        return
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
         shape = "×".join(map(str, mask.shape)) if isinstance(mask, Tensor) else repr(mask)
-        raise SettingError(f"scale_mask must be a mask of one or more pictures, got {shape}.")
+        raise SettingError(f"{name} must be a mask of one or more pictures, got {shape}.")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise SettingError(f"scale_mask must hold numbers from 0 to 1, got {mask.min():g} to {mask.max():g}.")
+        raise SettingError(f"{name} must hold numbers from 0 to 1, got {mask.min():g} to {mask.max():g}.")
 
 
 def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:

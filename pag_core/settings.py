@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
-from .checks import SettingError, check_fields, check_percent_range, check_range, choice, number, switch, whole
+from torch import Tensor
+
+from .checks import Accepts, SettingError, check_fields, check_percent_range, check_range, choice, number, switch, whole
 from .guidance import RESCALE_MODES
+from .mask import check_mask
 from .perturbation import Perturbation
 from .schedule import ADAPTIVE_SCHEDULES, SCHEDULES, PercentToSigma, ScaleSchedule, Window, window_from_percent
 
 MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
 PREVIEWS = ("denoised", "delta")
+ROWS = ("extra", "negative")
+_ON_THE_DELTA = ("schedule", "rescale", "reuse_every", "preview", "early_damping", "momentum", "coarse_scale",
+                 "tangential_scale", "scale_mask")
 MAX_SIGMA = 10000.0  # above every model's largest noise level, so that it stands for no limit
 
 
@@ -29,6 +35,12 @@ class PAGOptions(Perturbation):
         reuse_every: PAG's delta is computed in every n-th step and used again in those between.
         share_prefix: whether the perturbed rows skip the blocks before the first perturbed layer; same result.
         preview: one of `PREVIEWS`, what the picture during sampling shows: x̂0, or what PAG changes (PAG Fig. 3).
+        row: one of `ROWS`, which row is weak: one more, or the negative's own, at no extra cost; then CFG alone steers
+            away from it and the scale says only whether it is weak.
+        random_share: the share of the selected layers that is drawn anew in every step (S², arXiv 2508.12880); 0 for
+            all of them.
+        early_damping, momentum, coarse_scale, tangential_scale: rules on the delta; see `delta.shaped`.
+        scale_mask: where PAG acts: [n, H, W], 0 to 1; see `mask.fit_mask`. None for everywhere.
     """
 
     start_percent: float = number(0.0)
@@ -42,6 +54,14 @@ class PAGOptions(Perturbation):
     reuse_every: int = whole(1, 1, 1000)
     share_prefix: bool = switch(True)
     preview: str = choice("denoised", PREVIEWS)
+    row: str = choice("extra", ROWS)
+    random_share: float = number(0.0)
+    early_damping: float = number(0.0, 0.0, 100.0)
+    momentum: float = number(0.0, 0.0, 10.0)
+    coarse_scale: float = number(1.0, 0.0, 10.0)
+    tangential_scale: float = number(1.0, 0.0, 10.0)
+    scale_mask: Tensor | None = field(default=None, compare=False, repr=False,
+                                      metadata={"accepts": Accepts(check_mask, ())})
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,10 +73,18 @@ class PAGOptions(Perturbation):
             raise SettingError(f"start_sigma ({self.start_sigma:g}) must be larger than end_sigma "
                                f"({self.end_sigma:g}), for sampling goes from much noise to little; "
                                f"set the scale to 0 to turn the guidance off.")
+        if self.random_share == 1.0:
+            raise SettingError("random_share is 1, but a share of all the selected layers draws nothing: set it to 0 "
+                               "to perturb them all in every step, or lower it.")
+        if self.row == "negative":
+            self._check_that_no_delta_is_asked_for()
 
-    @property
-    def attention_perturbation(self) -> Perturbation:
-        return self
+    def _check_that_no_delta_is_asked_for(self) -> None:
+        for one in fields(self):
+            if one.name in _ON_THE_DELTA and getattr(self, one.name) is not one.default and \
+                    getattr(self, one.name) != one.default:
+                raise SettingError(f"row is negative, and {one.name} acts on the push that only a row of its own "
+                                   f"makes. Set {one.name} back to {one.default}, or row to extra.")
 
     def window(self, percent_to_sigma: PercentToSigma) -> Window:
         """Where PAG acts on a model with this map; SettingError where the two ranges have nothing in common."""

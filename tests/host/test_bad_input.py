@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
+from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.models.layers import UnsupportedModelError
 from pag_pack.nodes.layers import PAGLayers
+from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.pag_core.selection import SelectionError
 from pag_pack.pag_core.settings import SettingError
 

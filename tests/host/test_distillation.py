@@ -10,7 +10,8 @@ import pytest
 import torch
 from comfy.samplers import calc_cond_batch
 from comfy_extras.nodes_custom_sampler import BasicGuider
-from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
+from pag_pack.nodes.guidance import PAGGuider
+from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.nodes.research.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
 from pag_pack.pag_core.distillation import noise_levels

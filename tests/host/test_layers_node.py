@@ -24,7 +24,7 @@ def lines(model, layers: str) -> list[list[str]]:
 def test_u_net():
     head, cost, auto, _, _, *table = lines(models.sd15(), "auto")
     assert head == ["U-Net: 7 self-attention layers, 1 selected."]
-    assert cost == ["The extra pass costs 69% of a whole one, for what comes before the first selected layer is "
+    assert cost == ["The extra pass costs 69% of a whole one, since what comes before the first selected layer is "
                     "shared with the normal pass."]
     assert auto == ["auto: m0 (the middle block, or what is nearest (PAG Table 2, 10))"]
     assert table[0] == ["d0", "d0.0 input.1 input.1.0", "4", "image only"]

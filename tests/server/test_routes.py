@@ -216,3 +216,20 @@ def test_only_post_asks_about_models(client):
     with pytest.raises(HTTPError) as caught:
         client.get("/pag/model")
     assert caught.value.code in (404, 405)
+
+
+def test_presets_hold_every_widget_of_pag_options_but_the_preset_itself(ask):
+    status, answer = ask("/pag/presets", {})
+    assert status == 200
+    assert answer["presets"]["s2"]["random_share"] == 0.1
+    assert answer["presets"]["paper"]["perturbation"] == "identity"
+    assert len({frozenset(values) for values in answer["presets"].values()}) == 1
+
+
+def test_the_plot_takes_options_with_a_preset_and_a_skipped_block_costs_less(ask):
+    question = {"model": SD3, "layers": "7-9", "steps": 20, "cfg": 4.0, "scale": 2.5}
+    costs = [ask("/pag/plot", {**question, "options": {"perturbation": kind, "preset": "custom"}})[1]["cost"]
+             for kind in ("identity", "skip_block")]
+    assert costs[1] < costs[0] - 0.03
+    negative = ask("/pag/plot", {**question, "options": {"perturbation": "skip_block", "row": "negative"}})[1]["cost"]
+    assert negative == pytest.approx(1 - 3 / 24 / 2, abs=1e-6)

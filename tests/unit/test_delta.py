@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pag_core.delta import MEMORY, History, along, damped, low_frequencies, split, tangential
+from pag_core.delta import MEMORY, History, along, damped, low_frequencies, shaped, split, tangential
 
 SHAPES = {"picture": (3, 4, 9, 7), "video": (2, 4, 3, 8, 6), "sound": (2, 8, 40)}
 SCALE = 2.5
@@ -78,21 +78,35 @@ def test_momentum_is_the_distance_to_the_average_of_the_earlier_steps(shape):
     """m₀ = D₀, mₖ₊₁ = β·mₖ + (1 − β)·Dₖ, and step k adds w·(Dₖ − mₖ) (MG)."""
     predictions, history = tensors(shape, 5), History()
     mean = predictions[0]
-    for cond in predictions:
-        torch.testing.assert_close(history.momentum(cond), cond - mean, rtol=0, atol=1e-12)
+    for step, cond in enumerate(predictions):
+        torch.testing.assert_close(history.momentum(cond, 5.0 - step), cond - mean, rtol=0, atol=1e-12)
         mean = MEMORY * mean + (1 - MEMORY) * cond
 
 
-def test_a_latent_of_another_shape_begins_a_new_history():
+@pytest.mark.parametrize(("shape", "sigma"), [((2, 4, 8, 8), 0.5), ((1, 4, 8, 8), 2.0)], ids=["shape", "more noise"])
+def test_after_a_jump_a_new_history_begins(shape, sigma):
     history = History()
-    history.momentum(torch.ones(1, 4, 8, 8))
-    assert not history.momentum(torch.zeros(2, 4, 8, 8)).any()
+    history.momentum(torch.ones(1, 4, 8, 8), 1.0)
+    assert not history.momentum(torch.zeros(shape), sigma).any()
+
+
+def test_the_rules_follow_one_another():
+    delta, cond, perturbed, x, origin, earlier = tensors(SHAPES["picture"], 6)
+    histories = History(), History()
+    for history in histories:
+        history.momentum(earlier, 2.0)
+    expected = damped(delta, perturbed, 8.0, SCALE, origin) + 0.5 * histories[0].momentum(cond, 1.0)
+    expected = tangential(split(expected, 0.4), x, 1.2)
+    result = shaped(delta, cond, perturbed, x, scale=SCALE, sigma=1.0, history=histories[1], early_damping=8.0,
+                    momentum=0.5, coarse_scale=0.4, tangential_scale=1.2, origin=origin)
+    assert torch.equal(result, expected)
+    assert shaped(delta, cond, perturbed, x, scale=SCALE, sigma=1.0, history=History()) is delta
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_rules_keep_the_dtype_and_stay_finite(dtype):
     delta, x = tensors(SHAPES["picture"], 2, dtype)
-    for result in (damped(delta, x, 8.0, 1.0), split(delta, 0.5), tangential(delta, x, 2.0), History().momentum(x),
+    for result in (damped(delta, x, 8.0, 1.0), split(delta, 0.5), tangential(delta, x, 2.0), History().momentum(x, 1.0),
                    damped(delta, torch.zeros_like(x), 8.0, 1.0), tangential(delta, torch.zeros_like(x), 2.0)):
         assert result.dtype == dtype
         assert result.isfinite().all()

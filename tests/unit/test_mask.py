@@ -50,13 +50,13 @@ def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
         fit_mask(mask, latent)
 
 
-@pytest.mark.parametrize("mask", [None, "mask", torch.zeros(3), torch.zeros(1, 4, 8, 8), torch.zeros(0, 8, 8),
+@pytest.mark.parametrize("mask", ["mask", torch.zeros(3), torch.zeros(1, 4, 8, 8), torch.zeros(0, 8, 8),
                                   left_half() * 2, -left_half(), left_half() * torch.nan], ids=str)
 def test_what_is_no_mask_is_refused(mask):
     with pytest.raises(SettingError, match=r"^scale_mask must"):
-        check_mask(mask)
+        check_mask("scale_mask", mask)
 
 
 def test_masks_are_accepted():
-    for mask in (left_half(), left_half(5), left_half()[0], left_half().half()):
-        check_mask(mask)
+    for mask in (left_half(), left_half(5), left_half()[0], left_half().half(), None):
+        check_mask("scale_mask", mask)

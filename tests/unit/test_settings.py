@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from pag_core.checks import SettingError, check_percent_range, check_range
 from pag_core.guidance import RESCALE_MODES
@@ -208,3 +209,20 @@ def test_the_schedule_is_what_the_settings_say():
     assert PAGSettings(4.0).schedule(percent_to_sigma).is_constant
     adaptive = PAGSettings(4.0, options=PAGOptions(schedule="adaptive_diffusers", adaptive_scale=0.002))
     assert adaptive.schedule(percent_to_sigma).scale_at(percent_to_sigma(0.5)) == pytest.approx(4.0 - 0.002 * 500.5)
+
+
+def test_a_share_of_all_layers_is_refused_with_a_remedy():
+    with pytest.raises(SettingError, match=r"^random_share is 1, .* set it to 0 .* or lower it"):
+        PAGOptions(random_share=1.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("schedule", "linear"), ("rescale", 0.5), ("reuse_every", 2), ("preview", "delta"), ("early_damping", 8.0),
+    ("momentum", 0.5), ("coarse_scale", 0.5), ("tangential_scale", 1.2), ("scale_mask", torch.ones(1, 8, 8))])
+def test_what_acts_on_a_push_of_its_own_is_refused_for_the_negatives_row(name, value):
+    with pytest.raises(SettingError, match=rf"^row is negative, and {name} acts on .* or row to extra"):
+        PAGOptions(row="negative", **{name: value})
+
+
+def test_the_negatives_row_takes_everything_else():
+    PAGOptions("skip_block", 0.5, row="negative", random_share=0.1, start_percent=0.2, end_sigma=0.1)

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import torch
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, SamplerCustomAdvanced
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from pag_pack.nodes.guidance import PAGGuider, PAGOptionsNode
+from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.models.layers import model_layers
+from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.pag_core.perturbation import KINDS
 from pag_pack.pag_core.selection import select

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from ....pag_core.checks import SettingError, check_choice, check_range, check_whole
 from ....pag_core.cost import plan_run, run_cost
+from ....pag_core.presets import PRESETS
 from ....pag_core.schedule import PercentToSigma
 from ....pag_core.selection import Layer, SelectionError, select, text_of
 from ....pag_core.settings import PAGOptions, PAGSettings
@@ -59,7 +60,8 @@ def register() -> None:
     if any(getattr(route, "path", None) == _FAMILIES for route in routes):
         return
     routes.get(_FAMILIES)(_families)
-    for path, answer in (("/pag/model", model_answer), ("/pag/select", select_answer), ("/pag/plot", plot_answer)):
+    for path, answer in (("/pag/model", model_answer), ("/pag/select", select_answer), ("/pag/plot", plot_answer),
+                         ("/pag/presets", presets_answer)):
         routes.post(path)(_handler(answer))
 
 
@@ -128,6 +130,13 @@ def model_answer(body: dict) -> dict:
         "presets": presets(found)}
 
 
+def presets_answer(_: dict) -> dict:
+    """{"presets": {name: {input of PAG Options: value}}}, each with every input that is a widget."""
+    inputs = [one for one in fields(PAGOptions) if one.name != "scale_mask"]
+    return {"presets": {name: {one.name: preset.values.get(one.name, one.default) for one in inputs}
+                        for name, preset in PRESETS.items()}}
+
+
 def select_answer(body: dict) -> dict:
     """What a selection takes, whether it comes as text or as layers."""
     found = _known(body.get("model")).layers
@@ -138,8 +147,9 @@ def select_answer(body: dict) -> dict:
         chosen = select(text, layers, found.auto)
     else:
         text = _typed("layers", body.get("layers"), str)
-        chosen = all_layers(select_stages(text, layers, found.auto))  # of a run whose layers change, all of them
-        text = text_of(chosen, layers)
+        stages = select_stages(text, layers, found.auto)
+        chosen = all_layers(stages)
+        text = text_of(chosen, layers) if len(stages) == 1 else text.strip()
     return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
             "share": found.share(chosen), "text": text}
 
@@ -166,6 +176,7 @@ def plot_answer(body: dict) -> dict:
     """What CFG and PAG do in each step, and what that costs."""
     known = None if body.get("model") is None else _known(body["model"])
     given = _typed("options", body.get("options", {}), dict)
+    given = {name: value for name, value in given.items() if name != "preset"}  # which the values already follow
     if unknown := given.keys() - {field.name for field in fields(PAGOptions)}:
         raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
     options = PAGOptions(**given)
@@ -175,8 +186,8 @@ def plot_answer(body: dict) -> dict:
                     body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
     share = None
     if known:
-        chosen = all_layers(select_stages(settings.layers, tuple(known.layers.layers), known.layers.auto))
-        share = known.layers.share(chosen, shares_prefix=options.share_prefix, needs_maps=options.needs_map)
+        stages = select_stages(settings.layers, tuple(known.layers.layers), known.layers.auto)
+        share = known.layers.extra(stages, options)
     return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
             "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
 

@@ -177,6 +177,8 @@ class _Recorder:
         return hook
 
     def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
+        if self.rows == 1:
+            return t.clone()
         if t.ndim <= axis or t.shape[axis] % (self.rows if axis else self.batch):
             self.problem = "a block returns a tensor of which it is not known how it holds the batch"
             return t

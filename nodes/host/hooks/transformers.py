@@ -14,9 +14,10 @@ import torch
 
 from ....pag_core.attention import PerturbationError
 from ....pag_core.perturbation import KINDS
-from ..models.families import Argument, Family, Group, Tokens, group_modules, num_heads
+from ..models.families import Family, Group, Tokens, group_modules, num_heads
 from ..models.units import TransformerKey
 from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
+from .tokens import TokenCount
 from .values import value_hooks
 
 _OVERRIDE = "optimized_attention_override"
@@ -33,14 +34,15 @@ class TransformerPatch:
     """
 
     def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation]) -> None:
-        kinds = {layer.perturbation.perturbation for layer in layers.values()} - {"identity"}
-        if kinds and any(group.values for group in family.groups):
-            raise PerturbationError(f"{family.name} takes the identity only, not {', '.join(sorted(kinds))}: ComfyUI "
-                                    f"shows no one the attention maps of this family.")
+        kinds = {layer.perturbation.perturbation for layer in layers.values()}
+        hidden = sorted(kind for kind in kinds if KINDS[kind].needs_map)
+        if hidden and any(group.values for group in family.groups):
+            raise PerturbationError(f"{family.name} takes identity, skip_attention and skip_block, not "
+                                    f"{', '.join(hidden)}: ComfyUI shows no one the attention maps of this family.")
         blurs = sorted(kind for kind in kinds if KINDS[kind].needs_grid)
-        if blurs:
-            raise PerturbationError(f"{', '.join(blurs)} blurs over the picture's rows and columns, which the "
-                                    f"attention of {family.name} does not tell; seg_mean works without them.")
+        if blurs and family.patch is None:
+            raise PerturbationError(f"{', '.join(blurs)} blurs over the picture's rows and columns, but the tokens of "
+                                    f"{family.name} lie in no picture; seg_mean works without them.")
         self.family = family
         self.layers = layers
 
@@ -76,34 +78,23 @@ class _Forward:
         self.is_ours = is_ours
         self.skipped = skipped
         self.noise_key = noise_key
-        # {"text" or "image": number of tokens}. A prompt may be missing, and with it the module that would count it.
-        self.counts: dict[str, int] = {"text": 0} if family.counter and family.counter[0] == "text" else {}
+        self.count = TokenCount(family)
         self.selected: tuple[LayerPerturbation, Tokens] | None = None  # the module that runs, if it is one
 
     def hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        if self.family.counter:
-            what, path = self.family.counter
-            yield _submodule(network, path).register_forward_hook(
-                lambda module, args, output: self._count(what, output))
-        # An altered module counts for itself where it can; only others' counts serve groups that cannot.
-        needs_count = any(group.image is None and group.tokens is not Tokens.IMAGE
-                          for group in self.family.groups if any(name == group.name for name, _ in self.layers))
+        yield from self.count.hooks(network, self.layers)
         for group in self.family.groups:
             for index, module in enumerate(group_modules(network, group)):
                 layer = self.layers.get((group.name, index))
                 if layer is not None and group.values:
                     yield from value_hooks(module, group.values, num_heads(module, group), layer,
                                            lambda batch: flags(self.uuids, self.is_ours, batch))
-                elif layer is not None or (group.image is not None and needs_count):
+                elif layer is not None:
                     yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
                     yield module.register_forward_hook(self._leave)
 
-    def _enter(self, layer: LayerPerturbation | None, group: Group):
+    def _enter(self, layer: LayerPerturbation, group: Group):
         def hook(module, args, kwargs):
-            if group.image is not None:
-                self._count("image", _argument(group.image, args, kwargs))
-            if layer is None:
-                return None
             self.selected = layer, group.tokens
 
             def given(value):
@@ -114,9 +105,6 @@ class _Forward:
 
     def _leave(self, module, args, output) -> None:
         self.selected = None
-
-    def _count(self, what: str, tokens: torch.Tensor) -> None:
-        self.counts = {what: tokens.shape[1]}
 
     def overridden(self, options: dict) -> dict:
         """The transformer_options for a selected module: our override around the one that is there."""
@@ -135,7 +123,7 @@ class _Forward:
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
-        image = self._image_tokens(tokens, keys)
+        image = self.count.image_tokens(tokens, keys)
         # Where a network has no use for the text's queries, they are the image's.
         queries = slice(keys - length, keys) if tokens is Tokens.TEXT_FIRST else slice(0, length)
         fits = image is not None and image.start >= queries.start and image.stop <= queries.stop
@@ -155,32 +143,8 @@ class _Forward:
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
                            whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"),
-                           noise_key=self.noise_key)
-
-    def _image_tokens(self, tokens: Tokens, length: int) -> slice | None:
-        """The image tokens of a sequence; None where this is not known."""
-        if tokens is Tokens.IMAGE or length == self.counts.get("image"):
-            return slice(0, length)
-        if "text" in self.counts:
-            image = length - self.counts["text"]
-        elif "image" in self.counts:
-            image = self.counts["image"]
-        else:
-            return None
-        if not 0 < image <= length:
-            return None
-        return slice(length - image, length) if tokens is Tokens.TEXT_FIRST else slice(0, image)
+                           grid=self.count.grid, noise_key=self.noise_key)
 
 
 def _is_options(value) -> bool:
     return isinstance(value, dict) and "uuids" in value
-
-
-def _argument(argument: Argument, args: tuple, kwargs: dict) -> torch.Tensor:
-    return kwargs[argument.name] if argument.name in kwargs else args[argument.position]
-
-
-def _submodule(network: torch.nn.Module, path: str) -> torch.nn.Module:
-    """A module by its path, whose "-1" stands for the last of a list."""
-    head, _, index = path.rpartition(".")
-    return network.get_submodule(head)[-1] if index == "-1" else network.get_submodule(path)

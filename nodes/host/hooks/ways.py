@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ....pag_core.attention import PerturbationError
 from ..models.layers import ModelLayers
 from .attention import LayerPerturbation
+from .blocks import BlockPatch
 from .transformers import TransformerPatch
 from .u_nets import UNetPatch
 
-Patch = UNetPatch | TransformerPatch
+Patch = UNetPatch | TransformerPatch | BlockPatch
 
 
 def way_in(found: ModelLayers, layers: dict[object, LayerPerturbation]) -> Patch:
@@ -16,4 +18,10 @@ def way_in(found: ModelLayers, layers: dict[object, LayerPerturbation]) -> Patch
     Raises:
         PerturbationError: where the model's family does not allow their kind of perturbation.
     """
+    if any(layer.perturbation.kind.acts_on_block for layer in layers.values()):
+        return BlockPatch(found.family, layers)
+    if found.family and found.family.blocks_only:
+        raise PerturbationError(f"Perturbed-Attention Guidance cannot work on this model's attention: "
+                                f"{found.family.blocks_only}. Its whole blocks can be skipped: set perturbation in PAG "
+                                f"Options to skip_block.")
     return TransformerPatch(found.family, layers) if found.family else UNetPatch(layers)

@@ -8,12 +8,14 @@ among those tokens count as image, every other token (text, registers, prepended
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 
 
 class Tokens(Enum):
@@ -39,7 +41,7 @@ class Group:
     Attributes:
         name: the grammar's name, "double" or "single"; empty where the model has one kind only.
         path: where the modules are.
-        heads: where, from there, the number of heads is.
+        heads: where, from there, the number of heads is; empty where attention cannot be perturbed.
         tokens: the order of the sequence.
         image: the argument [B, image tokens, C] that tells how many tokens are the image's; None where an earlier group
             or the family's counter said so in the same forward.
@@ -47,6 +49,7 @@ class Group:
             that is its first argument alone. Mind that this is of the block, and `path` may lead further into it.
         image_stream: which of these the image tokens are in.
         channels: the axis of a stream's channels.
+        by_shape: whether it is only known by the shapes which of a block's arguments it hands on.
         returns_more: whether a block also returns what the network keeps from call to call, the text's keys and values;
             it then always runs, and only its image tokens can be altered.
         values: (what ends in V, what projects the attention's output), two linear layers of the module, where the
@@ -55,13 +58,14 @@ class Group:
 
     name: str
     path: str
-    heads: str
+    heads: str = ""
     tokens: Tokens = Tokens.IMAGE
     image: Argument | None = None
     streams: tuple[Argument, ...] = ()
     image_stream: int = 0
     channels: int = -1
     returns_more: bool = False
+    by_shape: bool = False
     values: tuple[str, str] | None = None
 
 
@@ -86,6 +90,9 @@ class Family:
             transformer_options: then a call of its own runs every block.
         patch: how many of the latent's positions a token is wide: a number, or the network's attribute that says so;
             None where the tokens do not lie in a picture.
+        blocks_only: why the family's attention cannot be perturbed, only whole blocks; empty where it can.
+        packs_rows: whether the network lays out the rows of a batch in a way of its own, so that ours run apart.
+        one_sample: whether it mixes up the samples of a batch that holds the rows of one conditioning only.
         one_row: conditions of the model with which the host's code takes a batch of one only.
     """
 
@@ -100,6 +107,9 @@ class Family:
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
     keeps_between_calls: bool = False
     patch: int | str | None = "patch_size"
+    blocks_only: str = ""
+    packs_rows: bool = False
+    one_sample: bool = False
     one_row: tuple[str, ...] = ()
 
 
@@ -207,33 +217,68 @@ FAMILIES = (
            patch=None),
 )
 
-# Denoisers of the host that cannot be perturbed, and why.
+# Families whose attention cannot be perturbed, and why. Whole blocks can: their rows run in a call of their own, in
+# which no one has to know how the network lays them out.
+BLOCKS_ONLY = (
+    Family("ACE-Step 1", f"{_LDM}.ace.model.ACEStepTransformer2DModel", (Group("", "transformer_blocks.*"),),
+           blocks_only="ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces"),
+    Family("ACE-Step 1.5", f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel", (Group("", "decoder.layers.*"),),
+           packs_rows=True,
+           blocks_only="ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so a perturbed one changes "
+                       "the others"),
+    Family("Ernie-Image", f"{_LDM}.ernie.model.ErnieImageModel", (Group("", "layers.*"),),
+           blocks_only="Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change"),
+    Family("Hunyuan3D 2.1", f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", (Group("", "blocks.*"),), skips=True,
+           packs_rows=True, one_sample=True,
+           blocks_only="Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it"),
+    Family("MiniMax H3", f"{_LDM}.minimax.model.MiniMaxH3Model", (Group("", "blocks.*"),), packs_rows=True,
+           blocks_only="MiniMax H3 packs text, references, video and sound into one sequence without saying which "
+                       "token is which"),
+    Family("SeedVR", f"{_LDM}.seedvr.model.NaDiT",
+           (Group("", "blocks.*", streams=tuple(Argument(name, place) for place, name in enumerate(
+               ("vid", "txt", "vid_shape", "txt_shape")))),), packs_rows=True,
+           blocks_only="SeedVR attends within windows of differing size, packed into one sequence"),
+)
+
+# Denoisers of the host that cannot be guided at all, and why.
 REFUSED = {
-    f"{_LDM}.ace.model.ACEStepTransformer2DModel":
-        "ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces",
-    f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel":
-        "ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so a perturbed one changes the others",
-    f"{_LDM}.ernie.model.ErnieImageModel":
-        "Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change",
-    f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain":
-        "Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it",
-    f"{_LDM}.minimax.model.MiniMaxH3Model":
-        "MiniMax H3 packs text, references, video and sound into one sequence without saying which token is which",
     f"{_LDM}.wan.ar_model.CausalWanModel":
-        "causal Wan keeps the keys and values of earlier frames from call to call, for a fixed number of rows",
-    f"{_LDM}.seedvr.model.NaDiT":
-        "SeedVR attends within windows of differing size, packed into one sequence",
+        "causal Wan keeps the keys and values of earlier frames from call to call, and a weaker call would write its "
+        "own among them",
 }
 
 
 def family_of(network: torch.nn.Module) -> Family | None:
     """The family of a network, or None."""
-    return _by_class(network, {family.network: family for family in FAMILIES})
+    return _by_class(network, {family.network: family for family in (*FAMILIES, *BLOCKS_ONLY)})
 
 
 def refusal_of(network: torch.nn.Module) -> str | None:
     """Why a network that the host can run cannot be perturbed, or None where that is not known."""
     return _by_class(network, REFUSED)
+
+
+def family_by_structure(network: torch.nn.Module) -> Family | None:
+    """A family for a network that is not in the tables: its lists of like blocks, which can be skipped; None where it
+    has none."""
+    size = sum(weight.numel() for weight in network.parameters())
+    groups: list[Group] = []
+    for path, module in network.named_modules():
+        if any(path.startswith(f"{group.path[:-1]}") for group in groups) or not isinstance(module, nn.ModuleList):
+            continue
+        weights = sum(weight.numel() for weight in module.parameters())
+        if len(module) > 2 and len({type(block) for block in module}) == 1 and weights > size / 10:
+            groups.append(Group(path.rpartition(".")[2], f"{path}.*", by_shape=True))
+    names = [group.name for group in groups]
+    if not groups or len(set(names)) < len(names) or not all(re.fullmatch(r"[a-z][a-z_]*", name) for name in names):
+        return None
+    name = type(network).__name__
+    if len(groups) == 1:
+        groups = [replace(groups[0], name="")]
+    return Family(name, "", tuple(groups), source="the middle of the network; not tuned", even=False, patch=None,
+                  packs_rows=True,
+                  blocks_only=f"{name} is not known to Perturbed-Attention Guidance; its blocks were found by their "
+                              f"structure")
 
 
 def _by_class(network: torch.nn.Module, table: dict):
@@ -280,7 +325,9 @@ def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Mod
 
 
 def num_heads(module: torch.nn.Module, group: Group) -> int:
-    """Number of attention heads of one of the group's modules."""
+    """Number of attention heads of one of the group's modules; 1 where it counts as a whole."""
+    if not group.heads:
+        return 1
     value = module
     for name in group.heads.split("."):
         value = getattr(value, name)

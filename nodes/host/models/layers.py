@@ -12,12 +12,15 @@ from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
 from ....pag_core.selection import Layer
+from ....pag_core.settings import PAGOptions
+from ....pag_core.stages import Stage, draw
 from .adm_model import ADMNetwork
 from .defaults import published_for
-from .families import FAMILIES, Family, family_of, group_modules, num_heads, refusal_of
+from .families import FAMILIES, Family, family_by_structure, family_of, group_modules, num_heads, refusal_of
 from .pass_cost import PassCost, pass_cost
 from .units import TransformerKey, UNetKey, Units, u_net_blocks, units_of
 
+_DRAWS = 32  # of a random share, over which its costs are averaged
 _GROUPS = {"input": "d", "middle": "m", "output": "u"}
 
 
@@ -46,6 +49,11 @@ class ModelLayers:
     family: Family | None = None
 
     @property
+    def is_apart(self) -> bool:
+        """Whether weak rows run in a call of their own, for the network lays out a batch in a way of its own."""
+        return bool(self.family and self.family.packs_rows)
+
+    @property
     def one_row(self) -> tuple[str, ...]:
         """Conditions with which the host's code for this model takes a batch of one only."""
         return self.family.one_row if self.family else ()
@@ -64,6 +72,21 @@ class ModelLayers:
         return self.cost.share({self.layers[layer]: heads for layer, heads in chosen.items()}, **how)
 
 
+    def extra(self, stages: Iterable[Stage], options: PAGOptions) -> float:
+        """What PAG's weak rows cost as a share of a whole forward, on average over a run; below 0 where the negative's
+        own row is spared blocks."""
+        how = {"needs_maps": options.needs_map, "shares_prefix": options.share_prefix,
+               "skips_blocks": options.kind.acts_on_block and not options.needs_map}
+        if options.row == "negative":
+            how["shares_prefix"] = False
+        total = 0.0
+        for stage in stages:
+            draws = [draw(stage.chosen, options.random_share, options.perturbation_seed, float(step))
+                     for step in range(_DRAWS)] if options.random_share else [stage.chosen]
+            total += (stage.end - stage.start) * sum(self.share(chosen, **how) for chosen in draws) / len(draws)
+        return total - 1.0 if options.row == "negative" else total
+
+
 def model_layers(model: ModelPatcher) -> ModelLayers:
     """List the self-attention layers of a model; see `network_layers`."""
     return network_layers(model.get_model_object("diffusion_model"))
@@ -75,7 +98,9 @@ def network_layers(network: Module) -> ModelLayers:
     Raises:
         UnsupportedModelError: if the network is of a family that has none we can reach.
     """
-    family, reason = family_of(network), refusal_of(network)
+    family, reason = None, refusal_of(network)
+    if not reason and not isinstance(network, (UNetModel, ADMNetwork)):
+        family = family_of(network) or family_by_structure(network)
     if reason:
         raise UnsupportedModelError(f"Perturbed-Attention Guidance cannot work on this model: {reason}.")
     if isinstance(network, UNetModel):

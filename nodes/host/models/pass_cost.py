@@ -35,21 +35,27 @@ class PassCost:
     Attributes:
         from_here: {layer's key: the share of a forward from where the rows join if this is the first layer}.
         maps: {layer's key: the share of its image tokens' attention map}; 0 where it is computed all the same.
+        blocks: {layer's key: the share of the whole block that holds it}; 0 where this is not known.
     """
 
     from_here: Mapping[Hashable, float]
     maps: Mapping[Hashable, float]
+    blocks: Mapping[Hashable, float]
 
     def share(self, chosen: Mapping[Hashable, frozenset[int] | None], *, shares_prefix: bool = True,
-              needs_maps: bool = False) -> float:
+              needs_maps: bool = False, skips_blocks: bool = False) -> float:
         """What the pass costs as a share of a whole forward, 0 to 1.
 
         Args:
             chosen: {layer's key: its perturbed heads, None for all}, as `selection.select` returns them.
             shares_prefix: whether the pass begins at the first of these layers.
             needs_maps: whether it computes the attention maps, as every perturbation but the full identity does.
+            skips_blocks: whether it leaves out the whole blocks that hold these layers.
         """
-        saved = 0.0 if needs_maps else sum(self.maps[key] for key, heads in chosen.items() if heads is None)
+        if skips_blocks:
+            saved = sum(self.blocks[key] for key in chosen)
+        else:
+            saved = 0.0 if needs_maps else sum(self.maps[key] for key, heads in chosen.items() if heads is None)
         return (max(self.from_here[key] for key in chosen) if shares_prefix else 1.0) - saved
 
 
@@ -62,7 +68,7 @@ def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Famil
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
     if not family.even:
-        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0))
+        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0.0))
     modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
     from_here, maps = {}, {}
     for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
@@ -70,7 +76,8 @@ def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
         # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices.
         width = None if group.values else _width(module)
         maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / len(modules) if width else 0.0
-    return PassCost(from_here, maps)
+    runs = {group.name: not group.returns_more for group in family.groups}
+    return PassCost(from_here, maps, {key: runs[key[0]] / len(modules) for key in keys})
 
 
 def _width(module: nn.Module) -> int | None:
@@ -85,7 +92,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _of_u_net(network: nn.Module, keys) -> PassCost:
-    done, joins, maps = 0.0, {}, {}
+    done, joins, maps, blocks = 0.0, {}, {}, {}
     positions = _native_positions(network)
     for block, layers in u_net_blocks(network):
         for layer in layers:
@@ -93,10 +100,12 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
             if isinstance(layer, (SpatialTransformer, adm.AttentionBlock)):
                 joins[block] = done
                 maps |= {(*block, index): flops for index, flops in enumerate(_maps(layer, positions))}
+                for index, part in enumerate(getattr(layer, "transformer_blocks", (layer,))):
+                    blocks[(*block, index)] = _flops(part, positions) + maps[(*block, index)]
             done += _flops(layer, positions) + sum(_maps(layer, positions))
     done += _flops(network.out, positions)
     return PassCost({key: 1 - joins[key[:2]] / done for key in keys},
-                    {key: maps[key] / done for key in keys})
+                    {key: maps[key] / done for key in keys}, {key: blocks[key] / done for key in keys})
 
 
 def _native_positions(network: nn.Module) -> int:

@@ -15,8 +15,8 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
+from ....pag_core.delta import shaped
 from ....pag_core.guidance import guide, perturbed_attention_delta
-from ....pag_core.perturbation import KINDS
 from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixLostError
 from .control import with_kept_controls
@@ -57,6 +57,8 @@ class JointCall:
             for cond in conds[0]:
                 if any(name in cond["model_conds"] for name in step.found.one_row):
                     return "the model takes one row at a time with this conditioning"
+            if step.found.is_apart:
+                return "the model lays out the rows of a batch in a way of its own"
         reason = others_in_conds([cond for rows in conds if rows for cond in rows])
         if reason is None and not self.passes[0].run.fits_one_call(lambda: _fits(args, len(self.passes))):
             reason = LOW_MEMORY
@@ -103,7 +105,7 @@ class WeakPass:
         self.scale = scale
         self.sigma = sigma
         self.pair = pair
-        self.noise_key = (sigma,) if KINDS[settings.options.perturbation].is_random else ()
+        self.noise_key = (sigma,) if settings.options.kind.is_random else ()
         run.selected = {layer.name for layer in patch.layers.values()}
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
@@ -139,11 +141,17 @@ class WeakPass:
         options = self.settings.options
         if options.reuse_every > 1:
             self.run.keep(self.pair)
-        delta = perturbed_attention_delta(self.pair.cond, self.pair.perturbed, self.scale)
-        self.run.record(delta)
         # What the model makes of a network output of zero; the parts of the prediction are measured from there.
-        origin = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(args["input"]),
-                                                                 args["input"]) if options.rescale else None
+        origin = args["model"].model_sampling.calculate_denoised(
+            args["sigma"], torch.zeros_like(args["input"]),
+            args["input"]) if options.rescale or options.early_damping else None
+        delta = shaped(perturbed_attention_delta(self.pair.cond, self.pair.perturbed, self.scale), *self.pair[:2],
+                       args["input"], scale=self.scale, sigma=self.sigma or 0.0, history=self.run.history,
+                       early_damping=options.early_damping, momentum=options.momentum,
+                       coarse_scale=options.coarse_scale, tangential_scale=options.tangential_scale, origin=origin)
+        if options.scale_mask is not None:
+            delta = delta * self.run.weights(options.scale_mask, delta)
+        self.run.record(delta)
         return guide(args["denoised"], args["cond_denoised"], delta, options.rescale, options.rescale_mode,
                      origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
 

@@ -22,6 +22,7 @@ from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
 STATEFUL = "the network keeps tensors from call to call"
+PACKED = "the network lays out the rows of a batch in a way of its own"
 MOVED = "another node lays the batch out anew"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
@@ -148,8 +149,9 @@ class Forwards:
     @contextmanager
     def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
                is_moved: bool) -> Iterator[dict]:
-        if is_moved or units is None:
-            store.lost.add(MOVED if is_moved else UNKNOWN_NETWORK)
+        packed = self.passes[0].run.found.is_apart and len(options["uuids"]) > 1
+        if is_moved or units is None or packed:
+            store.lost.add(MOVED if is_moved else PACKED if packed else UNKNOWN_NETWORK)
             yield options
             return
         with ExitStack() as stack:

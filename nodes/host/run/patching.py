@@ -16,18 +16,21 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
-from ....pag_core.perturbation import KINDS
-from ....pag_core.selection import select
+from ....pag_core.checks import SettingError
+from ....pag_core.mask import fit_mask
+from ....pag_core.selection import SelectionError, heads_text
 from ....pag_core.settings import PAGSettings
+from ....pag_core.stages import Chosen, LayerPlan, Stage, select_stages
 from ..hooks.attention import LayerPerturbation
 from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
-from ..hooks.ways import Patch, way_in
+from ..hooks.ways import way_in
 from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
+from .negative import check_negative, with_weak_negative
 from .neighbours import KEY, looks_between_units, others_in_options
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
@@ -52,18 +55,28 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     """
     check_model(model)
     found = model_layers(model)
-    chosen = select(settings.layers, tuple(found.layers), found.auto)
+    stages = select_stages(settings.layers, tuple(found.layers), found.auto)
+    weak = {key: layer for stage in stages for key, layer in _weak_layers(found, settings, stage.chosen).items()}
+    way_in(found, weak)  # refuses what this model does not allow
     model = model.clone()
     if settings.is_off and observer is None:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked_sample)
         return model
-    perturbation = settings.options
-    layers = {found.layers[layer]: LayerPerturbation(layer.name, perturbation, heads)
-              for layer, heads in chosen.items()}
-    guidance = Guidance(settings, found, way_in(found, layers), observer)
+    guidance = Guidance(settings, found, stages, observer)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
     return model
+
+
+def _weak_layers(found: ModelLayers, settings: PAGSettings, chosen: Chosen) -> dict[object, LayerPerturbation]:
+    """{a layer's key: what is done there}."""
+    if settings.options.kind.acts_on_block:
+        for layer, heads in chosen.items():
+            if heads is not None:
+                raise SelectionError(f"layers: {settings.options.perturbation} acts on the whole block of "
+                                     f"{layer.name}, not on heads ({heads_text(heads)}); leave the heads out.")
+    return {found.layers[layer]: LayerPerturbation(layer.name, settings.options, heads)
+            for layer, heads in chosen.items()}
 
 
 def _checked_sample(executor, noise, latent_image, *args, **kwargs):
@@ -75,11 +88,11 @@ def _checked_sample(executor, noise, latent_image, *args, **kwargs):
 class Guidance:
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
-    def __init__(self, settings: PAGSettings, found: ModelLayers, patch: Patch,
+    def __init__(self, settings: PAGSettings, found: ModelLayers, stages: tuple[Stage, ...],
                  observer: Observer | None = None) -> None:
         self.settings = settings
         self.found = found
-        self.patch = patch
+        self.stages = stages
         self.observer = observer
         self.has_delta_preview = settings.options.preview == "delta"
         self.namespace = uuid.uuid4()  # keeps the rows of two PAG nodes in a chain apart
@@ -89,6 +102,17 @@ class Guidance:
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
         guider = executor.class_obj
         check_samples(guider.model_patcher, noise, latent_image, kwargs.get("latent_shapes"))
+        options = self.settings.options
+        if options.row == "negative":
+            check_negative(guider)
+        if self.found.family and self.found.family.one_sample and noise.shape[0] > 1:
+            raise SettingError(f"{self.found.name} mixes up the samples of a batch where PAG has to run it; sample one "
+                               f"at a time, not {noise.shape[0]}.")
+        if options.scale_mask is not None:
+            if noise.is_nested:
+                raise SettingError("scale_mask needs a latent of pictures or video alone; this one holds several "
+                                   "latents. Disconnect the mask.")
+            fit_mask(options.scale_mask, tuple(noise.shape))
         if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
             raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
                              f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
@@ -105,9 +129,13 @@ class Guidance:
 
     def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None) -> Run:
         # The range is that of the model which samples: nodes after PAG may have given it other noise levels.
-        schedule = self.settings.schedule(percent_to_sigma(model))
+        to_sigma = percent_to_sigma(model)
+        schedule = self.settings.schedule(to_sigma)
         levels = None if self.settings.options.reuse_every == 1 or sigmas is None else sigmas.cpu().tolist()
-        return Run(self.found, schedule, levels, self.observer is not None or self.has_delta_preview, proof)
+        plan = LayerPlan(self.stages, to_sigma, self.settings.options.random_share,
+                         self.settings.options.perturbation_seed)
+        return Run(self.found, schedule, plan, levels, self.observer is not None or self.has_delta_preview,
+                   proof)
 
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
                       seed: int | None = None):
@@ -116,18 +144,28 @@ class Guidance:
         run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
         run.calls += 1
         # Reading sigma waits for the GPU, so it is read only where something depends on it.
-        reads_sigma = (not run.schedule.is_constant or KINDS[self.settings.options.perturbation].is_random
-                       or self.settings.options.reuse_every > 1 or run.is_watched)
+        settings = self.settings.options
+        reads_sigma = (not run.schedule.is_constant or not run.plan.is_constant or settings.kind.is_random
+                       or settings.reuse_every > 1 or settings.momentum > 0.0 or run.is_watched)
         sigma = float(timestep.max()) if reads_sigma else None
         scale = self.settings.scale if sigma is None else run.schedule.scale_at(sigma)
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
+        patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)))
+        if settings.row == "negative":
+            run.is_negative = True
+            noise_key = (sigma,) if settings.kind.is_random else ()
+            options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
+                model_options
+            if run.is_watched:
+                return watched_step(executor, x, timestep, options, seed, run, None)
+            return executor(x, timestep, options, seed)
         options = model_options.copy()
         step = None
         if scale != 0.0 or self._is_shown(run, sigma):
             every = self.settings.options.reuse_every
             earlier = run.reusable(x, sigma, every) if every > 1 and scale != 0.0 else None
-            step = WeakPass(self.settings, self.found, self.patch, self.namespace, run, scale, sigma, earlier)
+            step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
             # First in the list: the delta belongs to the prediction, before others post-process it.

@@ -8,7 +8,10 @@ from uuid import UUID
 
 import torch
 
+from ....pag_core.delta import History
+from ....pag_core.mask import fit_mask
 from ....pag_core.schedule import ScaleSchedule
+from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
 from ..messages import tell
@@ -42,14 +45,19 @@ class Run:
     Args:
         found: the layers of the model that samples.
         schedule: when and how strongly PAG acts in this run.
+        plan: in which layers.
         sigmas: the sampler's noise levels; None where nobody asks for steps.
         is_watched: whether somebody looks at the predictions of every step; see `observation`.
     """
 
-    def __init__(self, found: ModelLayers, schedule: ScaleSchedule, sigmas: list[float] | None = None,
+    def __init__(self, found: ModelLayers, schedule: ScaleSchedule, plan: LayerPlan, sigmas: list[float] | None = None,
                  is_watched: bool = False, proof: Proof | None = None) -> None:
         self.found = found
         self.schedule = schedule
+        self.plan = plan
+        self.history = History()
+        self.is_negative = False  # whether the negative's own row is to be weak
+        self.weak_negatives = 0  # forwards in which the negative's own row was weak
         self.sigmas = sigmas
         self.is_watched = is_watched
         self.proof = proof or Proof()
@@ -69,6 +77,7 @@ class Run:
         self._in_network: dict[int, str | None] = {}
         self._fits: bool | None = None
         self.cond_index = 0  # of the conditional rows in the host's calls
+        self._weights: torch.Tensor | None = None
         self._pair: Pair | None = None
         self._sigma = 0.0
         self._base = 0
@@ -131,6 +140,12 @@ class Run:
         """The sampler's step that an evaluation at this noise level belongs to, the last that begins at or above it."""
         return max((i for i, level in enumerate(self.sigmas or ()) if level >= sigma * (1 - 1e-5)), default=0)
 
+    def weights(self, mask: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """The user's mask, for this delta."""
+        if self._weights is None or self._weights.device != delta.device:
+            self._weights = fit_mask(mask, tuple(delta.shape)).to(delta)
+        return self._weights
+
     def keep(self, pair: Pair) -> None:
         """Keep these predictions for `reusable`."""
         self._pair = pair
@@ -154,6 +169,11 @@ class Run:
         if self.calls == 0:
             _tell(f"PAG had no effect: the guider of this run ({guider}) calls the model past ComfyUI's PREDICT_NOISE "
                   f"wrappers, by which PAG acts. Use another guider or sampler node, for example PAG Guider.")
+        elif self.is_negative and self.weak_negatives == 0:
+            _tell("PAG had no effect: row is negative, but no step of this run computed a negative (CFG was off). "
+                  "Raise cfg, or set row to extra in PAG Options.")
+        elif self.is_negative:
+            return
         elif self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")

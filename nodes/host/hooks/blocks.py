@@ -1,0 +1,252 @@
+"""Operations on whole blocks: of the rows that enter one, the weak ones skip it, or run it shuffled or in part.
+
+For the length of one forward the block has another `forward`. Plain rows run the block's own, together, and never with
+weak rows; a block that is skipped at full strength is not computed for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ....pag_core import adm
+from ....pag_core.attention import PerturbationError
+from ....pag_core.blocks import Streams
+from ....pag_core.perturbation import perturb_block
+from ..models.families import RESULT, Family, Group, Tokens, group_units
+from ..models.units import u_net_blocks
+from .attention import LayerPerturbation, flags
+from .compiled import other_forward
+from .rows import map_tensors, pick
+from .tokens import TokenCount
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block, and how it hands on its streams.
+
+    Attributes:
+        group: the data of its family's group; of U-Nets and ADM the default's.
+    """
+
+    module: nn.Module
+    group: Group
+
+
+_TOKENS, _PLANE = Group("", "", ""), Group("", "", "", channels=1)
+
+
+def blocks_of(network: nn.Module, family: Family | None) -> dict[Hashable, Block]:
+    """{a layer's key: the block that holds it}."""
+    if family:
+        found = {}
+        for group in family.groups:
+            units = (unit for unit, layers in group_units(network, group) for _ in layers)
+            found |= {(group.name, index): Block(unit, group) for index, unit in enumerate(units)}
+        return found
+    found = {}
+    for block, layers in u_net_blocks(network):
+        for layer in layers:
+            if isinstance(layer, adm.AttentionBlock):
+                found[(*block, 0)] = Block(layer, _PLANE)
+            for index, module in enumerate(getattr(layer, "transformer_blocks", ())):
+                found[(*block, index)] = Block(module, _TOKENS)
+    return found
+
+
+class BlockPatch:
+    """Alters the blocks that hold the selected layers in one forward; see `transformers.TransformerPatch`."""
+
+    def __init__(self, family: Family | None, layers: dict[Hashable, LayerPerturbation]) -> None:
+        self.family = family
+        self.layers = layers
+
+    @contextmanager
+    def around(self, network: nn.Module, options: dict, is_ours: Callable[[object], bool],
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
+        """For one forward of `network`; arguments as for `TransformerPatch.around`."""
+        uuids = options["uuids"]
+        if not any(map(is_ours, uuids)):
+            yield options
+            return
+        count, blocks = TokenCount(self.family), blocks_of(network, self.family)
+        axes = self.family.axes if self.family else {}
+        with ExitStack() as stack:
+            for handle in count.hooks(network, self.layers if self.family else ()):
+                stack.callback(handle.remove)
+            for key, layer in self.layers.items():
+                def altered(forward: Callable, block=blocks[key], layer=layer) -> Callable:
+                    return _Altered(forward, block.group, axes, layer, count, noise_key, skipped,
+                                    lambda batch: flags(uuids, is_ours, batch))
+
+                stack.enter_context(other_forward(blocks[key].module, altered))
+            yield options
+
+
+@dataclass(frozen=True)
+class _Altered:
+    """A block's forward, with weak rows among those of the batch.
+
+    Attributes:
+        forward: the block's own.
+        axes: as in `Family.axes`.
+        count: where the image tokens are.
+        ours: one flag for each row of a batch.
+    """
+
+    forward: Callable
+    group: Group
+    axes: dict[str | int, int | None]
+    layer: LayerPerturbation
+    count: TokenCount
+    noise_key: tuple
+    skipped: Callable[[str], None]
+    ours: Callable[[torch.Tensor], list[bool]]
+
+    def __call__(self, *args, **kwargs):
+        if self.group.by_shape:
+            return self._by_shape(args, kwargs)
+        call = _Call(self.group, self.axes, args, kwargs)
+        axis = self.axes.get(RESULT, 0)
+        ours = self.ours(call.streams[0].movedim(axis, 0))
+        if call.streams[0].shape[axis] % len(ours):
+            self.skipped(self.layer.name)
+            return self.forward(*args, **kwargs)
+        plain = [row for row, weak in enumerate(ours) if not weak]
+        streams: list[tuple] = [()] * len(ours)
+        rest: tuple = ()
+        if plain:
+            out, rest = call.run(self.forward, call.of_rows(plain, len(ours)))
+            for place, row in enumerate(plain):
+                streams[row] = tuple(None if x is None else pick(x, [place], len(plain), axis) for x in out)
+        for row, weak in enumerate(ours):
+            if weak:
+                streams[row], more = self._weak(call.of_rows([row], len(ours)), axis)
+                rest = rest or more
+        joined = tuple(None if None in parts else torch.cat(parts, dim=axis) if len(parts) > 1 else parts[0]
+                       for parts in zip(*streams, strict=True))
+        return joined[0] if not call.is_tuple else (*joined, *rest)
+
+    def _by_shape(self, args: tuple, kwargs: dict):
+        """The block's result with each tensor moved towards the argument of the same shape; for calls of weak rows
+        alone. It runs even where it is skipped, for no one else knows what it returns."""
+        if not all(self.ours(next(iter((*args, *kwargs.values()))))):
+            raise PerturbationError(f"{self.layer.name} got plain and weak rows in one call, which needs a network "
+                                    f"that is known.")
+        given: list[torch.Tensor] = []
+        map_tensors((args, kwargs), lambda t: given.append(t.clone()) or t)
+        what = self.layer.perturbation
+
+        def altered(x: torch.Tensor) -> torch.Tensor:
+            own = next((t for t in given if t.shape == x.shape), None)
+            if own is None:
+                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: it returns "
+                                        f"{'×'.join(map(str, x.shape))}, a size that it does not take. Select other "
+                                        f"layers.")
+            return perturb_block((own,), lambda _: (x,), what)[0]
+
+        return map_tensors(self.forward(*args, **kwargs), altered)
+
+    def _weak(self, call: _Call, axis: int) -> tuple[Streams, tuple]:
+        """The streams of one weak row, and what else its block returned."""
+        latest: Streams = ()
+        rest: tuple = ()
+
+        def to_core(x: torch.Tensor) -> torch.Tensor:
+            return x.movedim(axis, 0).movedim(self.group.channels, -1)
+
+        def from_core(x: torch.Tensor) -> torch.Tensor:
+            return x.movedim(-1, self.group.channels).movedim(0, axis)
+
+        def run(given: Streams) -> Streams:
+            nonlocal latest, rest
+            out, rest = call.run(self.forward, call.with_streams(tuple(map(from_core, given))))
+            # The last block of some networks returns no text, for nobody reads it.
+            latest = tuple(own if x is None else to_core(x) for own, x in zip(given, out, strict=True))
+            return latest
+
+        streams = tuple(map(to_core, call.streams))
+        place = min(self.group.image_stream, len(streams) - 1)
+        # In streams of their own, all tokens are the image's.
+        tokens = self.group.tokens if len(streams) == 1 else Tokens.IMAGE
+        image = self.count.image_tokens(tokens, streams[place].flatten(1, -2).shape[1])
+        out = perturb_block(streams, run, self.layer.perturbation, image=None if image is None else (place, image),
+                            noise_key=(self.layer.name, *self.noise_key))
+        if self.group.returns_more:
+            if not latest:
+                run(streams)
+            # What the network keeps of the text is for other calls too, so the text stays what the block makes of it.
+            altered, whole = out[place], latest[place].clone()
+            whole[:, image] = altered[:, image]
+            out = (whole,)
+        return tuple(map(from_core, out)), rest
+
+
+class _Call:
+    """The arguments of one call of a block."""
+
+    def __init__(self, group: Group, axes, args: tuple, kwargs: dict) -> None:
+        self.group = group
+        self.axes = axes
+        self.args = args
+        self.kwargs = kwargs
+
+    @property
+    def _first(self):
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether the block returns several things."""
+        return bool(self.group.streams) or isinstance(self._first, tuple)
+
+    @property
+    def streams(self) -> Streams:
+        if self.group.streams:
+            return tuple(self.kwargs[one.name] if one.name in self.kwargs else self.args[one.position]
+                         for one in self.group.streams)
+        return self._first if isinstance(self._first, tuple) else (self._first,)
+
+    def with_streams(self, streams: Streams) -> _Call:
+        """The same call with other streams."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if self.group.streams:
+            for one, x in zip(self.group.streams, streams, strict=True):
+                if one.name in kwargs:
+                    kwargs[one.name] = x
+                else:
+                    args[one.position] = x
+        else:
+            first = streams if isinstance(self._first, tuple) else streams[0]
+            if args:
+                args[0] = first
+            else:
+                kwargs[next(iter(kwargs))] = first
+        return _Call(self.group, self.axes, tuple(args), kwargs)
+
+    def of_rows(self, rows: list[int], of: int) -> _Call:
+        """The call for these rows alone."""
+        if of == 1:
+            return self
+        size = self.streams[0].shape[self.axes.get(RESULT, 0)]
+
+        def cut(value, axis: int | None):
+            if isinstance(value, dict) and "uuids" in value:
+                return {**value, **{key: [value[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
+            return map_tensors(value, lambda t: pick(t, rows, of, axis) if axis is not None and t.ndim > axis and (
+                t.shape[axis] % of == 0 if axis else t.shape[0] == size) else t)
+
+        return _Call(self.group, self.axes,
+                     tuple(cut(value, self.axes.get(place, 0)) for place, value in enumerate(self.args)),
+                     {name: cut(value, self.axes.get(name, 0)) for name, value in self.kwargs.items()})
+
+    def run(self, forward: Callable, call: _Call) -> tuple[tuple, tuple]:
+        """(streams, what else there is) that the block returns for a call."""
+        out = forward(*call.args, **call.kwargs)
+        out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
+        count = len(self.streams)
+        return out[:count], out[count:]

@@ -1,0 +1,78 @@
+"""The negative's own row as the weak one: CFG then steers away from it, and no row is added.
+
+The host's call stays as it is; in each of its forwards the rows of the negative are perturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+import comfy.samplers
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+from ..hooks.compiled import uncompiled
+from ..hooks.ways import Patch
+from .run import Run
+
+_KEY = "perturbed_attention_guidance_negative"
+_CALC_COND_BATCH = "sampler_calc_cond_batch_function"
+
+
+class NoNegativeError(ValueError):
+    """The negative's row is to be weak, but CFG is off."""
+
+
+def check_negative(guider) -> None:
+    """Raise NoNegativeError where a guider computes no negative in any step, before it samples."""
+    if getattr(guider, "cfg", None) == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False):
+        raise NoNegativeError("row is negative, but at cfg 1 there is no negative whose row could be weak. Raise cfg, "
+                              "or set row to extra in PAG Options.")
+
+
+def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tuple, run: Run) -> dict:
+    """The model_options of a step whose negative rows are weak."""
+    negatives = {cond["uuid"] for cond in (getattr(guider, "conds", {}).get("negative") or ())}
+    options = model_options.copy()
+    transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
+    wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
+    ours = _Forward(negatives, patch, noise_key, run)
+    # A graph of the whole network would hold the weak rows, or none: the negative's call runs uncompiled.
+    apply_model = {key: found for key, found in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if key != COMPILE_KEY}
+    wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
+    if run.found.is_apart and _CALC_COND_BATCH not in options:
+        options[_CALC_COND_BATCH] = _one_by_one
+    return options
+
+
+class _Forward:
+    """An APPLY_MODEL wrapper that perturbs the rows of the negative."""
+
+    def __init__(self, negatives: Collection[UUID], patch: Patch, noise_key: tuple, run: Run) -> None:
+        self.negatives = negatives
+        self.patch = patch
+        self.noise_key = noise_key
+        self.run = run
+
+    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
+                 **kwargs):
+        options = transformer_options or {}
+        if any(row in self.negatives for row in options.get("uuids", ())):
+            self.run.weak_negatives += 1
+        network = executor.class_obj.diffusion_model
+        self.run.know(network)
+        with uncompiled(self.run.swapped_in(network), self.run.places(self.patch.layers)), \
+                self.patch.around(network, options, self.negatives.__contains__, self.run.skipped.add,
+                                  self.noise_key) as options:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _one_by_one(args: dict) -> list:
+    """The host's call, once for each prediction: for networks that lay out the rows of a batch in ways of their own."""
+    outputs = []
+    for index in range(len(args["conds"])):
+        conds = [cond if place == index else None for place, cond in enumerate(args["conds"])]
+        outputs.append(comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
+                                                      args["model_options"])[index])
+    return outputs

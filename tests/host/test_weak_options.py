@@ -1,0 +1,121 @@
+"""Which row is weak, in which layers, when and where: what PAG Options asks for, in a run."""
+
+import pytest
+import torch
+from pag_pack.nodes.host.run.negative import NoNegativeError
+from pag_pack.pag_core.checks import SettingError
+from pag_pack.pag_core.selection import SelectionError
+from pag_pack.pag_core.settings import PAGOptions
+
+from . import models
+from .runs import Run, counted, patched, relative_error
+
+SCALE = 3.0
+RUN = Run(steps=4, cfg=5.0, latent=models.empty_latent(2, 8, 8))
+
+
+def sampled(layers: str = "m0", run: Run = RUN, **options) -> torch.Tensor:
+    return run.model_patch(models.sd15(), SCALE, layers, PAGOptions(**options))
+
+
+@pytest.mark.parametrize("kind", ["identity", "skip_block", "tpg"])
+def test_a_weak_negative_adds_no_row_and_no_call(kind):
+    plain, rows = (counted(models.sd15()) for _ in "ab")
+    RUN.ksampler(plain[0])
+    result = RUN.model_patch(rows[0], SCALE, "m0", PAGOptions(kind, row="negative"))
+    assert rows[1] == plain[1]
+    assert relative_error(result, RUN.ksampler(models.sd15())) > 1e-3
+
+
+def test_the_scale_of_a_weak_negative_only_switches_it_on():
+    weak = PAGOptions(row="negative")
+    low, high = (RUN.model_patch(models.sd15(), scale, "m0", weak) for scale in (0.1, 50.0))
+    assert torch.equal(low, high)
+    assert torch.equal(RUN.model_patch(models.sd15(), 0.0, "m0", weak), RUN.ksampler(models.sd15()))
+
+
+def test_at_cfg_1_there_is_no_negative_and_the_error_says_so():
+    with pytest.raises(NoNegativeError, match="at cfg 1 there is no negative"):
+        sampled(run=Run(steps=1, cfg=1.0), row="negative")
+
+
+@pytest.mark.parametrize("kind", ["skip_block", "identity"])
+def test_a_random_share_is_the_same_however_the_batch_is_split(kind, monkeypatch):
+    share = {"perturbation": kind, "random_share": 0.3}
+    together = sampled("all", **share)
+    assert relative_error(sampled("all", perturbation=kind), together) > 1e-3
+    assert relative_error(sampled("all", perturbation_seed=1, **share), together) > 1e-3
+    monkeypatch.setattr(models.sd15().model, "memory_required", lambda *_, **__: 1e30)  # the host runs row by row
+    assert relative_error(sampled("all", **share), together) < 1e-4
+
+
+def test_stages_are_the_layers_of_two_nodes_with_ranges_of_their_own():
+    model = patched(models.sd15(), SCALE, "m0", PAGOptions(end_percent=0.5))
+    model = patched(model, SCALE, "u0", PAGOptions(start_percent=0.5))
+    expected = RUN.ksampler(model)
+    assert relative_error(sampled("50%: m0; 100%: u0"), expected) < 1e-4
+    assert relative_error(sampled("m0"), expected) > 1e-3
+
+
+@pytest.mark.parametrize("layers", ["60%: m0; 50%: u0", "60%: m0", "m0; u0"])
+def test_bad_stages_are_refused_before_sampling(layers):
+    with pytest.raises(SelectionError, match=r"^layers"):
+        patched(models.sd15(), SCALE, layers)
+
+
+def test_heads_of_a_whole_block_are_refused():
+    with pytest.raises(SelectionError, match=r"skip_block acts on the whole block of m0.*leave the heads out"):
+        patched(models.sd15(), SCALE, "m0:h0", PAGOptions("skip_block"))
+
+
+def test_a_mask_says_where_pag_acts():
+    plain = RUN.ksampler(models.sd15())
+    one_step = Run(steps=1, cfg=5.0, latent=models.empty_latent(2, 8, 8))
+    assert torch.equal(sampled(scale_mask=torch.zeros(1, 64, 64)), plain)
+    assert torch.equal(sampled(scale_mask=torch.ones(2, 64, 64)), sampled())
+    half = torch.zeros(1, 64, 64)
+    half[:, :, :32] = 1.0
+    masked, whole, without = (sampled(run=one_step, scale_mask=half), sampled(run=one_step),
+                              one_step.ksampler(models.sd15()))
+    assert relative_error(masked[..., :4], whole[..., :4]) < 1e-5
+    assert relative_error(masked[..., 4:], without[..., 4:]) < 1e-5
+
+
+def test_a_mask_for_another_batch_is_refused_before_sampling():
+    watched, rows = counted(models.sd15())
+    with pytest.raises(SettingError, match="holds 3 pictures, but the batch has 2"):
+        RUN.model_patch(watched, SCALE, "m0", PAGOptions(scale_mask=torch.ones(3, 64, 64)))
+    assert not rows
+
+
+@pytest.mark.parametrize("rule", [{"early_damping": 8.0}, {"momentum": 0.5}, {"coarse_scale": 0.3},
+                                  {"tangential_scale": 1.5}], ids=str)
+def test_rules_on_the_delta_cost_no_row_and_start_anew_in_each_run(rule):
+    watched, rows = counted(models.sd15())
+    model = patched(watched, SCALE, "m0", PAGOptions(share_prefix=False, **rule))
+    first = RUN.ksampler(model)
+    assert relative_error(first, sampled()) > 1e-4
+    assert torch.equal(RUN.ksampler(model), first)
+    plain, plain_rows = counted(models.sd15())
+    RUN.ksampler(patched(plain, SCALE, "m0", PAGOptions(share_prefix=False)))
+    assert rows == plain_rows * 2
+
+
+def test_damping_is_of_the_networks_output():
+    """One step from pure noise: x0 = x - sigma·output, so the ratio is that of the deltas and of the weak output."""
+    seen = {}
+
+    def watch(args):
+        seen.update(args)
+        return args["denoised"]
+
+    one_step = Run(steps=1, cfg=1.0, latent=models.empty_latent(1, 8, 8))
+    results = {}
+    for alpha in (0.0, 8.0):
+        model = patched(models.sd15(), SCALE, "m0", PAGOptions(early_damping=alpha))
+        model.set_model_sampler_post_cfg_function(watch)
+        one_step.ksampler(model)
+        results[alpha] = seen["denoised"] - seen["cond_denoised"]
+    weak = seen["cond_denoised"] - results[0.0] / SCALE
+    ratio = (results[0.0] / SCALE).norm() / (weak - seen["input"]).norm()
+    torch.testing.assert_close(results[8.0], results[0.0] * torch.exp(-8.0 * ratio), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,94 @@
+"""Skipped blocks, in rows of their own and in the negative's, sampled through the nodes on every family: against
+ComfyUI's own skip-layer nodes, and against calls of their own in which the block's code is another."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from pag_pack.pag_core.settings import PAGOptions
+
+from .sampled_families import SAMPLED, Sampled
+from .test_blocks import blended, blocks
+from .test_family_sampling import errors, sampled
+
+SCALE = 2.0
+SKIP, NEGATIVE = PAGOptions("skip_block"), PAGOptions("skip_block", row="negative")
+
+
+@pytest.fixture(scope="module", params=SAMPLED, ids=lambda family: family.name)
+def family(request) -> tuple[Sampled, ModelPatcher]:
+    return request.param, request.param.build()
+
+
+def last_layer(how: Sampled) -> str:
+    return how.reference.layers[-1]
+
+
+def in_another_call(model: ModelPatcher, how: Sampled, layer: str, negative: bool) -> ModelPatcher:
+    """The model with one block skipped in calls of their own: of one more row, or of the negative's."""
+    network = model.model.diffusion_model
+    module = blocks(network)[layer][1]
+
+    def weak(args: dict, conds: list) -> list[torch.Tensor]:
+        module.forward = blended(how.reference, module, 1.0)
+        try:
+            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
+                                                  args["model_options"])
+        finally:
+            del module.forward
+
+    def post_cfg(args: dict) -> torch.Tensor:
+        return args["denoised"] + SCALE * (args["cond_denoised"] - weak(args, [args["cond"]])[0])
+
+    def calls(args: dict) -> list[torch.Tensor]:
+        cond, uncond = args["conds"]
+        plain = comfy.samplers.calc_cond_batch(args["model"], [cond, None], args["input"], args["sigma"],
+                                               args["model_options"])
+        return [plain[0], weak(args, [None, uncond])[1]]
+
+    model = model.clone()
+    if negative:
+        model.set_model_sampler_calc_cond_batch_function(calls)
+    else:
+        model.set_model_sampler_post_cfg_function(post_cfg)
+    return model
+
+
+def hosts_node(node, model: ModelPatcher, layer: str, *scale: float) -> ModelPatcher:
+    group, _, index = layer.rpartition(".")
+    layers = {"double_layers": "", "single_layers": ""} | {
+        "single_layers" if group == "single" else "double_layers": index}
+    more = {"scale": scale[0]} if scale else {}
+    return node.execute(model, start_percent=0.0, end_percent=1.0, **layers, **more).result[0]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_a_skipped_block_equals_a_call_of_its_own_and_the_hosts_node(family, cfg):
+    how, model = family
+    layer = last_layer(how)
+    for batch in how.batches:
+        run = sampled(how, cfg, batch)
+        ours = run.model_patch(model, SCALE, layer, SKIP)
+        assert max(errors(ours, run.ksampler(in_another_call(model, how, layer, negative=False)))) <= 1e-4, batch
+        plain = run.ksampler(model)
+        assert max(errors(ours, plain)) > 1e-3
+    if layer[0].isdigit() or layer.startswith(("double", "single")):
+        host = run.ksampler(hosts_node(SkipLayerGuidanceDiT, model, layer, SCALE))
+        if max(errors(host, plain)) > 1e-3:  # on many families it does nothing
+            assert max(errors(ours, host)) <= 1e-4
+
+
+def test_a_weak_negative_equals_calls_of_their_own_and_the_hosts_node(family):
+    how, model = family
+    layer = last_layer(how)
+    run = sampled(how, 4.0, how.batches[-1])
+    ours, plain = run.model_patch(model, SCALE, layer, NEGATIVE), run.ksampler(model)
+    assert max(errors(ours, run.ksampler(in_another_call(model, how, layer, negative=True)))) <= 1e-4
+    assert max(errors(ours, plain)) > 1e-3
+    if layer[0].isdigit() or layer.startswith(("double", "single")):
+        host = run.ksampler(hosts_node(SkipLayerGuidanceDiTSimple, model, layer))
+        if max(errors(host, plain)) > 1e-3:
+            assert max(errors(ours, host)) <= 1e-4
