@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from pag_core.schedule import Window, window_from_percent
 
@@ -28,10 +29,13 @@ def test_both_ends_are_inside():
     assert 5.0 in window
 
 
-def test_just_beyond_both_ends_is_outside():
+def test_both_ends_are_inside_as_a_sampler_rounds_them_and_beyond_is_outside():
     window = Window(sigma_start=10.0, sigma_end=2.0)
-    assert math.nextafter(10.0, math.inf) not in window
-    assert math.nextafter(2.0, 0.0) not in window
+    for end, outside in ((10.0, 10.001), (2.0, 1.9998)):
+        rounded = float(torch.tensor(end, dtype=torch.float32))
+        assert math.nextafter(rounded, math.inf) in window
+        assert math.nextafter(rounded, 0.0) in window
+        assert outside not in window
 
 
 def test_not_a_number_is_in_no_window():
@@ -68,7 +72,7 @@ def test_neighbouring_windows_share_exactly_their_common_end():
     shared = percent_to_sigma(0.5)
     assert shared in first
     assert shared in second
-    for sigma in (20.0, SIGMA_MAX, math.nextafter(shared, 20.0), math.nextafter(shared, 0.0), SIGMA_MIN, 0.0):
+    for sigma in (20.0, SIGMA_MAX, 1.0001 * shared, 0.9999 * shared, SIGMA_MIN, 0.0):
         assert (sigma in first) is (sigma > shared)
         assert (sigma in second) is (sigma < shared)
 
