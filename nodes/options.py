@@ -42,20 +42,19 @@ class PAGOptionsNode(io.ComfyNode):
             inputs=[
                 _input(
                     "perturbation", advanced=False,
-                    tooltip="How the guess that PAG steers away from is spoiled, in the selected layers. identity "
-                            "(neutral): PAG itself; no part of the picture sees another. seg, seg_mean: SEG; every "
-                            "part looks around as the average of its surroundings, or of the whole picture, would. "
-                            "tpg: every part gets what was meant for another. temperature: attention spreads. "
-                            "uniform: every part sees the average of all. random_mask, random_off_diagonal_mask, "
-                            "noise, map_blur: the PAG paper's other attempts; it found identity best. skip_attention: "
-                            "the layers' attention adds nothing. sinkhorn: ASAG; every part looks where it is least "
-                            "alike. skip_block: the whole blocks that hold the layers are left out (SLG, STG), for "
-                            "less time. shuffle: TPG; parts change places before these blocks. Their settings are "
-                            "further down."),
+                    tooltip="How attention is perturbed in the selected layers. identity (neutral): PAG itself; each "
+                            "token sees only itself. seg, seg_mean: SEG; queries are blurred with their neighbours', "
+                            "or replaced by the average of all. tpg: queries are shuffled. temperature: attention "
+                            "is flattened or sharpened. uniform: every token sees the average of all. random_mask, "
+                            "random_off_diagonal_mask, noise, map_blur: the PAG paper's other attempts; it found "
+                            "identity best. skip_attention: the layers' attention adds nothing. sinkhorn: ASAG; every "
+                            "token attends to what it is least like. skip_block: the whole blocks that hold the layers "
+                            "are skipped (SLG, STG), which saves time. shuffle: TPG; tokens are shuffled before these "
+                            "blocks. Their settings are further down."),
                 _input(
                     "strength", advanced=False, step=0.05, round=0.001,
                     tooltip="SoftPAG's u: the share of the attention map, or of the block, that is replaced. 1 "
-                            "(neutral) is the paper's PAG; lower values change the picture more gently; 0 turns PAG "
+                            "(neutral) is the paper's PAG; lower values change the image more gently; 0 turns PAG "
                             "off and costs nothing."),
                 inputs.percent("start_percent", 0.0, "PAG acts from here on.", advanced=False),
                 inputs.percent("end_percent", 1.0, "PAG acts up to here; later steps cost nothing extra.",
@@ -70,11 +69,11 @@ class PAGOptionsNode(io.ComfyNode):
                 _input(
                     "rescale", advanced=False, step=0.05, round=0.001,
                     tooltip="Keeps contrast and colours in check at high scales; rescale_mode says how. 0 (neutral) "
-                            "is off, 1 the full correction. Try 0.5 to 0.7 when colours burn; higher looks calmer and "
-                            "flatter."),
+                            "is off, 1 the full correction. Try 0.5 to 0.7 where colours over-saturate; higher looks "
+                            "calmer and flatter."),
                 _input(
                     "rescale_mode", advanced=False,
-                    tooltip="What rescale tames. full: PAG's push, by the contrast of the whole result. partial: "
+                    tooltip="What rescale corrects. full: PAG's push, by the contrast of the whole result. partial: "
                             "PAG's push, by the contrast that PAG alone would cause. diffusers: the whole result, "
                             "CFG's part included, as guidance_rescale does there. snf: at each place the stronger of "
                             "CFG's and PAG's push instead of both. apg: the part of PAG's push that only brightens or "
@@ -82,18 +81,18 @@ class PAGOptionsNode(io.ComfyNode):
                 _input(
                     "perturbation_rate", step=0.05, round=0.001,
                     tooltip="For the random masks: the share of attention that is hidden, from 0 (none, PAG is off) "
-                            "to 1 (all; off the diagonal, that is identity). Higher spoils more. No effect on other "
+                            "to 1 (all; off the diagonal, that is identity). Higher perturbs more. No effect on other "
                             "perturbations."),
                 _input(
                     "perturbation_sigma", step=0.1, round=0.001,
                     tooltip="For seg and map_blur: how far the blur reaches, in tokens (a token is 16 pixels wide in "
-                            "Flux, 64 in the middle block of SD 1.5). For noise: how much is added. Higher spoils "
-                            "more; 0 turns PAG off. seg_mean is seg with an endless sigma. No effect on other "
+                            "Flux, 64 in the middle block of SD 1.5). For noise: how much is added. Higher perturbs "
+                            "more; 0 turns PAG off. seg_mean is seg with an infinite sigma. No effect on other "
                             "perturbations."),
                 _input(
                     "perturbation_temperature", step=0.1, round=0.001,
                     tooltip="For temperature: what the attention's logits are divided by. 1 turns PAG off; above 1 "
-                            "every part looks around more vaguely, below 1 more narrowly. No effect on other "
+                            "attention spreads, below 1 it narrows. No effect on other "
                             "perturbations."),
                 _input(
                     "perturbation_seed",
@@ -110,39 +109,39 @@ class PAGOptionsNode(io.ComfyNode):
                 _input(
                     "start_sigma", step=0.01, round=0.0001,
                     tooltip="PAG acts from this noise level (sigma) on, where start_percent is reached too. The "
-                            "default is neutral, for no model starts higher. For those who know their model's sigmas; "
-                            "percent means the same on every model."),
+                            "default is neutral, since no model starts higher. For those who know their model's "
+                            "sigmas; percent means the same on every model."),
                 _input(
                     "end_sigma", step=0.01, round=0.0001,
                     tooltip="PAG acts down to this noise level (sigma), where end_percent is not passed yet. 0 "
-                            "(neutral): down to the finished picture."),
+                            "(neutral): down to the finished image."),
                 _input(
                     "reuse_every",
                     tooltip="PAG's push is computed in every n-th step and used again in those between. 1 (neutral): "
-                            "in every step. 2 saves about half of what PAG costs; higher saves more and follows the "
-                            "picture less well."),
+                            "in every step. 2 saves about half of what PAG costs; higher saves more and is less "
+                            "exact."),
                 _input(
                     "share_prefix",
-                    tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, for up to there it "
-                            "equals the normal one; same picture, less time. Off: it runs in full, for comparison."),
+                    tooltip="On (neutral): the perturbed pass starts at the first perturbed layer, since up to there "
+                            "it equals the normal one; same image, less time. Off: it runs in full, for comparison."),
                 _input(
                     "preview",
-                    tooltip="What the preview shows while sampling. denoised (neutral): the picture so far. delta: "
+                    tooltip="What the preview shows while sampling. denoised (neutral): the image so far. delta: "
                             "where PAG changes it, bright where it changes most in this step, black where PAG does "
                             "not act. The result is the same."),
                 _input(
                     "row",
-                    tooltip="Which prediction is spoiled. extra (neutral): one of its own, for an extra pass. "
+                    tooltip="Which prediction is perturbed. extra (neutral): one of its own, for an extra pass. "
                             "negative: that of the negative prompt, at no extra cost; CFG then steers away from it, "
                             "and the scale only says whether it acts. Needs cfg above 1."),
                 _input(
                     "random_share", step=0.05, round=0.001,
-                    tooltip="S²: the share of the selected layers that is spoiled, drawn anew in every step from "
+                    tooltip="S²: the share of the selected layers that is perturbed, drawn anew in every step from "
                             "perturbation_seed. 0 (neutral): all of them, always. 0.1 with layers all is the paper's. "
-                            "1 is refused, for it would draw nothing."),
+                            "1 is refused, since nothing would be random."),
                 _input(
                     "early_damping", step=0.5, round=0.001,
-                    tooltip="MAMBO-G: weakens PAG's push where it is large beside the prediction, as it is in the "
+                    tooltip="MAMBO-G: weakens PAG's push where it is large relative to the prediction, as it is in the "
                             "first steps. 0 (neutral) is off; 8 is the paper's; higher keeps early steps calmer."),
                 _input(
                     "momentum", step=0.05, round=0.001,
@@ -160,7 +159,7 @@ class PAGOptionsNode(io.ComfyNode):
                             "which only makes it stronger or weaker, stays. 1 (neutral); try 1.1 to 1.3."),
                 io.Mask.Input(
                     "scale_mask", optional=True, advanced=True,
-                    tooltip="Where PAG acts: white fully, black not at all. One mask for all pictures, one for each of "
+                    tooltip="Where PAG acts: white fully, black not at all. One mask for all images, one for each of "
                             "the batch, or several spread over the frames of a video. Resized to the latent. Without "
                             "it: everywhere."),
                 io.Combo.Input(
