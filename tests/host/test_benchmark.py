@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmark import gradient, networks
+from benchmark import beside, gradient, networks
 from benchmark.bench import count
 from benchmark.counting import LiveBytes
 from pag_pack.nodes.host.models.layers import network_layers
@@ -84,3 +84,21 @@ def test_memory_is_that_of_the_tensors_that_live_at_once():
 def test_checkpointing_keeps_its_promise_at_full_size(problem):
     plain, saving = gradient.peak_bytes(problem).values()
     assert saving < 0.7 * plain
+
+
+DECLINED = {"NAG", "token merging"}  # what they keep of one row for another is not the same from the middle on
+NOT_YET = {"torch.compile"}          # of the whole model: its graph cannot be entered in the middle
+
+
+@pytest.mark.parametrize(("what", "family", "layer", "set_up"), [
+    pytest.param(what, family, layer, set_up, id=f"{what}, {family}")
+    for what, families, layer, set_up in beside.SET_UPS for family in families if what not in DECLINED | NOT_YET])
+def test_the_prefix_is_shared_beside_other_nodes(what, family, layer, set_up):
+    shared = beside.ratio(family, lambda scene: None, layer)
+    assert beside.ratio(family, set_up, layer) <= shared + 0.03
+
+
+@pytest.mark.parametrize("what", DECLINED | NOT_YET)
+def test_where_it_is_not_shared_pag_costs_a_pass(what):
+    set_up = next(set_up for name, *_, set_up in beside.SET_UPS if name == what)
+    assert beside.ratio("SD 1.5", set_up) <= 1.52

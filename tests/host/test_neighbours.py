@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import comfy.hooks
 import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 
 from . import models
-from .imitations import CHANGES_NOTHING, NEIGHBOURS
+from .imitations import CHANGES_NOTHING, NEIGHBOURS, couple
 from .runs import Run, identity, patched, relative_error
 
 SCALE = 2.0
@@ -69,3 +72,16 @@ def test_pag_in_front_of_the_other_node(name):
     assert relative_error(beside, expected) > 1e-3, "PAG must do something"
     assert (relative_error(beside, run.ksampler(models.sd15())) > 1e-3) is (name not in CHANGES_NOTHING)
     assert relative_error(run.ksampler(neighbour(guided(models.sd15(), 1))), expected) <= 1e-4
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+def test_patches_that_come_with_a_prompt(cfg, batch, chain):
+    """As prompt-control's attention couple: a hook on the positive prompt brings them."""
+    hooks, options = comfy.hooks.HookGroup(), couple(models.sd15()).model_options["transformer_options"]
+    hooks.add(comfy.hooks.TransformerOptionsHook({"patches": options["patches"]},
+                                                 hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    run = sampled(cfg, batch)
+    run = replace(run, positive=comfy.hooks.set_hooks_for_conditioning(run.positive, hooks))
+    expected = run.ksampler(separate(models.sd15(), chain))
+    assert relative_error(run.ksampler(guided(models.sd15(), chain)), expected) <= 1e-4
+    assert relative_error(sampled(cfg, batch).ksampler(separate(models.sd15(), chain)), expected) > 1e-3

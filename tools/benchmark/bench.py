@@ -48,11 +48,12 @@ def main() -> None:
     import_pack()
     report = {"device": "CPU" if on_cpu else torch.cuda.get_device_name(), "threads": torch.get_num_threads(),
               "torch": torch.__version__, "flops": [], "times": []}
-    from benchmark import gradient, networks
+    from benchmark import beside, gradient, networks
 
     for shape in networks.FULL:
         if arguments.only.lower() in shape.name.lower():
             report["flops"].append(count(shape))
+    report["beside"] = beside.report(arguments.only)
     if not arguments.flops_only:
         for shape in networks.SCALED if on_cpu else networks.FULL:
             if arguments.only.lower() in shape.name.lower():
@@ -65,6 +66,7 @@ def main() -> None:
     report["gradients"] = gradient.report(arguments.only, 0 if arguments.flops_only else arguments.repeats,
                                           arguments.device)
     print_tables(report)
+    print(beside.table(report["beside"]))
     print(gradient.table(report["gradients"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -191,7 +193,13 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
     apart = model.clone()
     apart.set_model_sampler_calc_cond_batch_function(lambda args: comfy.samplers.calc_cond_batch(
         args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]))
+    # Another node acts on the calls, though it changes nothing: the host's call stays as it is, and the perturbed rows
+    # run behind it, from where they begin to differ.
+    beside = model.clone()
+    beside.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda function, *args, **kwargs: function(*args, **kwargs))
     return rows | {
+        "CFG, beside another node": stock(beside, CFG), "CFG + PAG, beside another node": ours(CFG, model=beside),
         "CFG + PAG, two calls": ours(CFG, model=apart),
         "CFG + PAG, full batch": ours(CFG, share_prefix=False), "CFG + PAG, shared prefix": ours(CFG),
         "CFG + PAG, scheduled": ours(CFG, CFG_END, start_percent=PAG_START), "PAG without CFG": ours(1.0)}

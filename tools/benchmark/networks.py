@@ -12,6 +12,7 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.wan.model import WanModel
 from pag_pack.nodes.host.models.adm_files import FOLDER, load_adm
 from pag_pack.nodes.host.models.adm_model import ADMNetwork
 from pag_pack.nodes.research.adm import SHIPPED
@@ -27,6 +28,7 @@ _SDXL = dict(_U_NET, num_res_blocks=[2] * 3, channel_mult=(1, 2, 4), num_heads=-
 _FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, mlp_ratio=4.0, theta=10000,
              axes_dim=[16, 56, 56], patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
              hidden_size=3072, num_heads=24, depth=19, depth_single_blocks=38)
+_WAN = dict(model_type="t2v", in_dim=16, out_dim=16, freq_dim=256)
 
 
 def _sd3(depth: int) -> dict:
@@ -41,7 +43,7 @@ class Shape:
     """A model's shape and the size it is measured at.
 
     Attributes:
-        latent: [C, H, W] of one sample.
+        latent: [C, H, W], or [C, T, H, W], of one sample.
         context: [tokens, channels] of the text.
         vector: channels of the pooled input `y`; 0 for none.
         layers: the selection that is measured; None for the family's `auto`.
@@ -52,7 +54,7 @@ class Shape:
     name: str
     network: Callable[..., torch.nn.Module]
     options: dict
-    latent: tuple[int, int, int]
+    latent: tuple[int, ...]
     context: tuple[int, int]
     vector: int = 0
     layers: str = "auto"
@@ -137,6 +139,8 @@ SCALED = (
           dict(_FLUX, hidden_size=512, num_heads=4, depth=6, depth_single_blocks=12, context_in_dim=256,
                vec_in_dim=256),
           (16, 32, 32), (77, 256), vector=256, guidance=True),
+    Shape("Wan-like, 12 blocks of width 384, 9 frames of 256²", WanModel,
+          dict(_WAN, dim=384, ffn_dim=1536, text_dim=256, num_heads=6, num_layers=12), (16, 3, 32, 32), (77, 256)),
     TrainedADM(),
 )
 # All of SD 1.5's blocks with hardly any arithmetic in them: what a step takes here is Python, hooks and dispatch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import comfy.samplers
@@ -29,7 +29,7 @@ class Scene:
     model: ModelPatcher
     latent: dict
     cfg: float
-    steps: int = 3
+    steps: int = 2
     sampler: str = "euler"
     scheduler: str = "normal"
     positive: list = field(default_factory=lambda: prompt(1))
@@ -118,7 +118,7 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
         found.problems.setdefault("the reference", _words(error))
     try:
         scene = _scene(family, set_up, cfg, batch)
-        scene.model = guided(family, scene.model, chain)
+        scene.model = guided(scene.model, family.layers[:chain])
         result = scene.sample()
     except Exception as error:
         found.problems[case] = _words(error)
@@ -134,14 +134,19 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
 def _cost(found: Found, family: Family, set_up: SetUp) -> None:
     if any(case.startswith(("cfg", "without")) for case in found.problems):
         return
-    counts = []
-    for chain in (0, 1):
-        scene = _scene(family, set_up, 5.0, 1)
-        scene.model = guided(family, scene.model, chain)
-        with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            scene.sample()
-        counts.append(counter.get_total_flops())
-    found.flops = counts[1] / counts[0]
+    with torch.inference_mode(False), torch.no_grad():
+        plain, beside = (counted_flops(family, set_up, chain) for chain in (0, 1))
+    found.flops = beside / plain
+
+
+def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None = None) -> int:
+    """FLOPs of a run with CFG and so many PAGs; the first of them in `layer`, where that is another one."""
+    scene = _scene(family, set_up, 5.0, 1)
+    layers = (layer or family.layers[0], *family.layers[1:])
+    scene.model = guided(scene.model, layers[:chain])
+    with FlopCounterMode(display=False) as counter:
+        scene.sample()
+    return counter.get_total_flops()
 
 
 def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
@@ -152,9 +157,9 @@ def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
     return scene
 
 
-def guided(family: Family, model: ModelPatcher, chain: int) -> ModelPatcher:
-    """PAG Model Patch, so many times."""
-    for layer in family.layers[:chain]:
+def guided(model: ModelPatcher, layers: Sequence[str]) -> ModelPatcher:
+    """PAG Model Patch for each of the layers."""
+    for layer in layers:
         model = PAGModelPatch.execute(model, SCALE, layer).result[0]
     return model
 

@@ -34,7 +34,7 @@ TABLE = ROOT / "docs" / "neighbours.md"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s neighbours --", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the packs are, each in a folder as git clone makes it")
-    parser.add_argument("--only", default="", help="packs whose name holds this text")
+    parser.add_argument("--only", default="", help="packs whose name holds one of these texts, with commas between")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--table", type=Path, default=TABLE, help="where to write the table, with --only nowhere")
     arguments = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> None:
     hosted.start()
     found = {}
     for name, pack in ({"none": NONE} | PACKS).items():
-        if arguments.only.lower() not in name.lower():
+        if not any(text in name.lower() for text in arguments.only.lower().split(",")):
             continue
         folder = None if pack is NONE else arguments.folder / name
         if folder and not folder.is_dir():
@@ -54,8 +54,8 @@ def main() -> None:
         print(f"{name}: " + (found[name].get("cannot_import") or "; ".join(
             f"{row['what']}: {row['verdict']} ({row['error']}, {row['flops']})" for row in found[name]["rows"])),
             flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if arguments.json:  # after each, for all of them take a while
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not arguments.only:
         arguments.table.parent.mkdir(exist_ok=True)
         arguments.table.write_text(markdown(found), encoding="utf-8")

@@ -45,6 +45,8 @@ def others_in_conds(conds: list[dict]) -> str | None:
         return "a ControlNet acts on the rows"
     if any("gligen" in cond for cond in conds):
         return "GLIGEN patches the rows"
+    if any(cond.get("hooks") is not None for cond in conds):
+        return "hooks of a prompt act on its rows"
     return None
 
 
