@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -293,6 +294,7 @@ def gguf() -> SetUps:
         from .hosted import call
 
         folder = folder_paths.get_folder_paths("diffusion_models")[0]
+        Path(folder).mkdir(parents=True, exist_ok=True)
         path = f"{folder}/small.gguf"
         writer = library.GGUFWriter(path, "flux")
         for name, weight in scene.model.model.diffusion_model.state_dict().items():
