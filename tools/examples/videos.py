@@ -34,8 +34,8 @@ def wan_files(graph: Graph, kind: str) -> tuple[list[Output], Output, Output]:
 def wan_stages(graph: Graph, models: list[Output], positive: Output, negative: Output, latent: Output) -> Output:
     """Ten steps with each of the two models, both with PAG, which counts its range over the whole run."""
     graph.group("PAG", GREEN)
-    options = graph.add("PAGOptions", start_percent=0.1, end_percent=0.9)
-    patched = [graph.add("PAGModelPatch", title, scale=1.5, layers="9", options=options[0],
+    options = graph.add("PAGOptions", perturbation="skip_block")
+    patched = [graph.add("PAGModelPatch", title, scale=2.0, layers="2", options=options[0],
                          model=graph.add("ModelSamplingSD3", "Shift", model=model, shift=5.0)[0])[0]
                for title, model in zip(("PAG at high noise", "PAG at low noise"), models, strict=True)]
     graph.group("Two stages")
@@ -94,19 +94,20 @@ def ltx_t2v(graph: Graph) -> None:
     graph.add("SaveVideo", video=video[0], filename_prefix="video/pag_ltx23")
 
 
-_WAN = ("Two models take turns, one for high noise and one for low; each gets PAG. The range of **PAG Options** is a "
-        "share of the whole run, so it spans both stages.")
-_WAN_SOURCE = ("For Wan 2.1, Wan2GP weakens layer 9 between 10 % and 90 % of the run (it skips the layer, in the "
-               "negative's row). Nothing is published for Wan 2.2: here the attention of the same layer is perturbed "
-               "over the same range, and the scale is a start.")
+_WAN = ("Two models take turns, one for high noise and one for low; each is guided away from itself with a whole block "
+        "skipped (`skip_block`, known as SLG and STG). A range in **PAG Options** is a share of the whole run, so it "
+        "spans both stages.")
+_WAN_SOURCE = ("Block 2 skipped, scale 2: what the authors of STG (arXiv 2411.18664) use for Wan 2.1. Nothing is "
+               "published for Wan 2.2.")
 _WAN_TRIES = ("`scale` 0 in both patches with the same seed: that difference is PAG.",
+              "`perturbation` `identity` with `layers` 9: PAG itself.",
               "PAG in the high-noise stage alone, which decides shape and motion: `scale` 0 in the other.")
 # The fields of an Example, in its order.
 ENTRIES = (
     ("Wan 2.2 text to video with PAG", "video_wan2_2_14B_t2v", wan_t2v, _WAN, _WAN_SOURCE, _WAN_TRIES, "Wan 2.2",
-     (9,), 40),
+     (2,), 40),
     ("Wan 2.2 image to video with PAG", "video_wan2_2_14B_i2v", wan_i2v,
-     f"A picture brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (9,), 40),
+     f"A picture brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (2,), 40),
     ("LTX-2.3 text to video with PAG", "video_ltx2_3_t2v", ltx_t2v,
      "Video and sound from one model, in one stage, without the distilled LoRA. Lightricks' own pipelines guide LTX-2 "
      "with identity attention in one layer, which they call STG: the same as PAG.",
