@@ -99,8 +99,10 @@ def test_every_block_can_be_skipped_and_is_not_computed(case, network, plain, mo
         assert relative(weak, expected(case, network, name, 1.0, monkeypatch)) <= 1e-4, name
         alone, flops_alone = run(network, case.row(1), [PERTURBED], name, SKIP)
         assert relative(alone, weak) <= 1e-4, name
-        assert flops < both
-        assert flops_alone < both / 2
+        # HiDream-O1's blocks run all the same, for the network keeps the text's keys and values of every one of them.
+        is_computed = case.name.startswith("HiDream-O1")
+        assert flops < both or is_computed
+        assert flops_alone < both / 2 or is_computed
 
 
 @torch.inference_mode()
