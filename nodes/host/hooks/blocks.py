@@ -21,7 +21,7 @@ from ..models.families import RESULT, Family, Group, Tokens, group_units
 from ..models.units import u_net_blocks
 from .attention import LayerPerturbation, flags
 from .compiled import other_forward
-from .rows import map_tensors, pick
+from .rows import holds_rows, map_tensors, pick
 from .tokens import TokenCount
 
 
@@ -64,6 +64,8 @@ class BlockPatch:
     def __init__(self, family: Family | None, layers: dict[Hashable, LayerPerturbation]) -> None:
         self.family = family
         self.layers = layers
+        # What a network keeps of the rows of one call for the next has to be of whole calls.
+        self.is_apart = bool(family and family.keeps_between_calls)
 
     @contextmanager
     def around(self, network: nn.Module, options: dict, is_ours: Callable[[object], bool],
@@ -234,15 +236,17 @@ class _Call:
             return self
         size = self.streams[0].shape[self.axes.get(RESULT, 0)]
 
-        def cut(value, axis: int | None):
+        def cut(value, place: str | int):
+            axis = self.axes.get(place, 0)
             if isinstance(value, dict) and "uuids" in value:
                 return {**value, **{key: [value[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
-            return map_tensors(value, lambda t: pick(t, rows, of, axis) if axis is not None and t.ndim > axis and (
-                t.shape[axis] % of == 0 if axis else t.shape[0] == size) else t)
+            if place in self.axes:
+                return map_tensors(value, lambda t: pick(t, rows, of, axis)
+                                   if axis is not None and t.ndim > axis and t.shape[axis] % of == 0 else t)
+            return map_tensors(value, lambda t: pick(t, rows, of) if holds_rows(t, size) else t)
 
-        return _Call(self.group, self.axes,
-                     tuple(cut(value, self.axes.get(place, 0)) for place, value in enumerate(self.args)),
-                     {name: cut(value, self.axes.get(name, 0)) for name, value in self.kwargs.items()})
+        return _Call(self.group, self.axes, tuple(cut(value, place) for place, value in enumerate(self.args)),
+                     {name: cut(value, name) for name, value in self.kwargs.items()})
 
     def run(self, forward: Callable, call: _Call) -> tuple[tuple, tuple]:
         """(streams, what else there is) that the block returns for a call."""

@@ -17,14 +17,9 @@ import torch
 
 from ..models.families import RESULT
 from ..models.units import Units
-from .rows import RowPlan, map_tensors
+from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors
 
 SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
-UNCLEAR = "a block takes a tensor of which it is not known how it holds the batch"
-
-
-class UnclearError(Exception):
-    """A tensor may or may not hold the rows."""
 
 
 class _Forward:
@@ -47,7 +42,7 @@ class _Forward:
         if isinstance(value, dict) and "uuids" in value:
             return {**value, **self.options}
         if argument not in axes:
-            return map_tensors(value, lambda t: self.plan.leave_out(t) if self._holds_rows(t) else t)
+            return map_tensors(value, lambda t: self.plan.leave_out(t) if holds_rows(t, self.full) else t)
         axis = axes[argument]
         return map_tensors(value, lambda t: self.plan.leave_out(t, axis)
                            if axis is not None and t.ndim > axis and t.shape[axis] % self.full == 0 else t)
@@ -61,11 +56,6 @@ class _Forward:
         """`value` with all rows, from the plain ones; what a unit returns always holds them."""
         return map_tensors(value, lambda t: self.plan.put_back(t, axis)
                            if axis is not None and t.ndim > axis and t.shape[axis] % self.plain == 0 else t)
-
-    def _holds_rows(self, t: torch.Tensor) -> bool:
-        if t.shape[0] != self.full and t.shape[0] % self.full == 0:
-            raise UnclearError  # two vectors a row, say, in an order that is the network's own
-        return t.shape[0] == self.full
 
 
 def plain_rows(plan: RowPlan, options: dict, batch: int, units: Units, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

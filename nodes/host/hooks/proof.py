@@ -14,8 +14,8 @@ import torch
 
 from ..models.families import RESULT
 from ..models.units import SELF_ATTENTION, Units
-from .joint import UnclearError, plain_rows
-from .rows import RowPlan, map_tensors, pick, tensors_in
+from .joint import plain_rows
+from .rows import RowPlan, UnclearError, map_tensors, pick, tensors_in
 
 
 @contextmanager

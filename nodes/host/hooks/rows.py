@@ -76,6 +76,24 @@ def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
     return value
 
 
+UNCLEAR = "a block takes a tensor of which it is not known how it holds the batch"
+
+
+class UnclearError(ValueError):
+    """A tensor may or may not hold the rows."""
+
+
+def holds_rows(t: torch.Tensor, batch: int) -> bool:
+    """Whether the first axis of a unit's argument is the batch.
+
+    Raises:
+        UnclearError: where it is a multiple of it: two vectors a row, say, in an order that is the network's own.
+    """
+    if t.shape[0] != batch and batch > 1 and t.shape[0] % batch == 0:
+        raise UnclearError(UNCLEAR)
+    return t.shape[0] == batch
+
+
 def tensors_in(value) -> list[torch.Tensor]:
     """Every tensor that `map_tensors` finds."""
     found: list[torch.Tensor] = []

@@ -33,6 +33,8 @@ class TransformerPatch:
         PerturbationError: where a layer's family does not allow its kind of perturbation.
     """
 
+    is_apart = False
+
     def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation]) -> None:
         kinds = {layer.perturbation.perturbation for layer in layers.values()}
         hidden = sorted(kind for kind in kinds if KINDS[kind].needs_map)

@@ -15,6 +15,8 @@ from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
 class UNetPatch:
     """Perturbs the selected layers of one forward; see `transformers.TransformerPatch`."""
 
+    is_apart = False  # whether weak rows may share no call with others
+
     def __init__(self, layers: dict[UNetKey, LayerPerturbation]) -> None:
         self.layers = layers
 

@@ -19,6 +19,7 @@ from ....pag_core.delta import shaped
 from ....pag_core.guidance import guide, perturbed_attention_delta
 from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixLostError
+from ..hooks.rows import UnclearError
 from .control import with_kept_controls
 from .forwards import Forwards
 from .neighbours import others_in_conds
@@ -39,16 +40,26 @@ class JointCall:
         reason = "there is no conditioning" if conds[0] is None else run.apart or self._why_apart(args)
         if reason:
             run.declined_joint.add(reason)
-            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
-                                                  args["model_options"])
+            return self._host(args)
         weak = [step.weak_conds(conds[0]) for step in self.passes]
         forwards = Forwards(self.passes, decline=run.declined.add).joint(on_split=run.must_split)
-        outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *weak], args["input"], args["sigma"],
-                                                 forwards.added_to(args["model_options"]))
+        try:
+            outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *weak], args["input"], args["sigma"],
+                                                     forwards.added_to(args["model_options"]))
+        except UnclearError as error:
+            run.must_split(str(error))
+            run.declined_joint.add(str(error))
+            return self._host(args)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.pair = Pair(outputs[0], prediction, step.sigma)
         # Others' pre-CFG functions expect exactly the conds they asked for.
         return outputs[:len(conds)]
+
+    @staticmethod
+    def _host(args: dict) -> list[torch.Tensor]:
+        """The host's own call, without ours."""
+        return comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"],
+                                              args["model_options"])
 
     def _why_apart(self, args: dict) -> str | None:
         """Why the weak rows cannot be in the host's call, or None; that of others' options is told before."""
@@ -57,7 +68,7 @@ class JointCall:
             for cond in conds[0]:
                 if any(name in cond["model_conds"] for name in step.found.one_row):
                     return "the model takes one row at a time with this conditioning"
-            if step.found.is_apart:
+            if step.found.is_apart or step.patch.is_apart:
                 return "the model lays out the rows of a batch in a way of its own"
         reason = others_in_conds([cond for rows in conds if rows for cond in rows])
         if reason is None and not self.passes[0].run.fits_one_call(lambda: _fits(args, len(self.passes))):

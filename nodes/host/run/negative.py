@@ -41,7 +41,7 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     # A graph of the whole network would hold the weak rows, or none: the negative's call runs uncompiled.
     apply_model = {key: found for key, found in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if key != COMPILE_KEY}
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
-    if run.found.is_apart and _CALC_COND_BATCH not in options:
+    if (run.found.is_apart or patch.is_apart or run.apart) and _CALC_COND_BATCH not in options:
         options[_CALC_COND_BATCH] = _one_by_one
     return options
 

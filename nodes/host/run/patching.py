@@ -24,6 +24,7 @@ from ....pag_core.stages import Chosen, LayerPlan, Stage, select_stages
 from ..hooks.attention import LayerPerturbation
 from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
+from ..hooks.rows import UnclearError
 from ..hooks.ways import way_in
 from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
@@ -155,11 +156,21 @@ class Guidance:
         if settings.row == "negative":
             run.is_negative = True
             noise_key = (sigma,) if settings.kind.is_random else ()
-            options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
-                model_options
-            if run.is_watched:
-                return watched_step(executor, x, timestep, options, seed, run, None)
-            return executor(x, timestep, options, seed)
+
+            def guided():
+                options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
+                    model_options
+                if run.is_watched:
+                    return watched_step(executor, x, timestep, options, seed, run, None)
+                return executor(x, timestep, options, seed)
+
+            try:
+                return guided()
+            except UnclearError as error:
+                if run.apart:
+                    raise
+                run.must_split(str(error))
+                return guided()
         options = model_options.copy()
         step = None
         if scale != 0.0 or self._is_shown(run, sigma):
