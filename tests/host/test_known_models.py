@@ -12,6 +12,7 @@ from pag_pack.nodes.host.editor.known_models import UnknownFamilyError, of_famil
 from pag_pack.nodes.host.editor.meta_models import build
 from pag_pack.nodes.host.editor.model_files import ModelFileError
 from pag_pack.nodes.host.editor.published import PUBLISHED
+from pag_pack.nodes.host.models import families
 from pag_pack.nodes.host.models.adm_files import FOLDER
 from pag_pack.nodes.host.models.adm_model import HostConfig
 from pag_pack.nodes.host.models.layers import model_layers, network_layers
@@ -43,23 +44,29 @@ def shapes(family: str) -> dict[str, torch.Size]:
     config = HostConfig(shape, {}) if family.startswith("ADM") else \
         comfy.model_detection.model_config_from_unet_config(dict(shape))
     network = build(config, {}).diffusion_model
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+    within = "core." if family == "PixelDiT" else ""  # where its authors' file keeps the network
+    return {within + name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def drawn(known) -> list:
-    """All that the editor is told of a model's layers."""
+def drawn(known, share=lambda share: share) -> list:
+    """All that the editor is told of a model's layers; `share` makes of a cost what is compared."""
     found = known.layers
-    return [found.auto, *((layer.name, layer.heads, layer.aliases, found.share({layer: None}))
+    return [found.auto, *((layer.name, layer.heads, layer.aliases, share(found.share({layer: None})))
                           for layer in found.layers)]
+
+
+def nearly(share: float):
+    """A file tells the size of what its network was made with, but not all that its authors call by name."""
+    return pytest.approx(share, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", [name for name in PUBLISHED if not name.startswith("ADM")])
 def test_a_familys_file_has_the_familys_layers(file, family):
     of_checkpoint = {f"model.diffusion_model.{name}": shape for name, shape in shapes(family).items()}
     write_sparse(file, of_checkpoint | {"first_stage_model.encoder.conv_in.weight": [128, 3, 3, 3]})
-    assert drawn(of_loader(CHECKPOINT)) == drawn(of_family(family))
+    assert drawn(of_loader(CHECKPOINT)) == drawn(of_family(family), nearly)
     write_sparse(file, shapes(family))
-    assert drawn(of_loader(DIFFUSION_MODEL)) == drawn(of_family(family))
+    assert drawn(of_loader(DIFFUSION_MODEL)) == drawn(of_family(family), nearly)
 
 
 def test_an_adm_file(file):
@@ -116,11 +123,12 @@ def test_a_file_without_a_model_is_refused(file, tensors, loader, quoted):
         of_loader(loader)
 
 
-def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file):
+def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file, monkeypatch):
     config = comfy.model_detection.model_config_from_unet_config({"audio_model": "ace"})
     network = build(config, {}).diffusion_model
     write_sparse(file, {name: tensor.shape for name, tensor in network.state_dict().items()})
-    with pytest.raises(ModelFileError, match="ACE-Step 1's self-attention is linear"):
+    monkeypatch.setitem(families.REFUSED, f"{type(network).__module__}.{type(network).__name__}", "it is refused here")
+    with pytest.raises(ModelFileError, match="it is refused here"):
         of_loader(DIFFUSION_MODEL)
 
 

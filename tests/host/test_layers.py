@@ -20,7 +20,7 @@ SDXL_DECODER = {"u0.0": ("output", 0, 0), "u0.1": ("output", 0, 1), "u1.0": ("ou
 
 @pytest.mark.parametrize(("family", "layers", "auto"), [
     (models.sd15, SD, "m0"),
-    (models.sd15_inpainting, SD, "m0"),
+    (models.sd15_inpainting, SD, "u0"),
     (models.sd2, SD, "m0"),
     (models.sdxl, SDXL_ENCODER | SDXL_MIDDLE | SDXL_DECODER, "m0"),
     (models.no_middle_attention, SDXL_ENCODER | SDXL_DECODER, "d1"),

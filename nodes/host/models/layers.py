@@ -11,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
-from ....pag_core.selection import Layer
+from ....pag_core.selection import Layer, SelectionError, select
 from ....pag_core.settings import PAGOptions
 from ....pag_core.stages import Stage, draw
 from .adm_model import ADMNetwork
@@ -119,13 +119,21 @@ def network_layers(network: Module) -> ModelLayers:
     published = published_for(network)
     if isinstance(network, ADMNetwork) and network.pag_layers:
         auto, source = network.pag_layers, "the file's own recommendation"
-    elif published:
+    elif published and _has(layers, published.layers):
         auto, source = published.layers, str(published)
     elif family:
         auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
     return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
+
+
+def _has(layers: Iterable[Layer], selection: str) -> bool:
+    """Whether a selection made for a model of the published size fits this one."""
+    try:
+        return bool(select(selection, tuple(layers), ""))
+    except SelectionError:
+        return False
 
 
 def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:
