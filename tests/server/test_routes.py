@@ -190,7 +190,7 @@ def no_model(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "quoted"), [
-    (huge_header, "claims 1099511627776 bytes"), (lying_length, "claims 90000000 bytes"), (lying_shape, "do not fit"),
+    (huge_header, "claims 1099511627776 bytes"), (lying_length, "claims 90000000 bytes"), (lying_shape, "cannot be read"),
     (cut_off, "Download or copy it again"), (no_model, "does not recognise"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_a_header_that_lies_is_refused(ask, checkpoints, make, quoted):
@@ -203,7 +203,7 @@ def test_a_header_that_lies_is_refused(ask, checkpoints, make, quoted):
 
 @pytest.mark.parametrize(("name", "node", "quoted"), [
     ("old.ckpt", "CheckpointLoaderSimple", "no .safetensors file"),
-    ("m.safetensors", "LoaderOfAnotherPack", "family by hand"),
+    ("m.safetensors", "LoaderOfAnotherPack", "Download or copy it again"),
 ])
 def test_what_cannot_be_looked_into_says_what_to_do(ask, checkpoints, name, node, quoted):
     (checkpoints / name).write_bytes(b"\x80\x04")
