@@ -123,7 +123,7 @@ def test_two_ranks_make_the_samples_of_one(tmp_path, monkeypatch):
     script.write_text(RANKS)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                     str(script), os.environ["COMFYUI_PATH"], str(tmp_path / "two")], check=True, timeout=300,
-                   env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"})
+                   env={**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"})
     assert {path.name for path in (tmp_path / "two").glob("rank-*")} == {"rank-0", "rank-1"}
     monkeypatch.setattr(sampling, "STEPS", 2)
     sampler, two = sampling.Sampler(), Store(tmp_path / "two")
