@@ -118,12 +118,12 @@ def test_keyboard_alone(desk, sampler):
     desk.wait_for_text(sampler, "u2-4")
     desk.page.keyboard.press("ArrowDown")
     desk.page.keyboard.press("Enter")
-    assert desk.page.evaluate("document.activeElement.ariaLabel") == "head 0 of u4"
+    assert desk.page.evaluate("document.activeElement.ariaLabel") == "head 0 of u2"
     desk.page.keyboard.press("Space")
-    desk.until(lambda: desk.lit(sampler).get("u4") == "mixed")
+    desk.until(lambda: desk.lit(sampler).get("u2") == "mixed")
     desk.keep("keyboard", sampler)
     desk.page.keyboard.press("Escape")
-    assert desk.page.evaluate("document.activeElement.dataset.cell") == "u4"
+    assert desk.page.evaluate("document.activeElement.dataset.cell") == "u2"
     names = desk.panel(sampler).locator("button, select").evaluate_all(
         "all => all.map(one => one.ariaLabel || one.innerText.trim())")
     assert all(names)
