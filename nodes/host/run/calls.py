@@ -79,10 +79,9 @@ class JointCall:
 def _fits(args: dict, passes: int) -> bool:
     """Whether the host has room for all rows at once, by its own rule (calc_cond_batch)."""
     model, x = args["model"], args["input"]
-    rows = [comfy.samplers.get_area_and_mult(cond, x, args["sigma"]) for conds in args["conds"] for cond in conds or ()]
-    rows += [row for cond in args["conds"][0] for row in
-             [comfy.samplers.get_area_and_mult(cond, x, args["sigma"])] * passes]
-    rows = [row for row in rows if row is not None]
+    first, *others = ([comfy.samplers.get_area_and_mult(cond, x, args["sigma"]) for cond in conds or ()]
+                      for conds in args["conds"])
+    rows = [row for rows in (first * (1 + passes), *others) for row in rows if row is not None]
     shapes = collections.defaultdict(list)
     for row in rows:
         for name, value in row.conditioning.items():

@@ -14,10 +14,10 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..hooks.compiled import uncompiled
 from ..hooks.ways import Patch
+from .neighbours import CALC_COND_BATCH
 from .run import Run
 
 _KEY = "perturbed_attention_guidance_negative"
-_CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 
 
 class NoNegativeError(ValueError):
@@ -41,8 +41,8 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     # A graph of the whole network would hold the weak rows, or none: the negative's call runs uncompiled.
     apply_model = {key: found for key, found in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if key != COMPILE_KEY}
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
-    if (run.found.is_apart or patch.is_apart or run.apart) and _CALC_COND_BATCH not in options:
-        options[_CALC_COND_BATCH] = _one_by_one
+    if (run.found.is_apart or patch.is_apart or run.apart) and CALC_COND_BATCH not in options:
+        options[CALC_COND_BATCH] = _one_by_one
     return options
 
 

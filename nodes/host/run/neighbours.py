@@ -16,6 +16,7 @@ from torch import nn
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 FUNCTION_WRAPPER = "model_function_wrapper"
+CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 
 
 def others_in_options(model_options: dict) -> str | None:

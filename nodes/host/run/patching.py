@@ -32,12 +32,11 @@ from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
 from .negative import check_negative, with_weak_negative
-from .neighbours import KEY, looks_between_units, others_in_options
+from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Proof, Run
 
-_CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 _PRE_CFG = "sampler_pre_cfg_function"
 _POST_CFG = "sampler_post_cfg_function"
 _STORE = f"{KEY}_store"
@@ -195,7 +194,7 @@ class Guidance:
             run.know(model.diffusion_model)
         if run.compiled_units is None and options.get(TORCH_COMPILE_KWARGS) is not None:
             run.compiled_units = CompiledUnits(options[TORCH_COMPILE_KWARGS])
-        chained = options.get(_CALC_COND_BATCH)
+        chained = options.get(CALC_COND_BATCH)
         is_free = chained is None or isinstance(chained, JointCall)
         reason = others_in_options(options) or run.others_in_networks() or (
             None if is_free else "another node makes the calls for CFG")
@@ -210,7 +209,7 @@ class Guidance:
         if reason:
             run.declined_joint.add(reason)
         elif is_joined:
-            options[_CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
+            options[CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
         return options
 
     def _is_shown(self, run: Run, sigma: float) -> bool:
