@@ -205,8 +205,8 @@ def test_rows_that_join_late_are_the_same(case, network, last):
             return forward(network, inputs, options)
 
     def joint():
-        prefix = JointPrefix({id(network): units}, first, {PERTURBED: PLAIN}, declined.add)
-        with prefix.around(network, options, batch):
+        prefix = JointPrefix(units, first, {PERTURBED: PLAIN}, declined.add)
+        with prefix.around(options, batch):
             return perturbed(inputs, options)
 
     whole, flops = counted(lambda: perturbed(inputs, options))

@@ -184,8 +184,8 @@ def test_every_family(case, gpu):
         units = model_layers(Patcher(network)).units(network)
         first = min(units.places[key] for key in ours.layers)
         options = {"uuids": [PERTURBED, PLAIN], "cond_or_uncond": [1, 0], "sigmas": sigmas, "sample_sigmas": sigmas}
-        prefix = JointPrefix({id(network): units}, first, {PERTURBED: PLAIN}, lambda _: None)
-        with prefix.around(network, options, len(options["uuids"]) * case.frames), \
+        prefix = JointPrefix(units, first, {PERTURBED: PLAIN}, lambda _: None)
+        with prefix.around(options, len(options["uuids"]) * case.frames), \
                 ours.around(network, options, PERTURBED.__eq__, lambda _: None, ()) as options:
             return forward(network, inputs, options)
 

@@ -97,8 +97,8 @@ def count(shape) -> dict:
     def run(rows: list[str], share: bool, *modes: AbstractContextManager) -> None:
         options = {"uuids": rows, "cond_or_uncond": ["cup".index(row) for row in rows], "sigmas": torch.ones(1)}
         inputs = shape.inputs(len(rows), "meta", torch.bfloat16)
-        prefix = JointPrefix({id(network): units}, first if share else 0, {"p": "c"}, print)
-        with prefix.around(network, options, len(rows)), ExitStack() as stack:
+        prefix = JointPrefix(units, first if share else 0, {"p": "c"}, print)
+        with prefix.around(options, len(rows)), ExitStack() as stack:
             options = stack.enter_context(patch.around(network, options, "p".__eq__, print, ()))
             for mode in modes:
                 stack.enter_context(mode)

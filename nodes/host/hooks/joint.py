@@ -8,12 +8,9 @@ earlier units again (Stable Cascade). For calls in which nothing of another node
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
-
-import torch
 
 from ..models.families import RESULT
 from ..models.units import Units
@@ -68,26 +65,26 @@ def plain_rows(plan: RowPlan, options: dict, batch: int, units: Units, args: tup
 
 
 class JointPrefix:
-    """Leaves the weak rows out of the units before the first altered one.
+    """Leaves the weak rows out of the units before the first altered one, in one forward.
 
     Args:
-        units: of each network that may run, by its identity.
+        units: of the network that runs.
         first: the index of the first altered unit.
         sources: {uuid of a weak row: uuid of the conditional row that it copies}.
         decline: called with a reason where the prefix cannot be shared.
     """
 
-    def __init__(self, units: Mapping[int, Units], first: int, sources: Mapping[UUID, UUID],
+    def __init__(self, units: Units, first: int, sources: Mapping[UUID, UUID],
                  decline: Callable[[str], None]) -> None:
         self.units = units
         self.first = first
         self.sources = sources
         self.decline = decline
-        self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
+        self.forward: _Forward | None = None  # while rows are left out
 
     @contextmanager
-    def around(self, network: torch.nn.Module, options: dict, batch: int) -> Iterator[None]:
-        """Hooks for one forward of `network` with this batch and these transformer_options."""
+    def around(self, options: dict, batch: int) -> Iterator[None]:
+        """Hooks for one forward of the network with this batch and these transformer_options."""
         if not self.first or not any(row in self.sources for row in options["uuids"]):
             yield
             return
@@ -96,34 +93,26 @@ class JointPrefix:
             self.decline(SPLIT_BATCH)
             yield
             return
-        self.thread.forward = _Forward(plan, options, batch)
-        units = self.units[id(network)]
+        self.forward = _Forward(plan, options, batch)
         with ExitStack() as stack:
-            stack.callback(self._finish)
-            for unit in units.modules[:self.first]:
-                stack.callback(unit.register_forward_pre_hook(self._enter(units), with_kwargs=True).remove)
-                stack.callback(unit.register_forward_hook(self._leave(units)).remove)
-            stack.callback(units.modules[self.first].register_forward_pre_hook(self._finish).remove)
+            for unit in self.units.modules[:self.first]:
+                stack.callback(unit.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(unit.register_forward_hook(self._leave).remove)
+            stack.callback(self.units.modules[self.first].register_forward_pre_hook(self._finish).remove)
             yield
 
-    def _enter(self, units: Units):
-        def hook(module, args, kwargs):
-            forward, axes = self.thread.forward, units.axes
-            if forward is None:
-                return None
-            try:
-                return forward.left_out(args, kwargs, axes)
-            except UnclearError:
-                self.decline(UNCLEAR)
-                self.thread.forward = None  # every row runs from here on: the same result
-                return None
-        return hook
+    def _enter(self, module, args, kwargs):
+        if self.forward is None:
+            return None
+        try:
+            return self.forward.left_out(args, kwargs, self.units.axes)
+        except UnclearError:
+            self.decline(UNCLEAR)
+            self.forward = None  # every row runs from here on: the same result
+            return None
 
-    def _leave(self, units: Units):
-        def hook(module, args, output):
-            forward = self.thread.forward
-            return None if forward is None else forward.put_back(output, units.axes.get(RESULT, 0))
-        return hook
+    def _leave(self, module, args, output):
+        return None if self.forward is None else self.forward.put_back(output, self.units.axes.get(RESULT, 0))
 
     def _finish(self, *_) -> None:
-        self.thread.forward = None
+        self.forward = None

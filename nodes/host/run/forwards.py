@@ -121,8 +121,8 @@ class Forwards:
                     on_split(reason)
                     self.decline(reason)
 
-                prefix = JointPrefix({id(network): units}, first, sources, decline)
-                stack.enter_context(prefix.around(network, options, x.shape[0]))
+                prefix = JointPrefix(units, first, sources, decline)
+                stack.enter_context(prefix.around(options, x.shape[0]))
             yield self._perturbed(stack, network, options)
 
     @contextmanager
