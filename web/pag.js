@@ -7,6 +7,7 @@ import { followPalette } from "./palette.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
 import { Plot } from "./plot.js";
+import { catchUp, followRuns } from "./runs.js";
 import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
 import { loadTexts } from "./texts.js";
@@ -31,6 +32,7 @@ app.registerExtension({
     loadStyle("pag.css");
     followPalette();
     listen();
+    followRuns();
     listenToRuns();
     onChange(() => panels.forEach((panel) => panel.look()));
   },
@@ -55,7 +57,10 @@ app.registerExtension({
     chain(node, "onConfigure", () => panel.restore());
   },
 
-  afterConfigureGraph: () => changed(),
+  afterConfigureGraph() {
+    catchUp();
+    changed();
+  },
 
   refreshComboInNodes() {
     forgetModels();

@@ -1,12 +1,11 @@
 /**
  * What nodes have to say of their latest run: sentences, a list, pictures. It is kept in the browser, so that it is
- * there again after the page was loaded anew, and goes when the node runs again.
+ * there again after the page was loaded anew, and goes when what said it runs again.
  */
 
-import { api } from "../../scripts/api.js";
 import { everyNode, nodeOf } from "./nodes.js";
+import { onRun } from "./runs.js";
 import { upstream } from "./values.js";
-import { changed } from "./watch.js";
 
 const KEY = "pag.said"; // in localStorage: {"graph:node": {at, messages, text, images}}
 const MOST = 100; // nodes
@@ -17,41 +16,42 @@ const previews = new Map(); // the latest picture of a run that goes on; not kep
 const key = (node) => `${node.graph?.id}:${node.id}`;
 const has = (node, name) => node.widgets?.some((widget) => widget.name === name);
 
-/** {messages: [{kind, text}], text, images, preview} of a node, where there is any. */
+/** {messages: [{kind, text, by}], text, images, preview} of a node, where there is any. */
 export function saidBy(node) {
   return { messages: [], ...kept[key(node)], preview: previews.get(key(node)) };
 }
 
 /** Begins to listen to runs. */
 export function listenToRuns() {
-  const on = (event, then) => api.addEventListener(event, ({ detail }) => {
-    then(detail ?? {});
-    changed(0);
-  });
-  on("execution_cached", ({ nodes = [] }) => startRun(new Set(nodes.map(nodeOf))));
-  on("executed", ({ node, display_node, output }) => take(nodeOf(display_node ?? node), output));
-  on("pag.message", ({ node, kind, text }) => put(speaker(nodeOf(node)), { kind, text }));
-  on("pag.preview", ({ node, image }) => {
+  onRun("execution_cached", ({ nodes = [] }) => startRun(nodes));
+  onRun("executed", ({ node, display_node, output }) => take(nodeOf(display_node ?? node), output));
+  onRun("pag.message", ({ node, kind, text }) => put(speaker(nodeOf(node)), { kind, text, by: node }));
+  onRun("pag.preview", ({ node, image }) => {
     const at = nodeOf(node);
     if (at) previews.set(key(at), image);
   });
-  on("execution_error", (error) => {
+  onRun("execution_error", (error) => {
     previews.clear();
     const at = nodeOf(error.node_id);
     const ours = has(at ?? {}, PANEL) || error.traceback?.some((line) => line.includes(folder()));
-    if (at && ours) put(speaker(at), { kind: "error", text: error.exception_message.trim() });
+    if (at && ours) put(speaker(at), { kind: "error", text: error.exception_message.trim(), by: error.node_id });
   });
-  for (const end of ["execution_success", "execution_interrupted"]) on(end, () => previews.clear());
+  for (const end of ["execution_success", "execution_interrupted"]) onRun(end, () => previews.clear());
 }
 
 /** The name of this pack's folder, as it stands in tracebacks. */
 const folder = () => decodeURIComponent(import.meta.url.split("/").at(-2));
 
-/** A run begins: what is computed again says nothing yet; results that are taken as they are keep their words. */
+/** A run begins: what is computed again says nothing yet; what is taken as it was keeps its words. `cached` holds what
+ * the run takes as it was, by the ids that the run has for nodes. */
 function startRun(cached) {
   previews.clear();
+  const nodes = new Set(cached.map(nodeOf));
   for (const node of everyNode()) {
-    if (!cached.has(node)) delete kept[key(node)];
+    const { messages = [], ...result } = kept[key(node)] ?? {};
+    const still = { ...(nodes.has(node) && result), messages: messages.filter(({ by }) => cached.includes(by)) };
+    if (still.messages.length || still.text || still.images) kept[key(node)] = { at: Date.now(), ...still };
+    else delete kept[key(node)];
   }
   write();
 }

@@ -9,20 +9,20 @@ import sys
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-MESSAGE = "pag.message"  # {"node": id, "kind": "warning" | "info", "text": a sentence}
-PREVIEW = "pag.preview"  # {"node": id, "image": a data URL}
+MESSAGE = "pag.message"  # {"node": id, "prompt_id": the run's, "kind": "warning" | "info", "text": a sentence}
+PREVIEW = "pag.preview"  # {"node": id, "prompt_id": the run's, "image": a data URL}
 KINDS = ("warning", "info")
 
 
-def tell(text: str, kind: str = "warning", node: str | None = None) -> None:
-    """Show a sentence in the panel of a node; of the running one where none is named.
+def tell(text: str, kind: str = "warning") -> None:
+    """Show a sentence in the panel of the running node.
 
     The panel of a node that is not ours is the nearest PAG node's upstream. Nothing happens where no editor asked for
     the run, so the log has to have it too.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    _send(MESSAGE, node, kind=kind, text=text)
+    _send(MESSAGE, kind=kind, text=text)
 
 
 def show(image: Image.Image, max_size: int) -> None:
@@ -31,13 +31,14 @@ def show(image: Image.Image, max_size: int) -> None:
     small.thumbnail((max_size, max_size))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
-    _send(PREVIEW, None, image=f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+    _send(PREVIEW, image=f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
 
 
-def _send(event: str, node: str | None, **content: str) -> None:
+def _send(event: str, **content: str) -> None:
     context = get_executing_context()
     module = sys.modules.get("server")  # absent where the host runs without one
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if context is None or server is None or server.client_id is None:
         return
-    server.send_sync(event, {"node": node or context.node_id, **content}, server.client_id)
+    run = {"node": context.node_id, "prompt_id": context.prompt_id}
+    server.send_sync(event, {**run, **content}, server.client_id)

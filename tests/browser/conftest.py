@@ -22,6 +22,7 @@ from harness.server import Server
 PICTURES = ROOT / "build" / "browser"
 OURS = "extensions/perturbed-attention-guidance"
 SIZE = {"width": 1500, "height": 950}
+PATIENCE = 90.0  # seconds to wait for what has to come, on a machine that may be busy
 RENDERERS = ["canvas", "nodes-2.0"]
 # For what no renderer has a hand in, one is enough.
 one_renderer = pytest.mark.parametrize("page", RENDERERS[-1:], indirect=True)
@@ -50,6 +51,7 @@ def browser() -> Iterator:
 def page(request, browser, server) -> Iterator:
     """The editor, once in each renderer."""
     page = browser.new_page(viewport=SIZE)
+    page.set_default_timeout(1000 * PATIENCE)
     page.complaints = []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(
@@ -94,8 +96,8 @@ class Desk(Editor):
         """Time for the editor to draw, and for our files to look at the graph."""
         self.page.wait_for_timeout(milliseconds)
 
-    def until(self, check: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Waits for what takes a question to the server, on a machine that may be busy."""
+    def until(self, check: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        """Waits for what takes a question to the server, or a run."""
         end = time.monotonic() + seconds
         while not check():
             assert time.monotonic() < end, "it did not come true in time"
@@ -120,7 +122,7 @@ class Desk(Editor):
                       " w.callback?.(argument[1]); }", [name, value])
 
     def panel(self, node):
-        """Our part of a node."""
+        """Our part of a node, until the page is loaded again."""
         self.on(node, "{ node.widgets.find(w => w.name === 'pag_panel').element.dataset.node = node.id; }")
         return self.page.locator(f".pag-panel[data-node='{node}']")
 
@@ -170,7 +172,7 @@ class Desk(Editor):
             self.page.get_by_test_id("queue-button").click()
         return sent.value.post_data_json["prompt"]
 
-    def wait_for_picture(self, node, timeout: int = 60_000) -> None:
+    def wait_for_picture(self, node, timeout: float = 1000 * PATIENCE) -> None:
         """Until a saved picture is shown on the node."""
         if self.vue:
             image = self.page.locator(f"[data-node-id='{node}'] img").first

@@ -20,13 +20,14 @@ def sent(monkeypatch):
     return SimpleNamespace(events=events, server=server)
 
 
-def test_a_sentence_goes_to_the_running_node_or_to_the_one_named(sent):
+def test_a_sentence_goes_to_the_running_node(sent):
     with CurrentNodeContext("prompt", "5:3"):
         tell("PAG had no effect.")
-        tell("Elsewhere.", "info", node="7")
+        tell("Something else.", "info")
+    run = {"node": "5:3", "prompt_id": "prompt"}
     assert sent.events == [
-        ("pag.message", {"node": "5:3", "kind": "warning", "text": "PAG had no effect."}, "me"),
-        ("pag.message", {"node": "7", "kind": "info", "text": "Elsewhere."}, "me")]
+        ("pag.message", {**run, "kind": "warning", "text": "PAG had no effect."}, "me"),
+        ("pag.message", {**run, "kind": "info", "text": "Something else."}, "me")]
 
 
 def test_an_unknown_kind_is_refused():
