@@ -50,6 +50,7 @@ _ALIASES = (
     (r"middle_block\.1", "m0"),
     (r"middle_block\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"m0.\1"),
     (r"(?:transformer_)?blocks\.(\d+)", r"\1"),
+    (r"(?:transformer_)?blocks\.(\d+)\.audio_attn1", r"audio.\1"),
     (r"single_transformer_blocks\.(\d+)", r"single.\1"),
     (r"(in|out)put_blocks\.(\d+)(?:\.1)?", r"\1put.\2"),
     (r"(in|out)put_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)(?:\.attn1)?", r"\1put.\2.\3"),

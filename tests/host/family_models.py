@@ -313,7 +313,7 @@ CASES = [
          _LTX | {"audio_in_channels": 128, "audio_cross_attention_dim": 32, "audio_attention_head_dim": 8,
                  "audio_num_attention_heads": 4, "connector_attention_head_dim": 8, "connector_num_attention_heads": 2},
          {"x": [(16, 2, 4, 6), (8, 5, 16)], "context": (TEXT, 48), "attention_mask": _same(None)},
-         "0 - - - - - 1 - - - - -", image=48),
+         "0 - audio.0 - - - 1 - audio.1 - - -", image=None),
     Case("Cosmos 1", "cosmos.model.GeneralDIT",
          _COSMOS | {"block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
                     "extra_per_block_abs_pos_emb_type": "learnable"},

@@ -20,9 +20,9 @@ from .older import newest_only
 SIZES = {
     "SD3.5 medium": ("SD3.5", {"depth": 24, "num_blocks": 24}, "7 8 9", "skip_block, scale 2.5, from 1% to 20%"),
     "SD3 medium": ("SD3.5", {"depth": 24, "num_blocks": 24, "x_block_self_attn_layers": []}, "9", "identity, scale 3"),
-    "LTX-2.3 and later": ("LTX-Video with sound", {"num_layers": 48, "cross_attention_adaln": True}, "28",
+    "LTX-2.3 and later": ("LTX-Video with sound", {"num_layers": 48, "cross_attention_adaln": True}, "28 audio.28",
                           "identity, scale 1"),
-    "LTX-2.0": ("LTX-Video with sound", {"num_layers": 48}, "29", "identity, scale 1"),
+    "LTX-2.0": ("LTX-Video with sound", {"num_layers": 48}, "29 audio.29", "identity, scale 1"),
     "LTX-Video 2B": ("LTX-Video", {"num_layers": 28}, "19", "identity, scale 1"),
     "LTX-Video 13B": ("LTX-Video", {"num_layers": 48}, "28", "identity, scale 1"),
     "Wan 2.1 and 2.2, 14B": ("Wan, text", {"num_layers": 40, "dim": 5120, "num_heads": 40}, "2", "skip_block, scale 2"),

@@ -41,7 +41,7 @@ _ADM = (
 def presets(found: ModelLayers) -> list[dict[str, str]]:
     """The presets of a model, as JSON: those whose layers it has."""
     layers = tuple(found.layers)
-    third = len(layers) // 3
+    third = sum("" in layer.addresses for layer in layers) // 3
     if found.family is not None:
         offered = [Preset("the middle third", f"{third}-{2 * third}")] if third else []
     elif found.name == "ADM":

@@ -6,9 +6,11 @@ weak rows; a block that is skipped at full strength is not computed for these.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import nn
@@ -77,16 +79,27 @@ class BlockPatch:
             return
         count, blocks = TokenCount(self.family), blocks_of(network, self.family)
         axes = self.family.axes if self.family else {}
+        of_module: dict[nn.Module, list[_Part]] = defaultdict(list)
+        for key, layer in self.layers.items():
+            of_module[blocks[key].module].append(_Part(blocks[key].group, layer))
         with ExitStack() as stack:
             for handle in count.hooks(network, self.layers if self.family else ()):
                 stack.callback(handle.remove)
-            for key, layer in self.layers.items():
-                def altered(forward: Callable, block=blocks[key], layer=layer) -> Callable:
-                    return _Altered(forward, block.group, axes, layer, count, noise_key, skipped,
+            for module, parts in of_module.items():
+                def altered(forward: Callable, parts=tuple(parts)) -> Callable:
+                    return _Altered(forward, parts, axes, count, noise_key, skipped,
                                     lambda batch: flags(uuids, is_ours, batch))
 
-                stack.enter_context(other_forward(blocks[key].module, altered))
+                stack.enter_context(other_forward(module, altered))
             yield options
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A selected layer, and the data of its group."""
+
+    group: Group
+    layer: LayerPerturbation
 
 
 @dataclass(frozen=True)
@@ -95,19 +108,27 @@ class _Altered:
 
     Attributes:
         forward: the block's own.
+        parts: the selected layers that the block holds: the video's, the sound's.
         axes: as in `Family.axes`.
         count: where the image tokens are.
         ours: one flag for each row of a batch.
     """
 
     forward: Callable
-    group: Group
+    parts: tuple[_Part, ...]
     axes: dict[str | int, int | None]
-    layer: LayerPerturbation
     count: TokenCount
     noise_key: tuple
     skipped: Callable[[str], None]
     ours: Callable[[torch.Tensor], list[bool]]
+
+    @property
+    def group(self) -> Group:
+        return self.parts[0].group
+
+    @property
+    def layer(self) -> LayerPerturbation:
+        return self.parts[0].layer
 
     def __call__(self, *args, **kwargs):
         if self.group.by_shape:
@@ -172,20 +193,31 @@ class _Altered:
             return latest
 
         streams = tuple(map(to_core, call.streams))
-        place = min(self.group.image_stream, len(streams) - 1)
-        # In streams of their own, all tokens are the image's.
-        tokens = self.group.tokens if len(streams) == 1 else Tokens.IMAGE
-        image = self.count.image_tokens(tokens, streams[place].flatten(1, -2).shape[1])
-        out = perturb_block(streams, run, self.layer.perturbation, image=None if image is None else (place, image),
-                            noise_key=(self.layer.name, *self.noise_key))
+        # What moves a layer's own tokens acts for each layer of the block; what skips the block, once.
+        acting = self.parts if self.layer.perturbation.kind.needs_map else self.parts[:1]
+        out = reduce(self._altering, acting, run)(streams)
         if self.group.returns_more:
             if not latest:
                 run(streams)
             # What the network keeps of the text is for other calls too, so the text stays what the block makes of it.
-            altered, whole = out[place], latest[place].clone()
-            whole[:, image] = altered[:, image]
+            changed, whole, image = out[0], latest[0].clone(), self._image(self.group, streams)
+            whole[:, image[1]] = changed[:, image[1]]
             out = (whole,)
         return tuple(map(from_core, out)), rest
+
+    def _altering(self, run: Callable[[Streams], Streams], part: _Part) -> Callable[[Streams], Streams]:
+        """`run` with one layer's operation around it."""
+        return lambda streams: perturb_block(streams, run, part.layer.perturbation,
+                                             image=self._image(part.group, streams),
+                                             noise_key=(part.layer.name, *self.noise_key))
+
+    def _image(self, group: Group, streams: Streams) -> tuple[int, slice] | None:
+        """(stream, its tokens) that a group's layers act on; None where this is not known."""
+        place = min(group.image_stream, len(streams) - 1)
+        # In streams of their own, all tokens are the image's.
+        tokens = group.tokens if len(streams) == 1 else Tokens.IMAGE
+        image = self.count.image_tokens(tokens, streams[place].flatten(1, -2).shape[1])
+        return None if image is None else (place, image)
 
 
 class _Call:

@@ -81,7 +81,7 @@ class _Forward:
         self.skipped = skipped
         self.noise_key = noise_key
         self.count = TokenCount(family)
-        self.selected: tuple[LayerPerturbation, Tokens] | None = None  # the module that runs, if it is one
+        self.selected: tuple[LayerPerturbation, Group] | None = None  # the module that runs, if it is one
 
     def hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield from self.count.hooks(network, self.layers)
@@ -97,7 +97,7 @@ class _Forward:
 
     def _enter(self, layer: LayerPerturbation, group: Group):
         def hook(module, args, kwargs):
-            self.selected = layer, group.tokens
+            self.selected = layer, group
 
             def given(value):
                 return self.overridden(value) if _is_options(value) else value
@@ -120,14 +120,14 @@ class _Forward:
 
         return {**options, _OVERRIDE: override}
 
-    def _perturbed(self, layer: LayerPerturbation, tokens: Tokens, func, whole, q, k, v, heads, mask=None, *args,
+    def _perturbed(self, layer: LayerPerturbation, group: Group, func, whole, q, k, v, heads, mask=None, *args,
                    skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
-        image = self.count.image_tokens(tokens, keys)
+        image = self.count.image_tokens(group.tokens, keys)
         # Where a network has no use for the text's queries, they are the image's.
-        queries = slice(keys - length, keys) if tokens is Tokens.TEXT_FIRST else slice(0, length)
+        queries = slice(keys - length, keys) if group.tokens is Tokens.TEXT_FIRST else slice(0, length)
         fits = image is not None and image.start >= queries.start and image.stop <= queries.stop
         if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
             self.skipped(layer.name)
@@ -145,7 +145,7 @@ class _Forward:
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
                            whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"),
-                           grid=self.count.grid, noise_key=self.noise_key)
+                           grid=(1, keys) if group.beside else self.count.grid, noise_key=self.noise_key)
 
 
 def _is_options(value) -> bool:

@@ -54,6 +54,8 @@ class Group:
             it then always runs, and only its image tokens can be altered.
         values: (what ends in V, what projects the attention's output), two linear layers of the module, where the
             network does not tell its attention which rows it holds; see `values`.
+        beside: whether its modules lie in the blocks of the group before it, for tokens of another kind; then numbers
+            alone are the other group's, and the tokens follow one another in time.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Group:
     returns_more: bool = False
     by_shape: bool = False
     values: tuple[str, str] | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,9 @@ FAMILIES = (
     Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN),
     Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN),
     Family("LTX-Video", f"{_LDM}.lightricks.model.LTXVModel", _LTX, patch=1),
-    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel", _LTX, patch=1),
+    Family("LTX-Video with sound", f"{_LDM}.lightricks.av_model.LTXAVModel",
+           (*_LTX, Group("audio", "transformer_blocks.*.audio_attn1", "heads", image_stream=1, beside=True)),
+           patch=1),
     Family("Cosmos 1", f"{_LDM}.cosmos.model.GeneralDIT", (Group("", "blocks.*.blocks.0", "block.attn.heads"),),
            axes={0: 3, 2: 1, "rope_emb_L_1_1_D": None, RESULT: 3},  # tokens T, H, W, B, C; text M, B, C
            patch="patch_spatial"),

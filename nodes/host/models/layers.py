@@ -122,10 +122,19 @@ def network_layers(network: Module) -> ModelLayers:
     elif published and _has(layers, published.layers):
         auto, source = published.layers, str(published)
     elif family:
-        auto, source = list(layers)[min(int(len(layers) * family.auto), len(layers) - 1)].name, family.source
+        auto, source = _at(layers, family.auto), family.source
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
     return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
+
+
+def _at(layers: Mapping[Layer, TransformerKey], depth: float) -> str:
+    """What lies at this fraction of a transformer's depth, with what lies beside it in the same block."""
+    blocks = [layer for layer in layers if "" in layer.addresses]
+    chosen = blocks[min(int(len(blocks) * depth), len(blocks) - 1)]
+    beside = [layer for layer, (_, index) in layers.items()
+              if "" not in layer.addresses and index == layers[chosen][1]]
+    return ",".join(layer.name for layer in (chosen, *beside))
 
 
 def _has(layers: Iterable[Layer], selection: str) -> bool:
@@ -137,11 +146,13 @@ def _has(layers: Iterable[Layer], selection: str) -> bool:
 
 
 def _transformer_layers(network: Module, family: Family) -> dict[Layer, TransformerKey]:
-    """Name a transformer's layers: 12 counts through all blocks, double.3 and single.10 within one kind."""
+    """Name a transformer's layers: 12 counts through all blocks, double.3, single.10 and audio.2 within one kind."""
     layers: dict[Layer, TransformerKey] = {}
     for group in family.groups:
         for index, module in enumerate(group_modules(network, group)):
-            addresses = {"": len(layers)} | ({f"{group.name}.": index} if group.name else {})
+            addresses = {} if group.beside else {"": len(layers)}
+            if group.name:
+                addresses[f"{group.name}."] = index
             name = f"{group.name}.{index}" if group.name else str(index)
             layers[Layer(name, addresses, num_heads(module, group))] = (group.name, index)
     return layers

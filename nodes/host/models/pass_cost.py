@@ -20,7 +20,7 @@ from torch import nn
 from ....pag_core import adm
 from .adm_model import ADMNetwork
 from .families import Family, group_modules
-from .units import u_net_blocks
+from .units import u_net_blocks, units_of
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -35,12 +35,12 @@ class PassCost:
     Attributes:
         from_here: {layer's key: the share of a forward from where the rows join if this is the first layer}.
         maps: {layer's key: the share of its image tokens' attention map}; 0 where it is computed all the same.
-        blocks: {layer's key: the share of the whole block that holds it}; 0 where this is not known.
+        blocks: {layer's key: (the block that holds it, the block's share)}; 0 where this is not known.
     """
 
     from_here: Mapping[Hashable, float]
     maps: Mapping[Hashable, float]
-    blocks: Mapping[Hashable, float]
+    blocks: Mapping[Hashable, tuple[Hashable, float]]
 
     def share(self, chosen: Mapping[Hashable, frozenset[int] | None], *, shares_prefix: bool = True,
               needs_maps: bool = False, skips_blocks: bool = False) -> float:
@@ -53,7 +53,7 @@ class PassCost:
             skips_blocks: whether it leaves out the whole blocks that hold these layers.
         """
         if skips_blocks:
-            saved = sum(self.blocks[key] for key in chosen)
+            saved = sum(dict(self.blocks[key] for key in chosen).values())  # each block once
         else:
             saved = 0.0 if needs_maps else sum(self.maps[key] for key, heads in chosen.items() if heads is None)
         return (max(self.from_here[key] for key in chosen) if shares_prefix else 1.0) - saved
@@ -68,16 +68,19 @@ def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Famil
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
     if not family.even:
-        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0.0))
+        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0), {key: (key, 0.0) for key in keys})
+    units = units_of(network, family)
     modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
-    from_here, maps = {}, {}
-    for position, (key, (group, module)) in enumerate(zip(keys, modules, strict=True)):
-        from_here[key] = 1 - position / len(modules)
-        # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices.
-        width = None if group.values else _width(module)
-        maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / len(modules) if width else 0.0
-    runs = {group.name: not group.returns_more for group in family.groups}
-    return PassCost(from_here, maps, {key: runs[key[0]] / len(modules) for key in keys})
+    from_here, maps, blocks = {}, {}, {}
+    for key, (group, module) in zip(keys, modules, strict=True):
+        place, count = units.places[key], len(units.modules)
+        from_here[key] = 1 - place / count
+        # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices. Sound has few
+        # tokens beside the video's.
+        width = None if group.values or group.beside else _width(module)
+        maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / count if width else 0.0
+        blocks[key] = place, (not group.returns_more) / count
+    return PassCost(from_here, maps, blocks)
 
 
 def _width(module: nn.Module) -> int | None:
@@ -105,7 +108,7 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
             done += _flops(layer, positions) + sum(_maps(layer, positions))
     done += _flops(network.out, positions)
     return PassCost({key: 1 - joins[key[:2]] / done for key in keys},
-                    {key: maps[key] / done for key in keys}, {key: blocks[key] / done for key in keys})
+                    {key: maps[key] / done for key in keys}, {key: (key, blocks[key] / done) for key in keys})
 
 
 def _native_positions(network: nn.Module) -> int:

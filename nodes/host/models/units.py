@@ -70,9 +70,10 @@ def _of_transformer(network: nn.Module, family: Family) -> Units:
     for group in family.groups:
         count = 0
         for unit, layers in group_units(network, group):
+            if not group.beside:
+                modules.append(unit)
             for _ in layers:
-                places[group.name, count] = len(modules)
+                places[group.name, count] = modules.index(unit) if group.beside else len(modules) - 1
                 count += 1
-            modules.append(unit)
     skips = frozenset(range(len(modules))) if family.skips else frozenset()
     return Units(tuple(modules), places, skips, family.axes, not family.keeps_between_calls)
