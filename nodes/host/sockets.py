@@ -86,7 +86,7 @@ def check_guider(guider: object) -> None:
 
 def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None,
                   latent_shapes: Sequence[Sequence[int]] | None = None) -> None:
-    """Raise ValueError where a latent [B, C, ...] is empty, no numbers, or has not the channels that `model` denoises.
+    """Raise ValueError where a latent [B, C, ...] is empty or not finite, or has other channels than `model` denoises.
 
     Args:
         noise: as many values as there are to sample.

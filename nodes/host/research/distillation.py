@@ -95,7 +95,7 @@ class ScoreDistillation(comfy.samplers.Sampler):
         """By x [B, C, ...], in the model's own scaling; 0 where the mask [B, 1, ...] keeps the latent.
 
         Raises:
-            ValueError: where the model's predictions are no numbers.
+            ValueError: where the model returned NaN or infinite values.
         """
         a, b = mixing(guider.inner_model, sigma)
         x0 = guider(a * x + b * noise, sigma.expand(len(x)), **extra_args)

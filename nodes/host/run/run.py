@@ -178,9 +178,8 @@ class Run:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")
         elif not torch.isfinite(self.largest_delta):
-            _tell("PAG: the model's predictions held values that are no numbers (NaN or infinite), so the picture is "
-                  "of no use. Where the weights run in half precision, start ComfyUI with --force-fp32; else lower the "
-                  "scales.")
+            _tell("PAG: the model returned NaN or infinite values, so the image is unusable. If the model runs in half "
+                  "precision, start ComfyUI with --force-fp32; otherwise lower the scales.")
         elif self.largest_delta == 0 or self.skipped >= self.selected:
             _tell(f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect.")
 
