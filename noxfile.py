@@ -18,6 +18,9 @@ ROOT = Path(__file__).parent
 INTERRUPT_TIMEOUT = 2
 TESTS = ("lint", "test", "train")
 COVERAGE = ("test", "train", "coverage")
+# Several processes at once, one for each core: small tensors leave all cores but one idle. `worksteal` keeps most of a
+# module's tests, and what they share, in one process.
+AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
@@ -83,8 +86,8 @@ def tests(session: nox.Session) -> None:
     parts = ["unit (the core, with no ComfyUI in reach)", "host (in a ComfyUI process)", "server (over its API)",
              "training", *([] if short else ["browser (the editor in chromium)", "evaluation"])]
     session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
-    run(session, "-m", "pytest", "tests/unit", groups=TESTS, without_host=True)
-    run(session, "-m", "pytest", "tests/host", groups=TESTS)
+    run(session, "-m", "pytest", "tests/unit", *AT_ONCE, groups=TESTS, without_host=True)
+    run(session, "-m", "pytest", "tests/host", *AT_ONCE, groups=TESTS)
     run(session, "-m", "pytest", "tests/server", "tests/training", groups=TESTS)
     if not short:
         run(session, "-m", "pytest", "tests/browser", groups=TESTS)  # skips itself, and says so, without a chromium

@@ -110,14 +110,14 @@ class Record:
     def observe(self, step: int, total: int, seen: Predictions) -> None:
         pag = seen.pair and (seen.pair.cond - seen.pair.perturbed) / seen.sigma
         cfg = None if seen.uncond is None else (seen.cond - seen.uncond) / seen.sigma
-        self.norms[step] = tuple(delta if delta is None else rms(delta) for delta in (pag, cfg))
+        self.norms[step] = (pag if pag is None else rms(pag), cfg if cfg is None else rms(cfg))
         # The latest step is always kept, for some samplers take fewer steps than they are asked for.
         wanted = spread(total, self.count)
         self.shown = {index: shown for index, shown in self.shown.items() if index in wanted}
         detail = f"sigma {seen.sigma:.3g}, " + (f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
-        reused = seen.pair is not None and seen.pair.sigma != seen.sigma
+        reused = seen.pair if seen.pair is not None and seen.pair.sigma != seen.sigma else None
         self.shown[step] = Shown((f"step {step + 1} of {total}", detail),
-                                 f"reused from sigma {seen.pair.sigma:.3g}" if reused else "", kept(seen.cond),
+                                 f"reused from sigma {reused.sigma:.3g}" if reused else "", kept(seen.cond),
                                  seen.pair and kept(seen.pair.perturbed), kept(seen.guided), delta_map(pag),
                                  delta_map(cfg))
 

@@ -109,14 +109,14 @@ def grid(columns: list[tuple[str, str]], rows: list[Row], longest: int, corner: 
               details[index])
         for column, cell in enumerate(row.cells):
             x = left + column * (width + GAP)
-            if isinstance(cell, Image.Image):
-                enlarge = width >= cell.width
-                sheet.paste(cell.resize((width, height), Image.Resampling.NEAREST if enlarge else
-                                        Image.Resampling.LANCZOS), (x, y))
-            else:
+            if isinstance(cell, str):
                 draw.rectangle((x, y, x + width - 1, y + height - 1), paper.empty)
                 draw.multiline_text((x + width / 2, y + height / 2), "\n".join(_wrap(cell, SMALL, width - PAD)),
                                     paper.faint, _font(SMALL), anchor="mm", align="center")
+            else:
+                enlarge = width >= cell.width
+                sheet.paste(cell.resize((width, height), Image.Resampling.NEAREST if enlarge else
+                                        Image.Resampling.LANCZOS), (x, y))
         for column, caption in enumerate(row.captions):
             draw.text((left + column * (width + GAP) + width / 2, y + height + 2), caption, paper.faint,
                       _font(SMALL), "ma")

@@ -32,17 +32,18 @@ def identity(call: AttentionCall, _: float) -> Tensor:
         own = (queries * k[:, :, rows].to(call.precise)).sum(-1, keepdim=True)
         logits = torch.cat([own, queries @ text_k.transpose(-1, -2)], dim=-1)  # [B, h, rows, 1 + T]
         if call.mask is not None:
-            logits = logits + _own_and_text_mask(call, rows)
+            logits = logits + _own_and_text_mask(call, call.mask, rows)
         weights = torch.softmax(logits, dim=-1)
         out[:, :, rows] = (weights[..., :1] * v[:, :, rows].to(call.precise) + weights[..., 1:] @ text_v).to(v.dtype)
     return out
 
 
-def _own_and_text_mask(call: AttentionCall, rows: slice) -> Tensor:
+def _own_and_text_mask(call: AttentionCall, mask: Tensor, rows: slice) -> Tensor:
     """[B or 1, h or 1, rows, 1 + T] the mask of each image token's own key and of the text keys."""
-    own = call.mask[:, :, 0] if call.mask.shape[2] == 1 else call.mask.diagonal(dim1=-2, dim2=-1)
+    own = mask[:, :, 0] if mask.shape[2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
     own = additive(own[..., call.image][..., rows, None], call.precise)
-    text = additive(call.image_mask(rows)[..., call.text], call.precise).expand(-1, -1, own.shape[2], -1)
+    seen = mask if mask.shape[2] == 1 else mask[:, :, call.image][:, :, rows]
+    text = additive(seen[..., call.text], call.precise).expand(-1, -1, own.shape[2], -1)
     # A padding token may see nothing at all; it keeps itself, for a softmax over nothing is NaN and spreads.
     nothing = (torch.cat([own, text], dim=-1) == -torch.inf).all(dim=-1, keepdim=True)
     return torch.cat([own.masked_fill(nothing, 0.0), text], dim=-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .checks import SettingError
 
 
-def check_mask(name: str, mask: object) -> None:
+def check_mask(name: str, mask: Tensor | None) -> None:
     """Raise SettingError unless `mask` is None, or a mask as the host has it: [n, H, W] or [H, W], values 0 to 1."""
     if mask is None:
         return

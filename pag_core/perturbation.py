@@ -142,7 +142,7 @@ def perturb_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, perturbat
     if perturbation.strength == 1.0 and call.has_all_heads:
         if call.is_self:
             return perturbed
-        if mask is None or call.mask.shape[2] == 1:  # a mask with a row per query would not fit fewer queries
+        if call.mask is None or call.mask.shape[2] == 1:  # a mask with a row per query would not fit fewer queries
             text = attend(q[:, :, call.text], k, v)
             return torch.cat([text[:, :, :call.start], perturbed, text[:, :, call.start:]], dim=2)
     out = call.attended.clone()

@@ -235,7 +235,7 @@ def heads_text(heads: frozenset[int]) -> str:
 
 def _own_address(layer: Layer) -> tuple[str, int]:
     """A layer's name as (prefix, number), everything up to the final number and that number."""
-    prefix, number = re.fullmatch(r"(.*?)(\d+)", layer.name).groups()
+    prefix, number = re.findall(r"^(.*?)(\d+)$", layer.name)[0]
     return prefix, int(number)
 
 

@@ -7,6 +7,7 @@ a tensor of nothing, or of what is no number. The host would sample that, and gi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -48,7 +49,7 @@ def check_latent(latent: object, name: str = "latent_image") -> None:
         raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
 
 
-def check_pixels(kind: str, name: str, pixels: object) -> None:
+def check_pixels(kind: str, name: str, pixels: Any) -> None:
     """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, of numbers and with something in it."""
     if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
         raise ValueError(f"{name} is {_short(pixels)}, expected the {kind} output of a node.")

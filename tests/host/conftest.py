@@ -17,7 +17,7 @@ if COMFYUI:
     import torch
     from support import stand_in_gpu
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     stand_in_gpu.register()
     import_pack()
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_base
 import comfy.model_detection
@@ -42,7 +43,7 @@ class KnownModel:
 
     name: str
     layers: ModelLayers
-    model_sampling: object
+    model_sampling: Any
     levels: Mapping[Layer, int]
 
     @functools.cached_property

@@ -47,7 +47,7 @@ def presets(found: ModelLayers) -> list[dict[str, str]]:
     elif found.name == "ADM":
         offered = _ADM
     else:
-        offered = _SDXL if max(key[2] for key in found.layers.values()) else _SD
+        offered = _SDXL if max(key[-1] for key in found.layers.values()) else _SD
     return [asdict(preset) for preset in (Preset("auto", "auto", found.source), *offered, Preset("all", "all"))
             if _fits(preset, layers, found.auto)]
 

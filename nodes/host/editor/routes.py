@@ -53,10 +53,10 @@ def register() -> None:
 
     Where the pack is installed twice, the first keeps them; the host would not start with both.
     """
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    if getattr(server, "instance", None) is None:
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None:
         return
-    routes = server.instance.routes
+    routes = server.routes
     if any(getattr(route, "path", None) == _FAMILIES for route in routes):
         return
     routes.get(_FAMILIES)(_families)
@@ -188,7 +188,8 @@ def plot_answer(body: dict) -> dict:
     if known:
         stages = select_stages(settings.layers, tuple(known.layers.layers), known.layers.auto)
         share = known.layers.extra(stages, options)
-    return {"points": [asdict(step) for step in plan], "cost": run_cost(plan, share) if known and plan else None,
+    cost = run_cost(plan, share) if share is not None and plan else None
+    return {"points": [asdict(step) for step in plan], "cost": cost,
             "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
 
 

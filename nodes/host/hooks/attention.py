@@ -101,10 +101,11 @@ def attend_rows(layer: LayerPerturbation, ours: Sequence[bool], q: torch.Tensor,
             def attend(q, k, v, rows=rows, cut=cut):
                 if whole is not None:
                     out = _among(queries, k.shape[-2], layout.reopen(whole[rows]))
-                    if q.shape[-2] == k.shape[-2]:
+                    if image is None or q.shape[-2] == k.shape[-2]:
                         return out
                     return torch.cat((out[:, :, :image.start], out[:, :, image.stop:]), dim=2)  # the text queries
-                if cut is not None and cut.shape[-2] not in (1, q.shape[-2]):  # the text queries of a joint sequence
+                if image and cut is not None and cut.shape[-2] not in (1, q.shape[-2]):
+                    # The text queries of a joint sequence.
                     cut = torch.cat((cut[..., :image.start, :], cut[..., image.stop:, :]), dim=-2)
                 return per_head(q, k, v, cut)
 

@@ -7,7 +7,7 @@ weak rows; a block that is skipped at full strength is not computed for these.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -19,8 +19,8 @@ from ....pag_core import adm
 from ....pag_core.attention import PerturbationError
 from ....pag_core.blocks import Streams
 from ....pag_core.perturbation import perturb_block
-from ..models.families import RESULT, Family, Group, Tokens, group_units
-from ..models.units import u_net_blocks
+from ..models.families import Family, Group, Tokens, group_units, result_axis
+from ..models.units import LayerKey, u_net_blocks
 from .attention import LayerPerturbation, flags
 from .compiled import other_forward
 from .rows import holds_rows, map_tensors, pick
@@ -42,7 +42,7 @@ class Block:
 _TOKENS, _PLANE = Group("", "", ""), Group("", "", "", channels=1)
 
 
-def blocks_of(network: nn.Module, family: Family | None) -> dict[Hashable, Block]:
+def blocks_of(network: nn.Module, family: Family | None) -> dict[LayerKey, Block]:
     """{a layer's key: the block that holds it}."""
     if family:
         found = {}
@@ -63,7 +63,7 @@ def blocks_of(network: nn.Module, family: Family | None) -> dict[Hashable, Block
 class BlockPatch:
     """Alters the blocks that hold the selected layers in one forward; see `transformers.TransformerPatch`."""
 
-    def __init__(self, family: Family | None, layers: dict[Hashable, LayerPerturbation]) -> None:
+    def __init__(self, family: Family | None, layers: dict[LayerKey, LayerPerturbation]) -> None:
         self.family = family
         self.layers = layers
         # What a network keeps of the rows of one call for the next has to be of whole calls.
@@ -116,7 +116,7 @@ class _Altered:
 
     forward: Callable
     parts: tuple[_Part, ...]
-    axes: dict[str | int, int | None]
+    axes: Mapping[str | int, int | None]
     count: TokenCount
     noise_key: tuple
     skipped: Callable[[str], None]
@@ -134,13 +134,13 @@ class _Altered:
         if self.group.by_shape:
             return self._by_shape(args, kwargs)
         call = _Call(self.group, self.axes, args, kwargs)
-        axis = self.axes.get(RESULT, 0)
+        axis = result_axis(self.axes)
         ours = self.ours(call.streams[0].movedim(axis, 0))
         if call.streams[0].shape[axis] % len(ours):
             self.skipped(self.layer.name)
             return self.forward(*args, **kwargs)
         plain = [row for row, weak in enumerate(ours) if not weak]
-        streams: list[tuple] = [()] * len(ours)
+        streams: dict[int, tuple] = {}
         rest: tuple = ()
         if plain:
             out, rest = call.run(self.forward, call.of_rows(plain, len(ours)))
@@ -150,8 +150,8 @@ class _Altered:
             if weak:
                 streams[row], more = self._weak(call.of_rows([row], len(ours)), axis)
                 rest = rest or more
-        joined = tuple(None if None in parts else torch.cat(parts, dim=axis) if len(parts) > 1 else parts[0]
-                       for parts in zip(*streams, strict=True))
+        joined = tuple(None if None in parts else parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
+                       for parts in zip(*(streams[row] for row in range(len(ours))), strict=True))
         return joined[0] if not call.is_tuple else (*joined, *rest)
 
     def _by_shape(self, args: tuple, kwargs: dict):
@@ -266,7 +266,7 @@ class _Call:
         """The call for these rows alone."""
         if of == 1:
             return self
-        size = self.streams[0].shape[self.axes.get(RESULT, 0)]
+        size = self.streams[0].shape[result_axis(self.axes)]
 
         def cut(value, place: str | int):
             axis = self.axes.get(place, 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
-from ..models.families import RESULT
+from ..models.families import result_axis
 from ..models.units import Units
 from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors
 
@@ -112,7 +112,7 @@ class JointPrefix:
             return None
 
     def _leave(self, module, args, output):
-        return None if self.forward is None else self.forward.put_back(output, self.units.axes.get(RESULT, 0))
+        return None if self.forward is None else self.forward.put_back(output, result_axis(self.units.axes))
 
     def _finish(self, *_) -> None:
         self.forward = None

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import torch
 
-from ..models.families import RESULT
+from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
 from .rows import map_tensors, merged, pick, tensors_in
@@ -118,8 +118,8 @@ class PrefixStore:
 
     def look(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
         """What `take` will look at next."""
-        queues = [self.rows.get(sources.get(uuid)) for uuid in uuids]
-        return [queue[0] for queue in queues] if queues and all(queues) else None
+        queues = [self.rows.get(sources[uuid]) if uuid in sources else None for uuid in uuids]
+        return [queue[0] for queue in queues if queue] if queues and all(queues) else None
 
     def has_room(self, tensors: list[torch.Tensor]) -> bool:
         """Whether these may stay on their device."""
@@ -155,7 +155,7 @@ class _Recorder:
             if self.done or self.problem:
                 return
             self._forget_latest()
-            axis = self.units.axes.get(RESULT, 0)
+            axis = result_axis(self.units.axes)
             for row, kept in zip(self.wanted, self.kept, strict=True):
                 kept.outputs[index].append(map_tensors(output, lambda t, row=row: self._cut(t, row, axis)))
             if self.problem:
@@ -227,7 +227,7 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) 
         PrefixLostError: from within the forward, where it runs a unit of which nothing was kept.
     """
     reached = threading.Event()
-    axis = units.axes.get(RESULT, 0)
+    axis = result_axis(units.axes)
 
     def stand_in(index: int, forward: Callable) -> Callable:
         places = iter(range(len(kept[0].outputs[index])))

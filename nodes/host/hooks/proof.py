@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..models.families import RESULT
+from ..models.families import result_axis
 from ..models.units import SELF_ATTENTION, Units
 from .joint import plain_rows
 from .rows import RowPlan, UnclearError, map_tensors, pick, tensors_in
@@ -55,7 +55,8 @@ class _Trial:
         except UnclearError:
             return
         # Copies, for the unit may change what it is given. Other random numbers, so that chance shows.
-        args, kwargs = map_tensors((args, kwargs), torch.clone)
+        args = map_tensors(args, torch.clone)
+        kwargs = {name: map_tensors(value, torch.clone) for name, value in kwargs.items()}
         with torch.random.fork_rng(devices=_devices(args)):
             torch.manual_seed(torch.initial_seed() ^ 1)
             self.alone = unit.forward(*args, **kwargs)
@@ -64,7 +65,7 @@ class _Trial:
         if self.is_done:
             return
         self.is_done = True
-        rows, axis = self.plan.plain, self.units.axes.get(RESULT, 0)
+        rows, axis = self.plan.plain, result_axis(self.units.axes)
         got = tensors_in(map_tensors(output, lambda t: pick(t, rows, len(self.plan.places), axis)))
         self.tell(self.alone is not None and all(map(_same, got, tensors_in(self.alone))))
         self.alone = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 from uuid import UUID
 
 import torch
@@ -36,8 +37,10 @@ class RowPlan:
         """
         plain = [i for i, row in enumerate(uuids) if row not in sources]
         place_of = {uuids[i]: place for place, i in enumerate(plain) if conds[i] == 0}
-        places = [place_of.get(sources[row]) if row in sources else plain.index(i) for i, row in enumerate(uuids)]
-        return None if None in places else cls(tuple(plain), tuple(places))
+        if any(row in sources and sources[row] not in place_of for row in uuids):
+            return None
+        return cls(tuple(plain), tuple(place_of[sources[row]] if row in sources else plain.index(i)
+                                       for i, row in enumerate(uuids)))
 
     def leave_out(self, batch: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """The plain rows of a batch of all rows."""
@@ -57,7 +60,7 @@ def pick(batch: torch.Tensor, rows: Sequence[int], of: int, axis: int = 0) -> to
     return torch.cat([parts[row] for row in rows], dim=axis)
 
 
-def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """`value` with every tensor in it changed, however deep in tuples, lists, dicts and dataclasses."""
     if isinstance(value, torch.Tensor):
         return change(value) if value.ndim else value
@@ -66,13 +69,13 @@ def map_tensors(value, change: Callable[[torch.Tensor], torch.Tensor]):
     if isinstance(value, dict):
         return {key: map_tensors(item, change) for key, item in value.items()}
     if isinstance(getattr(value, "data", None), torch.Tensor) and hasattr(value, "batch_size"):  # LTX-Video's timesteps
-        value = copy(value)
-        value.data = change(value.data)
-        value.batch_size = value.data.shape[0]
-        return value
+        changed: Any = copy(value)
+        changed.data = change(changed.data)
+        changed.batch_size = changed.data.shape[0]
+        return changed
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: map_tensors(getattr(value, field.name), change)
-                                 for field in fields(value)})
+        names = [field.name for field in fields(value)]
+        return replace(value, **{name: map_tensors(getattr(value, name), change) for name in names})
     return value
 
 

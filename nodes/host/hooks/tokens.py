@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ class TokenCount:
         """Forward hooks that count for these layers, (group, index) of each."""
         if self.family is None:
             return
-        yield network.register_forward_pre_hook(self._measure)
+        yield network.register_forward_pre_hook(partial(self._measure, self.family))
         if self.family.counter:
             what, path = self.family.counter
             yield _submodule(network, path).register_forward_hook(
@@ -52,9 +53,9 @@ class TokenCount:
             return None
         return slice(length - image, length) if tokens is Tokens.TEXT_FIRST else slice(0, image)
 
-    def _measure(self, network: nn.Module, args: tuple) -> None:
+    def _measure(self, family: Family, network: nn.Module, args: tuple) -> None:
         latent = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]  # several latents: video and sound
-        self.grid = token_grid(network, self.family, latent.shape)
+        self.grid = token_grid(network, family, latent.shape)
 
     def _counting(self, argument: Argument):
         def hook(module, args, kwargs) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
@@ -113,7 +114,7 @@ class _Forward:
         previous = options.get(_OVERRIDE)
 
         def override(func, *args, **kwargs):
-            whole = None if previous is None else (lambda *a, **k: previous(func, *a, **k))
+            whole = partial(previous, func) if previous else None
             if self.selected is None:
                 return (whole or func)(*args, **kwargs)
             return self._perturbed(*self.selected, func, whole, *args, **kwargs)

@@ -15,6 +15,10 @@ import torch
 from .attention import HeadLayout, LayerPerturbation, attend_rows
 
 
+def _unasked(*args) -> torch.Tensor:
+    raise AssertionError("the attention is there already, and the identity asks for neither q nor k")
+
+
 def value_hooks(module: torch.nn.Module, names: tuple[str, str], heads: int, layer: LayerPerturbation,
                 ours: Callable[[torch.Tensor], list[bool]]) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Hooks that put V in the place of the attention, in the perturbed rows.
@@ -35,8 +39,7 @@ def value_hooks(module: torch.nn.Module, names: tuple[str, str], heads: int, lay
         if not any(flags):
             return None
         values = values[..., -attended.shape[-1]:]
-        # The attention is there already and the identity asks for neither q nor k.
-        return attend_rows(layer, flags, attended, values, values, HeadLayout(heads), host=None, per_head=None,
+        return attend_rows(layer, flags, attended, values, values, HeadLayout(heads), _unasked, _unasked,
                            whole=attended)
 
     yield module.get_submodule(names[0]).register_forward_hook(keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....pag_core.attention import PerturbationError
 from ..models.layers import ModelLayers
+from ..models.units import LayerKey
 from .attention import LayerPerturbation
 from .blocks import BlockPatch
 from .transformers import TransformerPatch
@@ -12,7 +13,7 @@ from .u_nets import UNetPatch
 Patch = UNetPatch | TransformerPatch | BlockPatch
 
 
-def way_in(found: ModelLayers, layers: dict[object, LayerPerturbation]) -> Patch:
+def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Patch:
     """What perturbs these layers, {the layer's key: what is done there}.
 
     Raises:

@@ -57,9 +57,9 @@ def load_adm(
     Raises ValueError with the path, what was expected, what was found and what to do about it.
     """
     weights, metadata = _read_file(path)
-    overrides = dict(head_channels=head_channels, qkv_order=qkv_order, noise_schedule=noise_schedule)
     try:
-        config = read_config({name: w.shape for name, w in weights.items()}, metadata, **overrides)
+        config = read_config({name: w.shape for name, w in weights.items()}, metadata,
+                             head_channels=head_channels, qkv_order=qkv_order, noise_schedule=noise_schedule)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

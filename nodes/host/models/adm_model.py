@@ -143,7 +143,7 @@ class ADMNetwork(ADMUNet):
 
     def _forward(self, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
         inputs = dict(x=x, timesteps=timesteps, context=context, y=y)
-        hooks = _HostPatches(transformer_options, self.config.model_channels, inputs)
+        hooks = _HostPatches(transformer_options or {}, self.config.model_channels, inputs)
         return super().forward(x, timesteps, y, hooks)[:, :3]  # the rest is the learned sigma
 
 

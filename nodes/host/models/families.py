@@ -117,6 +117,13 @@ class Family:
 
 
 RESULT = "return"  # in `Family.axes`: what a block returns
+
+
+def result_axis(axes: Mapping[str | int, int | None]) -> int:
+    """Which axis of a block's output holds the batch."""
+    return axes.get(RESULT) or 0
+
+
 _LDM = "comfy.ldm"
 _FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0),
                (Argument("img", 0), Argument("txt", 1))),

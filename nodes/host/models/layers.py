@@ -18,7 +18,7 @@ from .adm_model import ADMNetwork
 from .defaults import published_for
 from .families import FAMILIES, Family, family_by_structure, family_of, group_modules, num_heads, refusal_of
 from .pass_cost import PassCost, pass_cost
-from .units import TransformerKey, UNetKey, Units, u_net_blocks, units_of
+from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
 
 _DRAWS = 32  # of a random share, over which its costs are averaged
 _GROUPS = {"input": "d", "middle": "m", "output": "u"}
@@ -42,7 +42,7 @@ class ModelLayers:
     """
 
     name: str
-    layers: dict[Layer, UNetKey] | dict[Layer, TransformerKey]
+    layers: Mapping[Layer, LayerKey]
     auto: str
     source: str
     cost: PassCost
@@ -184,7 +184,7 @@ def _u_net_layers(attentions: Iterable[tuple[str, int, int, int]]) -> dict[Layer
     return layers
 
 
-def _nearest_to_the_bottleneck(layers: dict[Layer, UNetKey]) -> str:
+def _nearest_to_the_bottleneck(layers: Mapping[Layer, LayerKey]) -> str:
     """The paper's choice, the middle block (PAG Table 2, 10); where it has no attention, the deepest encoder block."""
     by_kind = {kind: [layer for layer, key in layers.items() if key[0] == kind] for kind in _GROUPS}
     nearest = (by_kind["middle"] or by_kind["input"][-1:] or by_kind["output"])[0]

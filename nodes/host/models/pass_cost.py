@@ -10,7 +10,7 @@ even, the whole pass is counted, which is more than it costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
@@ -20,7 +20,7 @@ from torch import nn
 from ....pag_core import adm
 from .adm_model import ADMNetwork
 from .families import Family, group_modules
-from .units import u_net_blocks, units_of
+from .units import LayerKey, u_net_blocks, units_of
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -38,11 +38,11 @@ class PassCost:
         blocks: {layer's key: (the block that holds it, the block's share)}; 0 where this is not known.
     """
 
-    from_here: Mapping[Hashable, float]
-    maps: Mapping[Hashable, float]
-    blocks: Mapping[Hashable, tuple[Hashable, float]]
+    from_here: Mapping[LayerKey, float]
+    maps: Mapping[LayerKey, float]
+    blocks: Mapping[LayerKey, tuple[LayerKey, float]]
 
-    def share(self, chosen: Mapping[Hashable, frozenset[int] | None], *, shares_prefix: bool = True,
+    def share(self, chosen: Mapping[LayerKey, frozenset[int] | None], *, shares_prefix: bool = True,
               needs_maps: bool = False, skips_blocks: bool = False) -> float:
         """What the pass costs as a share of a whole forward, 0 to 1.
 
@@ -59,7 +59,7 @@ class PassCost:
         return (max(self.from_here[key] for key in chosen) if shares_prefix else 1.0) - saved
 
 
-def pass_cost(network: nn.Module, keys: Mapping[Hashable, object], family: Family | None) -> PassCost:
+def pass_cost(network: nn.Module, keys: Collection[LayerKey], family: Family | None) -> PassCost:
     """The costs of a network whose self-attention layers have these keys; `family` as in `layers.ModelLayers`."""
     if family:
         return _of_transformer(network, keys, family)

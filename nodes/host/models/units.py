@@ -6,8 +6,9 @@ of them, given what those before it returned: transformers keep the last one's o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from comfy.ldm.modules.attention import SpatialTransformer
 from torch import nn
@@ -17,6 +18,7 @@ from .families import Family, group_units
 
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 TransformerKey = tuple[str, int]  # (group, index)
+LayerKey = tuple[Any, ...]  # either of them
 SELF_ATTENTION = (SpatialTransformer, adm.AttentionBlock)  # the layers of U-Nets and ADM that hold it
 
 
@@ -33,7 +35,7 @@ class Units:
     """
 
     modules: tuple[nn.Module, ...]
-    places: Mapping[Hashable, int]
+    places: Mapping[LayerKey, int]
     skips: frozenset[int] = frozenset()
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
     is_stateless: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -113,7 +114,7 @@ def loaded_for_gradients(patcher: ModelPatcher) -> Iterator[nn.Module]:
         delegate.cleanup()
 
 
-def ordinary(value):
+def ordinary(value: Any) -> Any:
     """The same conditioning (tensors in dicts, lists and the host's COND objects) with no inference tensor in it."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value

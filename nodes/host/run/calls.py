@@ -168,9 +168,10 @@ class WeakPass:
     def _call_of_its_own(self, args: dict) -> torch.Tensor:
         """The weak prediction [B, C, ...] from a call of the weak rows alone."""
         conds = args["cond"] or []  # dual CFG with both scales 1 hands over no conditioning at all
-        self.run.learn({cond["uuid"] for cond in conds})
-        weak = self.weak_conds(conds)
         store = self.run.store
+        assert store, "a step whose weak rows run apart has begun with one"
+        self.run.learn(store, {cond["uuid"] for cond in conds})
+        weak = self.weak_conds(conds)
         options = args["model_options"]
         forwards = Forwards((self,), self.run.declined.add)
         try:

@@ -33,10 +33,12 @@ class KeptControl:
     def get_control(self, x_noisy: torch.Tensor, t, cond, batched_number: int, transformer_options: dict):
         """As the ControlNet's own: {"input" or "middle" or "output": residuals}, here of the conditional rows."""
         kept = self.store.look(transformer_options["uuids"], self.sources)
-        if kept is None or any(row.control is None for row in kept):
+        controls = [row.control for row in kept or () if row.control is not None]
+        if kept is None or len(controls) < len(kept):
             return self.control.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        return {place: [_joined([row.control[place][i] for row in kept], x_noisy.device) for i in range(len(hints))]
-                for place, hints in kept[0].control.items()}
+        return {place: [_joined([control[place][i] for control in controls], x_noisy.device)
+                        for i in range(len(hints))]
+                for place, hints in controls[0].items()}
 
     def get_instance_for_device(self, device: torch.device) -> KeptControl:
         return self

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -27,6 +28,18 @@ MOVED = "another node lays the batch out anew"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
+@dataclass(frozen=True)
+class _NotingWhatIsSent:
+    """Another node's model function wrapper, and what the host gives it to send."""
+
+    theirs: Callable
+    thread: threading.local
+
+    def __call__(self, apply_model, args: dict):
+        self.thread.sent = args["input"]
+        return self.theirs(apply_model, args)
+
+
 class Forwards:
     """The forwards of one call of the host: which hooks they run under.
 
@@ -38,7 +51,7 @@ class Forwards:
     def __init__(self, passes: tuple, decline: Callable[[str], None]) -> None:
         self.passes = passes
         self.decline = decline
-        self.around: Callable | None = None
+        self.around: Callable[..., AbstractContextManager[dict]]  # given by `joint`, `alone` or `plain`
         self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
         self.is_compiled = False
         self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
@@ -69,18 +82,11 @@ class Forwards:
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self._apply_model]  # last, that is innermost
         if FUNCTION_WRAPPER in options:
-            options[FUNCTION_WRAPPER] = self._noting_what_is_sent(options[FUNCTION_WRAPPER])
+            theirs = options[FUNCTION_WRAPPER]
+            if isinstance(theirs, _NotingWhatIsSent):  # of the call of another PAG
+                theirs = theirs.theirs
+            options[FUNCTION_WRAPPER] = _NotingWhatIsSent(theirs, self.thread)
         return options
-
-    def _noting_what_is_sent(self, wrapper: Callable) -> Callable:
-        theirs = getattr(wrapper, "of", wrapper)  # ours may be around it already, from the call of another PAG
-
-        def noting(apply_model, args: dict):
-            self.thread.sent = args["input"]
-            return theirs(apply_model, args)
-
-        noting.of = theirs
-        return noting
 
     def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                      **kwargs):

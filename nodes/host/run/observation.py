@@ -37,7 +37,8 @@ def observed_callback(callback: Callable | None, run: Run, observer: Observer) -
     Samplers that predict more than once in a step call it after one of them; that is the prediction of the step.
     """
     def both(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        observer(step, total, run.predictions)
+        if run.predictions:
+            observer(step, total, run.predictions)
         if callback:
             callback(step, x0, x, total)
 

@@ -28,6 +28,7 @@ from ..hooks.rows import UnclearError
 from ..hooks.ways import way_in
 from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
+from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
@@ -68,7 +69,7 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     return model
 
 
-def _weak_layers(found: ModelLayers, settings: PAGSettings, chosen: Chosen) -> dict[object, LayerPerturbation]:
+def _weak_layers(found: ModelLayers, settings: PAGSettings, chosen: Chosen) -> dict[LayerKey, LayerPerturbation]:
     """{a layer's key: what is done there}."""
     if settings.options.kind.acts_on_block:
         for layer, heads in chosen.items():
@@ -174,7 +175,7 @@ class Guidance:
         step = None
         if scale != 0.0 or self._is_shown(run, sigma):
             every = self.settings.options.reuse_every
-            earlier = run.reusable(x, sigma, every) if every > 1 and scale != 0.0 else None
+            earlier = run.reusable(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
             step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
@@ -212,7 +213,7 @@ class Guidance:
             options[CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
         return options
 
-    def _is_shown(self, run: Run, sigma: float) -> bool:
+    def _is_shown(self, run: Run, sigma: float | None) -> bool:
         """Whether an observer sees the perturbed prediction although nothing of it is added."""
-        return (self.observer is not None and sigma in run.schedule.window
+        return (self.observer is not None and sigma is not None and sigma in run.schedule.window
                 and not self.settings.options.is_off)

@@ -50,13 +50,13 @@ def delta_preview(callback: Callable | None, run: Run, latent_shapes: list | Non
     Where the callback is another node's, that one is called as ever, since it may do more than show x̂0; our picture
     then follows its own.
     """
-    ours = isinstance(callback, Progress)
-    bar = None if ours else comfy.utils.ProgressBar(1)
+    ours = callback if isinstance(callback, Progress) else None
+    bar = comfy.utils.ProgressBar(1)
 
     def show(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         image = _delta_image(run.predictions and run.predictions.pair, x0, latent_shapes)
         if ours:
-            callback.show(step, total, image)
+            ours.show(step, total, image)
             return
         if callback:
             callback(step, x0, x, total)

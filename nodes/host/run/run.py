@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 import torch
@@ -16,7 +16,7 @@ from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
 from ..messages import tell
 from ..models.layers import ModelLayers
-from ..models.units import Units
+from ..models.units import LayerKey, Units
 from .neighbours import others_in_network
 from .predictions import Pair, Predictions
 
@@ -92,7 +92,7 @@ class Run:
         """The units of a network that runs; None where it is not one that `know` has seen."""
         return self._units.get(id(network))
 
-    def places(self, layers: Iterable[Hashable]) -> set[int]:
+    def places(self, layers: Iterable[LayerKey]) -> set[int]:
         """The indices of the units that hold these layers, by their keys."""
         places = next(iter(self._units.values())).places
         return {places[layer] for layer in layers}
@@ -117,9 +117,9 @@ class Run:
             self._fits = ask()
         return self._fits
 
-    def learn(self, uuids: set[UUID]) -> None:
+    def learn(self, store: PrefixStore, uuids: set[UUID]) -> None:
         """These rows are the conditional ones: under their index further steps keep what they leave."""
-        indices = [index for index, seen in sorted(self.store.seen.items()) if uuids and uuids <= seen]
+        indices = [index for index, seen in sorted(store.seen.items()) if uuids and uuids <= seen]
         if indices:
             self.cond_index = indices[0]
 

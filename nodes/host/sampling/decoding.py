@@ -31,8 +31,8 @@ def with_progress(items: Collection[Item]) -> Iterator[Item]:
 def check_is_picture(latent: dict) -> None:
     """Raise ValueError where a LATENT is no picture [B, C, H, W] and no video [B, C, T, H, W]."""
     check_latent(latent)
-    latent = latent["samples"]
-    if latent.is_nested or latent.ndim not in (4, 5):
+    samples = latent["samples"]
+    if samples.is_nested or samples.ndim not in (4, 5):
         raise ValueError("This node shows images, or the first frame of videos, but the latent holds something else, "
                          "such as sound. Sample it with PAG KSampler.")
 
@@ -76,5 +76,6 @@ class Decoder:
 
     def images(self, samples: torch.Tensor) -> torch.Tensor:
         """What the VAE makes of a LATENT's samples [B, C, (T,) H, W]: [B, H, W, 3], of a video its first frame."""
+        assert self.vae, "only a VAE gives an IMAGE"
         images = self.vae.decode(still(samples))
         return images[:, 0] if images.ndim == 5 else images
