@@ -27,11 +27,11 @@ class AttentionCall:
                  key: tuple[Hashable, ...]) -> None:
         total, tokens = q.shape[1:3]
         if k.shape[2] != tokens or v.shape[2] != tokens or total % k.shape[1] or k.shape[1] != v.shape[1]:
-            raise PerturbationError(f"this is no self-attention: {tokens} queries of {total} heads meet "
+            raise PerturbationError(f"this is not self-attention: {tokens} queries of {total} heads meet "
                                     f"{k.shape[2]} keys of {k.shape[1]} heads.")
         self.numbers = range(total) if heads is None else sorted(set(heads))
         if not self.numbers or self.numbers[0] < 0 or self.numbers[-1] >= total:
-            raise PerturbationError(f"heads {list(self.numbers)} do not lie among this layer's {total} heads.")
+            raise PerturbationError(f"heads {list(self.numbers)}: this layer has heads 0 to {total - 1}.")
         self.start, self.stop, step = (slice(None) if image is None else image).indices(tokens)
         if self.start >= self.stop or step != 1:
             raise PerturbationError(f"{image} holds none of the {tokens} tokens, or not side by side.")

@@ -32,8 +32,8 @@ def distillation_gradient(x: Tensor, x0: Tensor, a: float, b: float, weighting: 
         weighting: w(t), one of `WEIGHTINGS`.
     """
     if not (a > 0.0 and b > 0.0):
-        raise ValueError("This model adds no noise to pictures, so that there is none to guess. Score distillation "
-                         "needs a diffusion or flow model.")
+        raise ValueError("This model does not add noise to its latents, so there is no noise to predict. Score "
+                         "distillation needs a diffusion or flow model.")
     return (WEIGHTINGS[weighting](a, b) * a / b) * (x - x0)
 
 

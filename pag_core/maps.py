@@ -106,7 +106,8 @@ def uniform(call: AttentionCall, _: float) -> Tensor:
     """What a row of A adds up to, spread evenly over the image tokens; alone, that is the mean of V. It is SoftPAG's
     opposite end: structure is not frozen but averaged away."""
     if call.mask is not None and call.mask.shape[2] > 1:
-        raise PerturbationError("uniform needs a mask that is the same for every query; take identity or seg_mean.")
+        raise PerturbationError("uniform needs an attention mask that is the same for every query. Use identity "
+                                "or seg_mean.")
     # Queries of zero see all visible image tokens alike; their keys do not matter.
     v = call.v[:, :, call.image]
     mask = None if call.mask is None else call.mask[..., call.image].expand(*v.shape[:2], -1, -1)
@@ -124,12 +125,12 @@ def seg(call: AttentionCall, sigma: float) -> Tensor:
     """Smoothed Energy Guidance (arXiv 2408.00760): a Gaussian blur of the image queries over the picture, reflected at
     its borders; the kernel spans 6σ, at most the picture's side. Frames are blurred one by one."""
     if call.grid is None:
-        raise PerturbationError("seg blurs over the picture, and how this layer's tokens lie in it is not known; take "
-                                "seg_mean, its limit for a large sigma.")
+        raise PerturbationError("seg blurs along the image's rows and columns, and this layer's token grid is "
+                                "unknown. Use seg_mean, its limit for a large sigma.")
     height, width = call.grid
     frames = call.q.shape[2] // (height * width) if height * width else 0
     if not frames:
-        raise PerturbationError(f"seg: {call.q.shape[2]} image tokens do not fill a frame of {height}×{width}; take "
+        raise PerturbationError(f"seg: {call.q.shape[2]} image tokens do not fill a frame of {height}×{width}. Use "
                                 f"seg_mean, its limit for a large sigma.")
     # What lies behind the frames is padding, or reference pictures of another size.
     queries, others = call.q.to(call.precise).split_with_sizes(
@@ -179,7 +180,8 @@ def sinkhorn(call: AttentionCall, _: float) -> Tensor:
     In potentials f and g of rows and columns, S = exp(−A's logits + f + g), so that only pieces of the map are held.
     """
     if call.mask is not None:
-        raise PerturbationError("sinkhorn needs an attention without a mask; take identity or seg_mean.")
+        raise PerturbationError("sinkhorn does not support attention masks, and this layer has one. Use "
+                                "identity or seg_mean.")
     q, k, v = (x.to(call.precise) for x in (call.q * call.scale, call.k, call.v))
     out = torch.empty_like(v[:, :, call.image])
     tokens = out.shape[2]

@@ -14,7 +14,7 @@ def check_mask(name: str, mask: Tensor | None) -> None:
         return
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
         shape = "×".join(map(str, mask.shape)) if isinstance(mask, Tensor) else repr(mask)
-        raise SettingError(f"{name} must be a mask of one or more pictures, got {shape}.")
+        raise SettingError(f"{name} must be a mask for one or more images, got {shape}.")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise SettingError(f"{name} must hold numbers from 0 to 1, got {mask.min():g} to {mask.max():g}.")
 
@@ -33,9 +33,9 @@ def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
         return F.interpolate(mask[None, None].float(), size=latent[2:] if mask.shape[0] > 1 else (1, *latent[3:]),
                              mode="area")
     if len(latent) != 4:
-        raise SettingError("scale_mask needs a latent of pictures or video; this one has neither rows nor columns. "
+        raise SettingError("scale_mask needs a latent of images or video; this one has neither rows nor columns. "
                            "Disconnect the mask.")
     if mask.shape[0] not in (1, latent[0]):
-        raise SettingError(f"scale_mask holds {mask.shape[0]} pictures, but the batch has {latent[0]}; give it one for "
+        raise SettingError(f"scale_mask has {mask.shape[0]} images, but the batch has {latent[0]}. Use one for "
                            f"all, or one for each.")
     return F.interpolate(mask[:, None].float(), size=latent[2:], mode="area")

@@ -96,7 +96,8 @@ DECLINED = {"NAG", "token merging"}  # what they keep of one row for another is 
 
 @pytest.mark.parametrize(("what", "family", "layer", "set_up"), [
     pytest.param(what, family, layer, set_up, id=f"{what}, {family}")
-    for what, families, layer, set_up in beside.SET_UPS for family in families if what not in {*DECLINED, beside.UNDISTURBED}])
+    for what, families, layer, set_up in beside.SET_UPS for family in families
+    if what not in {*DECLINED, beside.UNDISTURBED}])
 def test_the_prefix_is_shared_beside_other_nodes(what, family, layer, set_up):
     assert beside.ratio(family, set_up, layer) <= undisturbed(family, layer) + 0.03
 

@@ -121,7 +121,7 @@ def test_the_blocks_of_an_unknown_network_are_found_by_their_structure(strength)
 
 def test_a_block_that_changes_size_is_refused_by_name():
     inputs = {"x": torch.randn(1, 6, 8), "timesteps": torch.full((1,), 0.5), "context": torch.randn(1, 5, 8)}
-    with pytest.raises(PerturbationError, match=r"layers: 1 cannot be skipped: it returns 1×3×8"):
+    with pytest.raises(PerturbationError, match=r"layers: 1 cannot be skipped: its output is 1×3×8"):
         run(unknown(shrinks=True), inputs, [PERTURBED])
 
 

@@ -164,7 +164,7 @@ def test_strength_and_single_heads_lie_between_plain_and_perturbed(case, network
 def test_other_perturbations_run_or_are_refused_with_a_reason(case, network, plain, kind):
     name = case.layers[-1]
     if case.attention:
-        with pytest.raises(PerturbationError, match=f"not {kind}: ComfyUI shows no one"):
+        with pytest.raises(PerturbationError, match=f"not {kind}: ComfyUI gives no access"):
             patch(network, name, Perturbation(kind))
         return
     unchanged, perturbed, skipped = run(case, network, patch(network, name, Perturbation(kind)))

@@ -83,7 +83,7 @@ def test_a_mask_says_where_pag_acts():
 
 def test_a_mask_for_another_batch_is_refused_before_sampling():
     watched, rows = counted(models.sd15())
-    with pytest.raises(SettingError, match="holds 3 pictures, but the batch has 2"):
+    with pytest.raises(SettingError, match="has 3 images, but the batch has 2"):
         RUN.model_patch(watched, SCALE, "m0", PAGOptions(scale_mask=torch.ones(3, 64, 64)))
     assert not rows
 

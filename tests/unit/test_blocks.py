@@ -77,7 +77,7 @@ def test_a_samples_order_depends_on_seed_and_key_and_not_on_the_batch():
 
 
 def test_shuffle_is_refused_where_the_image_tokens_are_not_known():
-    with pytest.raises(PerturbationError, match="take skip_block"):
+    with pytest.raises(PerturbationError, match="Use skip_block"):
         perturb_block(streams((IMAGE,)), not_expected, Perturbation("shuffle"))
 
 

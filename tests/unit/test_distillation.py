@@ -50,7 +50,7 @@ def test_descending_it_finds_the_mode(order):
 
 
 def test_a_model_without_noise_is_refused():
-    with pytest.raises(ValueError, match="adds no noise"):
+    with pytest.raises(ValueError, match="does not add noise"):
         distillation_gradient(noise(1, 1), noise(1, 1), 1.0, 0.0, "uniform")
 
 

@@ -159,7 +159,7 @@ def test_limits_meet_each_other():
 
 @pytest.mark.parametrize("grid", [None, (0, 6), (7, 6)], ids=str)
 def test_seg_refuses_tokens_that_form_no_picture(grid):
-    with pytest.raises(PerturbationError, match=r"seg.*take seg_mean"):
+    with pytest.raises(PerturbationError, match=r"seg.*Use seg_mean"):
         perturb_attention(*tensors(None), model_attention(), Perturbation("seg"), grid=grid)
 
 
@@ -181,7 +181,7 @@ def test_the_others_need_no_grid(kind):
 
 
 @pytest.mark.parametrize(("heads", "image", "reason"), [
-    ([], None, "heads"), ([4], None, "4 heads"), ([-1], None, "heads"),
+    ([], None, "heads"), ([4], None, "heads 0 to 3"), ([-1], None, "heads"),
     (None, slice(3, 3), "none of the 36 tokens"), (None, slice(40, 50), "none of"),
     (None, slice(0, 10, 2), "side by side"),
 ])
@@ -193,5 +193,5 @@ def test_heads_and_tokens_that_are_not_there_are_refused(heads, image, reason):
 def test_a_cross_attention_is_refused():
     q, k, v = tensors(None)
     for other_k, other_v in ((k[:, :, :-1], v[:, :, :-1]), (k[:, :3], v[:, :3]), (k, v[:, :2])):
-        with pytest.raises(PerturbationError, match="no self-attention: 36 queries of 4 heads"):
+        with pytest.raises(PerturbationError, match="not self-attention: 36 queries of 4 heads"):
             perturb(q, other_k, other_v, Perturbation())

@@ -36,7 +36,7 @@ def read_gguf(path: Path) -> Header:
     with path.open("rb") as file:
         reader = _Reader(file)
         if reader.take(4) != _MAGIC:
-            raise HeaderError("it does not begin as a GGUF file does. Download or copy it again")
+            raise HeaderError("it does not start like a GGUF file. Download or copy it again")
         version = reader.number("I")
         if version not in _VERSIONS:
             raise HeaderError(f"it is a GGUF file of version {version}; {_VERSIONS[0]} and {_VERSIONS[1]} are read")

@@ -60,8 +60,8 @@ def find_file(loader: dict) -> tuple[Path, os.stat_result, str]:
             raise ModelFileError(f"It is not known which file {_quote(node)} loads: there is no {_quote(name)} in "
                                  f"{' or '.join(_folders(*_FOLDERS))}. Choose the model's family by hand.")
     if not name.lower().endswith((*_SAFETENSORS, _GGUF)):
-        raise ModelFileError(f"{_quote(name)} is no .safetensors file and no .gguf file, and other kinds cannot be "
-                             f"looked into without loading them. Choose the model's family by hand, or use PAG Layers.")
+        raise ModelFileError(f"{_quote(name)} is neither a .safetensors nor a .gguf file, and other formats cannot be "
+                             f"inspected without loading them. Choose the model's family by hand, or use PAG Layers.")
     if not listed:
         raise ModelFileError(f"{_quote(name)} is a link to a file that is not there, or was removed.")
     try:

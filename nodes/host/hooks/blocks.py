@@ -167,9 +167,9 @@ class _Altered:
         def altered(x: torch.Tensor) -> torch.Tensor:
             own = next((t for t in given if t.shape == x.shape), None)
             if own is None:
-                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: it returns "
-                                        f"{'×'.join(map(str, x.shape))}, a size that it does not take. Select other "
-                                        f"layers.")
+                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: its output is "
+                                        f"{'×'.join(map(str, x.shape))}, which is not the size of its input. "
+                                        f"Select other layers.")
             return perturb_block((own,), lambda _: (x,), what)[0]
 
         return map_tensors(self.forward(*args, **kwargs), altered)

@@ -40,12 +40,13 @@ class TransformerPatch:
         kinds = {layer.perturbation.perturbation for layer in layers.values()}
         hidden = sorted(kind for kind in kinds if KINDS[kind].needs_map)
         if hidden and any(group.values for group in family.groups):
-            raise PerturbationError(f"{family.name} takes identity, skip_attention and skip_block, not "
-                                    f"{', '.join(hidden)}: ComfyUI shows no one the attention maps of this family.")
+            raise PerturbationError(f"{family.name} supports identity, skip_attention and skip_block, but not "
+                                    f"{', '.join(hidden)}: ComfyUI gives no access to the attention maps of "
+                                    f"this family.")
         blurs = sorted(kind for kind in kinds if KINDS[kind].needs_grid)
         if blurs and family.patch is None:
-            raise PerturbationError(f"{', '.join(blurs)} blurs over the picture's rows and columns, but the tokens of "
-                                    f"{family.name} lie in no picture; seg_mean works without them.")
+            raise PerturbationError(f"{', '.join(blurs)} blurs along the image's rows and columns, but the tokens of "
+                                    f"{family.name} form no image grid. Use seg_mean instead.")
         self.family = family
         self.layers = layers
 

@@ -98,7 +98,7 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(weights).__name__} of others")
     claimed, size = sum(w.numel() * w.element_size() for w in weights.values()), Path(path).stat().st_size
     if claimed > size:  # a .pt file can stretch one number into a tensor of any size, and the network would be as large
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}: it is no model")
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}: it is not a model")
     return weights, metadata or {}
 
 

@@ -111,7 +111,7 @@ class Guidance:
                                f"at a time, not {noise.shape[0]}.")
         if options.scale_mask is not None:
             if noise.is_nested:
-                raise SettingError("scale_mask needs a latent of pictures or video alone; this one holds several "
+                raise SettingError("scale_mask needs a latent of images or video alone; this one holds several "
                                    "latents. Disconnect the mask.")
             fit_mask(options.scale_mask, tuple(noise.shape))
         if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
