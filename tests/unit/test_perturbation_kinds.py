@@ -172,7 +172,7 @@ def test_masks_are_respected(definition, perturbation, image, make_mask, heads):
     q, k, v = tensors(image, 2)
     mask = make_mask(q.shape[2])
     if perturbation.perturbation == "sinkhorn" or (perturbation.perturbation == "uniform" and mask.shape[-2] > 1):
-        with pytest.raises(PerturbationError, match=f"^{perturbation.perturbation} (needs an|does not support) attention mask"):
+        with pytest.raises(PerturbationError, match=r"^\w+ (needs an|does not support) attention mask"):
             perturb(q, k, v, perturbation, mask, image=image, heads=heads)
         return
     expected = expected_map(definition, q, k, mask, image=image, heads=heads)

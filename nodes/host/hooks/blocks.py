@@ -200,8 +200,10 @@ class _Altered:
             if not latest:
                 run(streams)
             # What the network keeps of the text is for other calls too, so the text stays what the block makes of it.
-            changed, whole, image = out[0], latest[0].clone(), self._image(self.group, streams)
-            whole[:, image[1]] = changed[:, image[1]]
+            image = self._image(self.group, streams)
+            assert image, "its networks count their image tokens"
+            whole = latest[0].clone()
+            whole[:, image[1]] = out[0][:, image[1]]
             out = (whole,)
         return tuple(map(from_core, out)), rest
 

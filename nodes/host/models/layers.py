@@ -128,7 +128,7 @@ def network_layers(network: Module) -> ModelLayers:
     return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
 
 
-def _at(layers: Mapping[Layer, TransformerKey], depth: float) -> str:
+def _at(layers: Mapping[Layer, LayerKey], depth: float) -> str:
     """What lies at this fraction of a transformer's depth, with what lies beside it in the same block."""
     blocks = [layer for layer in layers if "" in layer.addresses]
     chosen = blocks[min(int(len(blocks) * depth), len(blocks) - 1)]
