@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .comparison import PAGGrid
-from .guidance import PAGGuider, PAGModelPatch
+from .guidance import PAGAVGuider, PAGGuider, PAGModelPatch
 from .host import installation
 from .host.editor import routes
 from .inspection import PAGInspect
@@ -20,8 +20,8 @@ installation.warn()
 
 class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGLayers, PAGInspect, PAGGrid, PAGADMLoader,
-                PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler,
+        return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGAVGuider, PAGLayers, PAGInspect, PAGGrid,
+                PAGADMLoader, PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler,
                 PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer]
 
 

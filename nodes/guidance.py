@@ -1,11 +1,13 @@
-"""PAG on a model, and PAG in a guider."""
+"""PAG on a model, and PAG in guiders."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pag_core.modalities import ModalityScales
 from ..pag_core.settings import PAGOptions, PAGSettings
 from . import inputs
+from .host.run.modalities import attach_modalities
 from .host.run.patching import attach
 from .host.sampling.guider import CFGWindowGuider
 
@@ -49,3 +51,31 @@ class PAGGuider(io.ComfyNode):
                 options: PAGOptions | None = None) -> io.NodeOutput:
         guided = attach(model, PAGSettings(pag_scale, layers, PAGOptions() if options is None else options))
         return io.NodeOutput(CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent))
+
+
+class PAGAVGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGAVGuider",
+            display_name="PAG AV Guider (LTX-2)",
+            category=inputs.CATEGORY,
+            description="For models that make video and sound together (LTX-2): CFG, PAG and the guidance between the "
+                        "two, with scales for each, as Lightricks' pipelines combine them. All from one batched call.",
+            search_aliases=["perturbed attention guidance", "ltx-2", "ltxv", "multimodal guider", "audio", "sound",
+                            "stg", "modality", "视频", "声音", "引导器", "비디오", "소리", "가이더"],
+            inputs=[inputs.model(), inputs.conditioning("positive"), inputs.conditioning("negative"),
+                    *(one for modality in ("video", "audio") for one in inputs.modality(modality)),
+                    inputs.layers(), inputs.options()],
+            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, video_cfg: float, video_pag: float, video_modality: float,
+                video_rescale: float, audio_cfg: float, audio_pag: float, audio_modality: float,
+                audio_rescale: float, layers: str, options: PAGOptions | None = None) -> io.NodeOutput:
+        scales = (ModalityScales("video", video_cfg, video_pag, video_modality, video_rescale),
+                  ModalityScales("audio", audio_cfg, audio_pag, audio_modality, audio_rescale))
+        guided = attach_modalities(model, scales, layers, PAGOptions() if options is None else options)
+        cfg = next((one.cfg for one in scales if one.cfg != 1.0), 1.0)  # whether the negative is computed
+        return io.NodeOutput(CFGWindowGuider(guided, positive, negative, cfg))

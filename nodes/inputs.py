@@ -69,6 +69,33 @@ def cfg() -> io.Float.Input:
                 "a third of the time. Together with PAG, 4 to 6 is a good start.")
 
 
+def modality(name: str) -> list[io.Float.Input]:
+    """The scales of one modality; the defaults are those of Lightricks' pipelines for LTX-2."""
+    what = {"video": "the video", "audio": "the sound"}[name]
+    other = {"video": "the sound", "audio": "the video"}[name]
+
+    def scale(kind: str, default: float, maximum: float, meaning: str) -> io.Float.Input:
+        step = 0.1 if maximum > 1 else 0.01
+        return io.Float.Input(f"{name}_{kind}", default=default, min=0.0, max=maximum, step=step, round=0.01,
+                              tooltip=meaning)
+
+    return [
+        scale("cfg", {"video": 3.0, "audio": 7.0}[name], 100.0,
+              f"Classifier-free guidance scale of {what}: how closely it follows the prompt. Neutral value: 1; where "
+              f"video and sound both have it, the negative prompt is not computed."),
+        scale("pag", 1.0, 100.0,
+              f"How strongly {what} is pushed away from the prediction with perturbed self-attention (stg at "
+              f"Lightricks). Neutral value: 0; where video and sound both have it, that prediction is not computed."),
+        scale("modality", 3.0, 100.0,
+              f"How strongly {what} is held to {other}: it is pushed away from a prediction in which the two do not "
+              f"see each other. Neutral value: 1; where video and sound both have it, that prediction is not "
+              f"computed."),
+        scale("rescale", 0.7, 1.0,
+              f"Share by which the contrast of {what} is brought back to that of the plain prediction, after all "
+              f"guidance. Neutral value: 0."),
+    ]
+
+
 def conditioning(name: str) -> io.Conditioning.Input:
     meaning = {"positive": "What the image should show. PAG also works with an empty prompt.",
                "negative": "What the image should avoid. Not computed where cfg is 1."}[name]

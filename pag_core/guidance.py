@@ -40,6 +40,12 @@ def guide(guided: Tensor, cond: Tensor, delta: Tensor, rescale: float = 0.0, res
     return RESCALE_MODES[rescale_mode](_Step(guided, cond, delta, uncond, origin), rescale)
 
 
+def rescaled(total: Tensor, cond: Tensor, rescale: float) -> Tensor:
+    """A guided prediction whose spread moves towards the conditional one's by a share `rescale`, for each sample (Lin
+    et al. 2023, arXiv 2305.08891, Eq. 15-16); at 0 the same tensor."""
+    return total if rescale == 0.0 else total * _shrink(cond, total, rescale)
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
     """The arguments of `guide`, for the rescale modes."""
@@ -73,7 +79,7 @@ def _diffusers(step: _Step, rescale: float) -> Tensor:
     the output's but for c, which cancels.
     """
     if step.origin is None:
-        return step.total * _shrink(step.cond, step.total, rescale)
+        return rescaled(step.total, step.cond, rescale)
     output = step.total - step.origin
     return step.origin + output * _shrink(step.cond - step.origin, output, rescale)
 

@@ -68,6 +68,10 @@ with torch.inference_mode():
     of_latents = comfy.sd.VAE(sd=AutoencoderKL(**small).state_dict(), config={"params": small})
     run(pack.PAGPSLDSampler, measurement, operator, of_latents, 0.1, 0.01)
     (guider,) = run(pack.PAGGuider, model, positive, negative, 2.0, 3.0, "m0")
+    try:
+        run(pack.PAGAVGuider, model, positive, negative, *(3.0, 1.0, 3.0, 0.5) * 2, "auto")
+    except ValueError as refusal:
+        print(refusal)  # no model of video and sound is small enough to come with the pack
     noise = comfy.sample.prepare_noise(latent["samples"], 0)
     results += [guider.sample(noise, latent["samples"], sampler, torch.tensor([1.0, 0.5, 0.0]))
                 for sampler in (comfy.samplers.sampler_object("euler"), dps)]

@@ -11,6 +11,8 @@ PROMISED = {
                     ["LATENT"]),
     "PAGGuider": (["model", "positive", "negative", "cfg", "pag_scale", "layers", "cfg_start_percent",
                    "cfg_end_percent", "options"], ["GUIDER"]),
+    "PAGAVGuider": (["model", "positive", "negative", "video_cfg", "video_pag", "video_modality", "video_rescale",
+                     "audio_cfg", "audio_pag", "audio_modality", "audio_rescale", "layers", "options"], ["GUIDER"]),
     "PAGOptions": (["strength", "start_percent", "end_percent", "rescale", "rescale_mode"], ["PAG_OPTIONS"]),
     "PAGInspect": (["model", "seed", "steps", "cfg", "pag_scale", "layers", "sampler_name", "scheduler", "positive",
                     "negative", "latent_image", "denoise", "cfg_start_percent", "cfg_end_percent", "options", "vae",

@@ -17,7 +17,7 @@ PANEL = 250  # of the layer picker
 PREVIEW = 290  # what a sampler grows by when previews are on
 RESULT = 520  # of a node that shows a picture
 PICTURES = {"SaveImage", "PreviewImage", "SaveVideo", "LoadImage"}
-PANELS = {"PAGModelPatch", "PAGKSampler", "PAGGuider", "PAGOptions"}
+PANELS = {"PAGModelPatch", "PAGKSampler", "PAGGuider", "PAGAVGuider", "PAGOptions"}
 PREVIEWS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "PAGKSampler"}
 
 

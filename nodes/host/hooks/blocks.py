@@ -23,7 +23,8 @@ from ..models.families import Family, Group, Tokens, group_units, result_axis
 from ..models.units import LayerKey, u_net_blocks
 from .attention import LayerPerturbation, flags
 from .compiled import other_forward
-from .rows import holds_rows, map_tensors, pick
+from .module_calls import ModuleCall
+from .rows import map_tensors, pick
 from .tokens import TokenCount
 
 
@@ -133,7 +134,7 @@ class _Altered:
     def __call__(self, *args, **kwargs):
         if self.group.by_shape:
             return self._by_shape(args, kwargs)
-        call = _Call(self.group, self.axes, args, kwargs)
+        call = ModuleCall(self.group, self.axes, args, kwargs)
         axis = result_axis(self.axes)
         ours = self.ours(call.streams[0].movedim(axis, 0))
         if call.streams[0].shape[axis] % len(ours):
@@ -174,7 +175,7 @@ class _Altered:
 
         return map_tensors(self.forward(*args, **kwargs), altered)
 
-    def _weak(self, call: _Call, axis: int) -> tuple[Streams, tuple]:
+    def _weak(self, call: ModuleCall, axis: int) -> tuple[Streams, tuple]:
         """The streams of one weak row, and what else its block returned."""
         latest: Streams = ()
         rest: tuple = ()
@@ -220,71 +221,3 @@ class _Altered:
         tokens = group.tokens if len(streams) == 1 else Tokens.IMAGE
         image = self.count.image_tokens(tokens, streams[place].flatten(1, -2).shape[1])
         return None if image is None else (place, image)
-
-
-class _Call:
-    """The arguments of one call of a block."""
-
-    def __init__(self, group: Group, axes, args: tuple, kwargs: dict) -> None:
-        self.group = group
-        self.axes = axes
-        self.args = args
-        self.kwargs = kwargs
-
-    @property
-    def _first(self):
-        return self.args[0] if self.args else next(iter(self.kwargs.values()))
-
-    @property
-    def is_tuple(self) -> bool:
-        """Whether the block returns several things."""
-        return bool(self.group.streams) or isinstance(self._first, tuple)
-
-    @property
-    def streams(self) -> Streams:
-        if self.group.streams:
-            return tuple(self.kwargs[one.name] if one.name in self.kwargs else self.args[one.position]
-                         for one in self.group.streams)
-        return self._first if isinstance(self._first, tuple) else (self._first,)
-
-    def with_streams(self, streams: Streams) -> _Call:
-        """The same call with other streams."""
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if self.group.streams:
-            for one, x in zip(self.group.streams, streams, strict=True):
-                if one.name in kwargs:
-                    kwargs[one.name] = x
-                else:
-                    args[one.position] = x
-        else:
-            first = streams if isinstance(self._first, tuple) else streams[0]
-            if args:
-                args[0] = first
-            else:
-                kwargs[next(iter(kwargs))] = first
-        return _Call(self.group, self.axes, tuple(args), kwargs)
-
-    def of_rows(self, rows: list[int], of: int) -> _Call:
-        """The call for these rows alone."""
-        if of == 1:
-            return self
-        size = self.streams[0].shape[result_axis(self.axes)]
-
-        def cut(value, place: str | int):
-            axis = self.axes.get(place, 0)
-            if isinstance(value, dict) and "uuids" in value:
-                return {**value, **{key: [value[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
-            if place in self.axes:
-                return map_tensors(value, lambda t: pick(t, rows, of, axis)
-                                   if axis is not None and t.ndim > axis and t.shape[axis] % of == 0 else t)
-            return map_tensors(value, lambda t: pick(t, rows, of) if holds_rows(t, size) else t)
-
-        return _Call(self.group, self.axes, tuple(cut(value, place) for place, value in enumerate(self.args)),
-                     {name: cut(value, name) for name, value in self.kwargs.items()})
-
-    def run(self, forward: Callable, call: _Call) -> tuple[tuple, tuple]:
-        """(streams, what else there is) that the block returns for a call."""
-        out = forward(*call.args, **call.kwargs)
-        out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
-        count = len(self.streams)
-        return out[:count], out[count:]

@@ -7,10 +7,11 @@ from ..models.layers import ModelLayers
 from ..models.units import LayerKey
 from .attention import LayerPerturbation
 from .blocks import BlockPatch
+from .exchange import ExchangePatch
 from .transformers import TransformerPatch
 from .u_nets import UNetPatch
 
-Patch = UNetPatch | TransformerPatch | BlockPatch
+Patch = UNetPatch | TransformerPatch | BlockPatch | ExchangePatch
 
 
 def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Patch:
@@ -19,6 +20,8 @@ def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Pat
     Raises:
         PerturbationError: where the model's family does not allow their kind of perturbation.
     """
+    if found.family and found.family.is_exchange:
+        return ExchangePatch(found.family, layers)
     if any(layer.perturbation.kind.acts_on_block for layer in layers.values()):
         return BlockPatch(found.family, layers)
     if found.family and found.family.blocks_only:

@@ -97,6 +97,7 @@ class Family:
         packs_rows: whether the network lays out the rows of a batch in a way of its own, so that ours run apart.
         one_sample: whether it mixes up the samples of a batch that holds the rows of one conditioning only.
         one_row: conditions of the model with which the host's code takes a batch of one only.
+        is_exchange: whether its layers are the attentions by which two streams see each other; see `EXCHANGES`.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Family:
     packs_rows: bool = False
     one_sample: bool = False
     one_row: tuple[str, ...] = ()
+    is_exchange: bool = False
 
 
 RESULT = "return"  # in `Family.axes`: what a block returns
@@ -252,6 +254,14 @@ BLOCKS_ONLY = (
            blocks_only="SeedVR attends within windows of differing size, packed into one sequence"),
 )
 
+# The attentions by which the two streams of a network see each other. They are no layers that a user selects; what can
+# be done to them is to leave them out.
+EXCHANGES = (
+    Family("LTX-Video's exchange of video and sound", f"{_LDM}.lightricks.av_model.LTXAVModel",
+           (Group("to_video", "transformer_blocks.*.audio_to_video_attn", "heads"),
+            Group("to_audio", "transformer_blocks.*.video_to_audio_attn", "heads", beside=True)), is_exchange=True),
+)
+
 # Denoisers of the host that cannot be guided at all, and why.
 REFUSED = {
     f"{_LDM}.wan.ar_model.CausalWanModel":
@@ -263,6 +273,11 @@ REFUSED = {
 def family_of(network: torch.nn.Module) -> Family | None:
     """The family of a network, or None."""
     return _by_class(network, {family.network: family for family in (*FAMILIES, *BLOCKS_ONLY)})
+
+
+def exchange_of(network: torch.nn.Module) -> Family | None:
+    """How a network's streams see each other, or None."""
+    return _by_class(network, {family.network: family for family in EXCHANGES})
 
 
 def refusal_of(network: torch.nn.Module) -> str | None:

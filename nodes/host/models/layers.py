@@ -16,7 +16,16 @@ from ....pag_core.settings import PAGOptions
 from ....pag_core.stages import Stage, draw
 from .adm_model import ADMNetwork
 from .defaults import published_for
-from .families import FAMILIES, Family, family_by_structure, family_of, group_modules, num_heads, refusal_of
+from .families import (
+    FAMILIES,
+    Family,
+    exchange_of,
+    family_by_structure,
+    family_of,
+    group_modules,
+    num_heads,
+    refusal_of,
+)
 from .pass_cost import PassCost, pass_cost
 from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
 
@@ -126,6 +135,21 @@ def network_layers(network: Module) -> ModelLayers:
     else:
         auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
     return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
+
+
+def exchange_layers(model: ModelPatcher) -> ModelLayers:
+    """The attentions by which a model's video and sound see each other.
+
+    Raises:
+        UnsupportedModelError: if it has none.
+    """
+    network = model.get_model_object("diffusion_model")
+    family = exchange_of(network)
+    if family is None:
+        raise UnsupportedModelError(f"PAG AV Guider is for models that make video and sound together (LTX-2), and "
+                                    f"{type(network).__name__} does not. Take PAG Guider.")
+    layers = _transformer_layers(network, family)
+    return ModelLayers(family.name, layers, "all", "", pass_cost(network, layers.values(), family), family)
 
 
 def _at(layers: Mapping[Layer, LayerKey], depth: float) -> str:

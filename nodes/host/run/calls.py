@@ -159,8 +159,7 @@ class WeakPass:
                        args["input"], scale=self.scale, sigma=self.sigma or 0.0, history=self.run.history,
                        early_damping=options.early_damping, momentum=options.momentum,
                        coarse_scale=options.coarse_scale, tangential_scale=options.tangential_scale, origin=origin)
-        if options.scale_mask is not None:
-            delta = delta * self.run.weights(options.scale_mask, delta)
+        delta = self.run.weighed(delta)
         self.run.record(delta)
         return guide(args["denoised"], args["cond_denoised"], delta, options.rescale, options.rescale_mode,
                      origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)

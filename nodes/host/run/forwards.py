@@ -118,10 +118,14 @@ class Forwards:
     @contextmanager
     def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,
                is_moved: bool) -> Iterator[dict]:
-        sources = {weak: plain for step in self.passes for weak, plain in step.sources.items()}
         with ExitStack() as stack:
             if units is not None and all(step.settings.options.share_prefix for step in self.passes):
-                first = min(step.first_unit for step in self.passes)
+                firsts = [step.first_unit for step in self.passes]
+                # Rows join at one unit; of several, at that which saves most. Those altered before it run from the
+                # start.
+                first = max(firsts, key=lambda unit: unit * sum(other >= unit for other in firsts))
+                sources = {weak: plain for step in self.passes if step.first_unit >= first
+                           for weak, plain in step.sources.items()}
 
                 def decline(reason: str) -> None:
                     on_split(reason)

@@ -9,6 +9,7 @@ keyed by uuid mixes them with the plain rows, and no index has to be guessed whe
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
 import comfy.model_management
 import torch
@@ -32,6 +33,7 @@ from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
+from .latents import spread
 from .negative import check_negative, with_weak_negative
 from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options
 from .observation import Observer, observed_callback, watched_step
@@ -44,18 +46,21 @@ _STORE = f"{KEY}_store"
 _PROOF = "proof"
 
 
-def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None = None) -> ModelPatcher:
+def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None = None, *,
+           found: ModelLayers | None = None, scales: tuple[float, ...] | None = None) -> ModelPatcher:
     """A clone of `model` that samples with PAG under any sampler node and guider; `model` itself is left alone.
 
     Args:
         observer: is shown the predictions of every step. Inside PAG's range the perturbed one is among them even where
             the scale is 0; there it is computed apart, so that the result stays what it is without an observer.
+        found: what can be selected; None for the model's layers.
+        scales: of each of several latents in one, such as video and sound, besides the settings' scale.
 
     Raises:
         UnsupportedModelError, SelectionError, SettingError: before anything runs.
     """
     check_model(model)
-    found = model_layers(model)
+    found = found or model_layers(model)
     stages = select_stages(settings.layers, tuple(found.layers), found.auto)
     weak = {key: layer for stage in stages for key, layer in _weak_layers(found, settings, stage.chosen).items()}
     way_in(found, weak)  # refuses what this model does not allow
@@ -63,7 +68,7 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     if settings.is_off and observer is None:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked_sample)
         return model
-    guidance = Guidance(settings, found, stages, observer)
+    guidance = Guidance(settings, found, stages, observer, scales)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guidance.outer_sample)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guidance.predict_noise)
     return model
@@ -90,8 +95,9 @@ class Guidance:
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
     def __init__(self, settings: PAGSettings, found: ModelLayers, stages: tuple[Stage, ...],
-                 observer: Observer | None = None) -> None:
+                 observer: Observer | None = None, scales: tuple[float, ...] | None = None) -> None:
         self.settings = settings
+        self.scales = scales
         self.found = found
         self.stages = stages
         self.observer = observer
@@ -118,7 +124,8 @@ class Guidance:
             raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
                              f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
         runs = guider.model_options.setdefault(KEY, {})
-        run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()))
+        run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()),
+                                                    kwargs.get("latent_shapes"))
         if self.has_delta_preview:
             callback = delta_preview(callback, run, kwargs.get("latent_shapes"))
         if self.observer:
@@ -128,7 +135,8 @@ class Guidance:
             run.report(type(guider).__name__)
         return output
 
-    def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None) -> Run:
+    def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None,
+                 latent_shapes: list | None = None) -> Run:
         # The range is that of the model which samples: nodes after PAG may have given it other noise levels.
         to_sigma = percent_to_sigma(model)
         schedule = self.settings.schedule(to_sigma)
@@ -136,7 +144,17 @@ class Guidance:
         plan = LayerPlan(self.stages, to_sigma, self.settings.options.random_share,
                          self.settings.options.perturbation_seed)
         return Run(self.found, schedule, plan, levels, self.observer is not None or self.has_delta_preview,
-                   proof)
+                   proof, self._weigh(latent_shapes))
+
+    def _weigh(self, latent_shapes: list | None) -> Callable[[torch.Size], torch.Tensor] | None:
+        """What multiplies a delta of some shape: the user's mask, or each latent's own scale."""
+        mask = self.settings.options.scale_mask
+        if mask is not None:
+            return lambda shape: fit_mask(mask, tuple(shape))
+        if self.scales and latent_shapes:
+            weights = spread(self.scales, latent_shapes)
+            return lambda _: weights
+        return None
 
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
                       seed: int | None = None):

@@ -9,7 +9,6 @@ from uuid import UUID
 import torch
 
 from ....pag_core.delta import History
-from ....pag_core.mask import fit_mask
 from ....pag_core.schedule import ScaleSchedule
 from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
@@ -48,10 +47,12 @@ class Run:
         plan: in which layers.
         sigmas: the sampler's noise levels; None where nobody asks for steps.
         is_watched: whether somebody looks at the predictions of every step; see `observation`.
+        weigh: what PAG's delta of this shape is multiplied by; None for nothing.
     """
 
     def __init__(self, found: ModelLayers, schedule: ScaleSchedule, plan: LayerPlan, sigmas: list[float] | None = None,
-                 is_watched: bool = False, proof: Proof | None = None) -> None:
+                 is_watched: bool = False, proof: Proof | None = None,
+                 weigh: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
         self.found = found
         self.schedule = schedule
         self.plan = plan
@@ -77,6 +78,7 @@ class Run:
         self._in_network: dict[int, str | None] = {}
         self._fits: bool | None = None
         self.cond_index = 0  # of the conditional rows in the host's calls
+        self._weigh = weigh
         self._weights: torch.Tensor | None = None
         self._pair: Pair | None = None
         self._sigma = 0.0
@@ -140,11 +142,13 @@ class Run:
         """The sampler's step that an evaluation at this noise level belongs to, the last that begins at or above it."""
         return max((i for i, level in enumerate(self.sigmas or ()) if level >= sigma * (1 - 1e-5)), default=0)
 
-    def weights(self, mask: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """The user's mask, for this delta."""
+    def weighed(self, delta: torch.Tensor) -> torch.Tensor:
+        """The delta times the user's mask, or each latent's own scale."""
+        if self._weigh is None:
+            return delta
         if self._weights is None or self._weights.device != delta.device:
-            self._weights = fit_mask(mask, tuple(delta.shape)).to(delta)
-        return self._weights
+            self._weights = self._weigh(delta.shape).to(delta)
+        return delta * self._weights
 
     def keep(self, pair: Pair) -> None:
         """Keep these predictions for `reusable`."""
