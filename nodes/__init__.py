@@ -11,6 +11,7 @@ from .layers import PAGLayers
 from .options import PAGOptionsNode
 from .research.adm import PAGADMClassLabel, PAGADMLoader
 from .research.distillation import PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer
+from .research.heads import PAGHeadSearch
 from .research.restoration import PAGDPSSampler, PAGMeasure, PAGMeasurement, PAGPSLDSampler
 from .sampling import PAGKSampler
 
@@ -22,7 +23,7 @@ class PAGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [PAGModelPatch, PAGOptionsNode, PAGKSampler, PAGGuider, PAGAVGuider, PAGLayers, PAGInspect, PAGGrid,
                 PAGADMLoader, PAGADMClassLabel, PAGMeasurement, PAGMeasure, PAGDPSSampler, PAGPSLDSampler,
-                PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer]
+                PAGSDSGradient, PAGSDSImageGradient, PAGSDSOptimizer, PAGHeadSearch]
 
 
 async def comfy_entrypoint() -> PAGExtension:

@@ -12,8 +12,9 @@ from PIL import Image
 from ..pag_core.checks import SettingError, check_choice, check_whole
 from ..pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, to_images
 from ..pag_core.perturbation import KINDS
-from ..pag_core.settings import PAGOptions, PAGSettings
+from ..pag_core.settings import ROWS, PAGOptions, PAGSettings
 from . import inputs
+from .host.run.negative import check_negative
 from .host.run.patching import attach
 from .host.run.preview import Progress
 from .host.sampling.decoding import Decoder, check_is_picture
@@ -48,8 +49,8 @@ class PAGGrid(io.ComfyNode):
                     io.String.Input(
                         "perturbations", default="", multiline=True,
                         tooltip="More rows: one perturbation per line, named as in PAG Options, such as identity or "
-                                "seg. Every layer selection is combined with every one of them. Empty (neutral): the "
-                                "one from options."),
+                                "seg; skip_block negative perturbs the negative's row. Every layer selection is "
+                                "combined with every one of them. Empty (neutral): the one from options."),
                 ),
                 inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
                 inputs.cell_size(256),
@@ -80,9 +81,11 @@ class PAGGrid(io.ComfyNode):
         rows = parse_rows(layer_selections, perturbations, PAGOptions() if options is None else options)
         check_count(len(columns), len(rows))
         # All of them, so that a mistake in the last cell shows before the first is sampled.
-        guiders = {cell_of(index, scale): CFGWindowGuider(
+        guiders = {cell_of(index, scale, row.options): CFGWindowGuider(
             attach(model, PAGSettings(scale, row.layers, row.options)), positive, negative, cfg, cfg_start_percent,
             cfg_end_percent) for index, row in enumerate(rows) for scale in columns}
+        if any(row.options.row == "negative" for row in rows) and any(columns):
+            check_negative(next(iter(guiders.values())))
 
         progress = Progress(model, len(guiders), in_panel=True)
         images: dict[tuple[int, float], torch.Tensor] = {}  # each [B, H, W, 3]
@@ -90,7 +93,7 @@ class PAGGrid(io.ComfyNode):
             latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise, progress)
             images[cell] = decoder.images(latent["samples"])
             progress.runs_done += 1
-        cells = [[images[cell_of(index, scale)] for scale in columns] for index in range(len(rows))]
+        cells = [[images[cell_of(index, scale, row.options)] for scale in columns] for index, row in enumerate(rows)]
         sheets = to_images(draw_grids(columns, rows, cells, cell_size, f"cfg {cfg:g}, {steps} steps, seed {seed}",
                                       PAPERS[paper]))
         return io.NodeOutput(sheets, torch.cat([image for line in cells for image in line]),
@@ -102,8 +105,10 @@ class GridRow(NamedTuple):
     options: PAGOptions
 
 
-def cell_of(row: int, scale: float) -> tuple[int, float]:
-    """Which sampling a cell shows: without PAG all rows show the same."""
+def cell_of(row: int, scale: float, options: PAGOptions) -> tuple[int, float]:
+    """Which sampling a cell shows: without PAG all rows show the same, and in the negative's row all scales do."""
+    if scale and options.row == "negative":
+        return row, 1.0
     return (row if scale else 0), scale
 
 
@@ -124,9 +129,17 @@ def parse_rows(layer_selections: str, perturbations: str, options: PAGOptions) -
     selections, kinds = lines_of(layer_selections), lines_of(perturbations) or [options.perturbation]
     if not selections:
         raise SettingError("layer_selections is empty: write a selection of layers on each line, such as auto or m0.")
-    for kind in kinds:
-        check_choice("perturbations: a perturbation", kind, tuple(KINDS))
-    return [GridRow(layers, replace(options, perturbation=kind)) for layers in selections for kind in kinds]
+    ways = [perturbation_of(kind, options) for kind in kinds]
+    return [GridRow(layers, way) for layers in selections for way in ways]
+
+
+def perturbation_of(line: str, options: PAGOptions) -> PAGOptions:
+    """"skip_block" or "skip_block negative" -> the options with that perturbation, and in that row."""
+    kind, _, row = line.partition(" ")
+    check_choice("perturbations: a perturbation", kind, tuple(KINDS))
+    row = row.strip() or options.row
+    check_choice(f"perturbations: what follows {kind}", row, ROWS)
+    return replace(options, perturbation=kind, row=row)
 
 
 def lines_of(text: str) -> list[str]:
@@ -143,7 +156,7 @@ def draw_grids(columns: list[float], rows: list[GridRow], cells: list[list[torch
                corner: str, paper: Paper) -> list[Image.Image]:
     """One grid for each picture of the batch; `cells` as rows of [B, H, W, 3]."""
     heads = [(f"scale {scale:g}" if scale else "without PAG", "") for scale in columns]
-    return [grid(heads, [Row(row.layers, row.options.perturbation,
+    return [grid(heads, [Row(row.layers, f"{row.options.perturbation}{', negative row' * (row.options.row != ROWS[0])}",
                              [fit(from_image(images[index]), cell_size) for images in line])
                          for row, line in zip(rows, cells, strict=True)], cell_size, corner, paper)
             for index in range(len(cells[0][0]))]

@@ -97,6 +97,7 @@ class Shown:
     guided: torch.Tensor
     pag: torch.Tensor | None
     cfg: torch.Tensor | None
+    has_weak_negative: bool = False  # whether `perturbed` is the negative's row
 
 
 class Record:
@@ -106,6 +107,7 @@ class Record:
         self.count = count
         self.shown: dict[int, Shown] = {}
         self.norms: dict[int, tuple[torch.Tensor | None, torch.Tensor | None]] = {}  # step: PAG's, CFG's
+        self.has_weak_negative = False  # whether PAG acts in the negative's row, and so in CFG's delta
 
     def observe(self, step: int, total: int, seen: Predictions) -> None:
         pag = seen.pair and (seen.pair.cond - seen.pair.perturbed) / seen.sigma
@@ -114,12 +116,16 @@ class Record:
         # The latest step is always kept, for some samplers take fewer steps than they are asked for.
         wanted = spread(total, self.count)
         self.shown = {index: shown for index, shown in self.shown.items() if index in wanted}
-        detail = f"sigma {seen.sigma:.3g}, " + (f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
+        self.has_weak_negative |= seen.has_weak_negative
+        detail = f"sigma {seen.sigma:.3g}, " + (
+            "PAG in the negative row" if seen.has_weak_negative else
+            f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
+        perturbed = seen.uncond if seen.has_weak_negative else seen.pair and seen.pair.perturbed
         reused = seen.pair if seen.pair is not None and seen.pair.sigma != seen.sigma else None
         self.shown[step] = Shown((f"step {step + 1} of {total}", detail),
                                  f"reused from sigma {reused.sigma:.3g}" if reused else "", kept(seen.cond),
-                                 seen.pair and kept(seen.pair.perturbed), kept(seen.guided), delta_map(pag),
-                                 delta_map(cfg))
+                                 None if perturbed is None else kept(perturbed), kept(seen.guided), delta_map(pag),
+                                 delta_map(cfg), seen.has_weak_negative)
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -151,11 +157,15 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
                cell_size: int, paper: Paper = WHITE) -> list[Image.Image]:
     """One grid for each picture of the batch."""
     steps = [shown[step] for step in sorted(shown)]
+    in_negative = any(step.has_weak_negative for step in steps)
     pictures = [("plain", "x0 as the model predicts it", [step.plain for step in steps]),
-                ("perturbed", "x0 with attention perturbed", [step.perturbed for step in steps]),
+                ("perturbed", "x0 of the negative, perturbed" if in_negative else "x0 of the perturbed pass",
+                 [step.perturbed for step in steps]),
                 ("guided", f"x0 after {'CFG and ' * has_cfg}PAG", [step.guided for step in steps])]
-    maps = [("PAG delta", f"|plain - perturbed| {UNITS}, mean over channels", [step.pag for step in steps]),
-            ("CFG delta", f"|plain - negative| {UNITS}, mean over channels", [step.cfg for step in steps])]
+    of_pag = ("PAG delta", f"|plain - perturbed| {UNITS}, mean over channels", [step.pag for step in steps])
+    of_cfg = ("CFG delta", f"|plain - {'perturbed ' * in_negative}negative| {UNITS}, mean over channels",
+              [step.cfg for step in steps])
+    maps = [*[of_pag] * (not in_negative), *[of_cfg] * has_cfg]
     batch = range(len(steps[0].plain))
     rows: list[list[Row]] = [[] for _ in batch]
     pictures = pictures if predictions else []
@@ -166,7 +176,7 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
         for index in batch:
             rows[index].append(Row(name, detail, [cell[index] if cell else OFF.format("PAG") for cell in cells],
                                    tuple(step.age for step in steps) if name == "perturbed" else ()))
-    for name, detail, values in maps[:1 + has_cfg] if deltas else ():
+    for name, detail, values in maps if deltas else ():
         # Each step in colours of its own range, for what changes late is many times what changes early.
         largest = [0.0 if value is None else float(value.amax()) for value in values]
         captions = tuple("" if value is None else f"brightest: {number(most)}"
@@ -184,5 +194,7 @@ def draw_norms(record: Record, has_cfg: bool, width: int, paper: Paper = WHITE) 
              for name, column in zip(("PAG: plain - perturbed", "CFG: plain - negative"), columns, strict=True)}
     if not has_cfg:
         lines.popitem()
+    if record.has_weak_negative:
+        del lines["PAG: plain - perturbed"]
     return line_plot(f"Size of the deltas in every step (root mean square, {UNITS})", "step", lines, width,
                      paper=paper)

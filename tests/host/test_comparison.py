@@ -1,14 +1,17 @@
 """PAG Grid: every cell is what PAG KSampler makes of its settings, from the same noise."""
 
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.utils
 import pytest
 import torch
 from pag_pack.nodes.comparison import MAX_CELLS, PAGGrid
+from pag_pack.pag_core.perturbation import KINDS
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
-from .runs import Run, counted, snapshot
+from .runs import Run, counted, latent_run, snapshot
 from .test_inspection import vae
 from .test_leaves_no_trace import at_call
 
@@ -53,6 +56,28 @@ def test_without_pag_is_sampled_once_for_all_rows():
     assert torch.equal(images[0], images[4])
 
 
+def test_every_perturbation_and_both_rows_are_pag_ksamplers():
+    model, decode = models.sd3(), vae(16)
+    run = latent_run((8, 8), 4.0)
+    kinds = [*KINDS, "skip_block negative", "identity extra"]
+    _, images = compare(run, model, "2", "1", "\n".join(kinds), PAGOptions(perturbation_seed=3), decode)
+    cells = []
+    for line in kinds:
+        kind, _, row = line.partition(" ")
+        cells.append(run.pag_ksampler(model, 2.0, "1", PAGOptions(kind, perturbation_seed=3, row=row or "extra")))
+    assert torch.equal(images, torch.cat([decode.decode(cell) for cell in cells]))
+    assert (images[-2] - images[list(KINDS).index("skip_block")]).abs().max() > 1e-3
+
+
+def test_in_the_negatives_row_all_scales_are_one():
+    model, rows = counted(models.sd15())
+    decode = vae()
+    _, images = compare(RUN, model, "0, 1, 3", "m0", options=PAGOptions(row="negative"), decode=decode)
+    assert rows == [2] * 4
+    assert torch.equal(images[1], images[2])
+    assert torch.equal(images[1:2], decode.decode(RUN.pag_ksampler(model, 3.0, "m0", PAGOptions(row="negative"))))
+
+
 def test_progress_counts_through_all_cells(monkeypatch):
     reports = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK",
@@ -70,6 +95,9 @@ def test_progress_counts_through_all_cells(monkeypatch):
     ({"selections": " \n "}, "layer_selections is empty"),
     ({"selections": "m0\nd9"}, "'d9'"),
     ({"perturbations": "identity\nnonsense"}, "nonsense"),
+    ({"perturbations": "identity\nseg positive"}, "what follows seg must be one of extra, negative; got 'positive'"),
+    ({"run": replace(RUN, cfg=1.0), "perturbations": "identity\nskip_block negative"}, "at cfg 1 there is no negative"),
+    ({"selections": "m0:h0", "perturbations": "skip_block"}, "skip_block acts on the whole block of m0"),
     ({"scales": ",".join(map(str, range(MAX_CELLS + 1))), "selections": "m0"}, f"at most {MAX_CELLS}"),
     ({"decode": vae(channels=16)}, "VAE decodes latents of 16 channels"),
     ({"decode": 7}, "^vae is 7, expected the VAE output"),
@@ -78,7 +106,7 @@ def test_progress_counts_through_all_cells(monkeypatch):
 def test_a_mistake_anywhere_is_told_before_the_first_cell(values, message):
     model, rows = counted(models.sd15())
     with pytest.raises(ValueError, match=message):
-        compare(RUN, model, **values)
+        compare(values.pop("run", RUN), model, **values)
     assert rows == []
 
 

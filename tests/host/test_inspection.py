@@ -167,6 +167,44 @@ def test_at_scale_0_the_perturbed_prediction_costs_a_call_of_its_own_and_elsewhe
     assert rows == [3] * 3
 
 
+def test_the_negatives_row_is_shown_where_it_is_the_weak_one():
+    expected, run = [], Run(cfg_window=(0.0, 0.6))
+
+    def separately(executor, x, timestep, model_options, seed=None):
+        guider = executor.class_obj
+        perturbing = comfy.model_patcher.set_model_options_patch_replace(
+            model_options.copy(), lambda q, k, v, extra: v, "attn1", "middle", 0)
+        expected.append(comfy.samplers.calc_cond_batch(guider.inner_model, [guider.conds["negative"]], x, timestep,
+                                                       perturbing)[0])
+        return executor(x, timestep, model_options, seed)
+
+    model = models.sd15().clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "recomputing", separately)
+    seen = observed(run, model, options=PAGOptions(row="negative"))
+    for step, weak in zip(seen[:2], expected, strict=False):
+        assert step.has_weak_negative
+        assert step.pair is None
+        assert relative_error(step.uncond, weak) < 1e-4
+    assert not seen[2].has_weak_negative
+    assert seen[2].uncond is None
+    assert not any(step.has_weak_negative for step in observed(run, model, 0.0, PAGOptions(row="negative")))
+
+
+@pytest.mark.parametrize("options", [
+    *(PAGOptions(kind) for kind in ("skip_block", "shuffle", "skip_attention", "sinkhorn")),
+    *(PAGOptions(kind, row="negative") for kind in ("identity", "skip_block")),
+], ids=lambda options: f"{options.perturbation}, {options.row}")
+def test_every_operation_and_row_is_shown(options):
+    run = latent_run((8, 8), 4.0)
+    latent, grids, plot = inspect(run, models.sd3(), 2.0, "1", options)
+    assert torch.equal(latent, run.pag_ksampler(models.sd3(), 2.0, "1", options))
+    deltas = inspect(run, models.sd3(), 2.0, "1", options, panels="deltas")[1]
+    plain = inspect(run, models.sd3(), 2.0, "1", panels="deltas")[1]
+    assert (deltas.shape[1] < plain.shape[1]) == (options.row == "negative")  # there PAG's delta is part of CFG's
+    assert grids.std() > 0.05
+    assert plot.std() > 0.01
+
+
 # --- what is kept and shown ----------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,11 @@ with torch.inference_mode():
                for node, more in ((pack.PAGKSampler, {}), (pack.PAGInspect, {"vae": vae}))]
     results += run(pack.PAGGrid, model, scales="0, 3", layer_selections="m0", perturbations="", vae=vae, **common)
 
+    once = {name: [value] for name, value in common.items()}
+    _, grids, _ = run(pack.PAGHeadSearch, **once, model=[model], pag_scale=[3.0], layers=["m0"], score=["eye"],
+                      seeds=[1], vae=[vae])
+    results.append(grids)
+
     (operator,) = run(pack.PAGMeasurement, "super_resolution")
     measurement, _ = run(pack.PAGMeasure, torch.rand(1, 32, 32, 3), operator, 0.05, 0)
     (dps,) = run(pack.PAGDPSSampler, measurement, operator, 1.0)

@@ -31,12 +31,16 @@ PROMISED = {
     "PAGSDSGradient": (["guider", "latent_image", "seed", "min_step_percent", "max_step_percent", "weighting"],
                        ["LATENT", "FLOAT"]),
     "PAGSDSImageGradient": (["image", "vae", "gradient"], ["IMAGE"]),
+    "PAGHeadSearch": (["model", "seed", "steps", "cfg", "pag_scale", "layers", "score", "seeds", "sampler_name",
+                       "scheduler", "positive", "negative", "latent_image", "denoise", "cfg_start_percent",
+                       "cfg_end_percent", "options", "vae", "clip_vision", "clip", "prompt", "reference", "chosen",
+                       "rounds", "heads_per_round", "max_runs", "cell_size", "paper"], ["STRING", "IMAGE", "STRING"]),
     "PAGSDSOptimizer": (["guider", "latent_image", "seed", "steps", "learning_rate", "order", "min_step_percent",
                          "max_step_percent", "weighting"], ["LATENT"]),
 }
 # What the paper did beyond guidance; these stand in a menu of their own.
 RESEARCH = {"PAGADMLoader", "PAGADMClassLabel", "PAGMeasurement", "PAGMeasure", "PAGDPSSampler", "PAGPSLDSampler",
-            "PAGSDSGradient", "PAGSDSImageGradient", "PAGSDSOptimizer"}
+            "PAGSDSGradient", "PAGSDSImageGradient", "PAGSDSOptimizer", "PAGHeadSearch"}
 
 
 @pytest.mark.parametrize("name", PROMISED)

@@ -15,7 +15,7 @@ Observer = Callable[[int, int, Predictions], None]
 
 
 def watched_step(executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed, run: Run,
-                 step: WeakPass | None) -> torch.Tensor:
+                 step: WeakPass | None, has_weak_negative: bool = False) -> torch.Tensor:
     """The rest of a PREDICT_NOISE wrapper: the step, and its predictions left in `run`."""
     seen = {}
 
@@ -27,7 +27,8 @@ def watched_step(executor, x: torch.Tensor, timestep: torch.Tensor, model_option
     guided = executor(x, timestep, {**model_options, post_cfg: [look, *model_options.get(post_cfg, [])]}, seed)
     if seen:  # else the guider has no post-CFG functions
         run.predictions = Predictions(float(timestep.max()), step.scale if step else 0.0, pair=step and step.pair,
-                                      guided=guided, **seen)
+                                      guided=guided, has_weak_negative=has_weak_negative and seen["uncond"] is not None,
+                                      **seen)
     return guided
 
 

@@ -179,7 +179,7 @@ class Guidance:
                 options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
                     model_options
                 if run.is_watched:
-                    return watched_step(executor, x, timestep, options, seed, run, None)
+                    return watched_step(executor, x, timestep, options, seed, run, None, scale != 0.0)
                 return executor(x, timestep, options, seed)
 
             try:

@@ -31,6 +31,7 @@ class Predictions:
         pair: the predictions whose difference PAG adds, made in this step or, with reuse_every, in an earlier one; None
             where there is no perturbed prediction.
         guided: what CFG, PAG and other guidance make of them.
+        has_weak_negative: whether `uncond` is the weak prediction, so that PAG is in what CFG adds.
     """
 
     sigma: float
@@ -39,3 +40,4 @@ class Predictions:
     uncond: torch.Tensor | None
     pair: Pair | None
     guided: torch.Tensor
+    has_weak_negative: bool = False

@@ -1,0 +1,283 @@
+"""Which single attention heads are worth perturbing (HeadHunter, arXiv 2506.10978)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+from torch import Tensor
+
+from ...pag_core.checks import SettingError, check_choice, check_whole
+from ...pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, number, to_images
+from ...pag_core.heads import Head, Round, check_rounds, heads_of, hunt, report, text_of_heads, trials
+from ...pag_core.perturbation import MAX_SEED
+from ...pag_core.selection import Layer, select
+from ...pag_core.settings import PAGOptions, PAGSettings
+from .. import inputs
+from ..host.messages import tell
+from ..host.models.layers import model_layers
+from ..host.research.likeness import (
+    PictureLikeness,
+    PixelLikeness,
+    PromptLikeness,
+    check_clip,
+    check_clip_vision,
+    check_reference,
+)
+from ..host.research.trials import Group, Sampling, Trials
+from ..host.sampling.decoding import Decoder, check_is_picture
+from ..host.sampling.sampling import check_samples_something
+from ..host.sockets import check_model
+
+SCORES = ("eye", "prompt", "reference", "pixels")
+MOST_RUNS = 100_000
+Cells = dict[frozenset[Head], list[Image.Image]]
+"""{what is perturbed: small pictures, one for each prompt, seed and sample of the batch}."""
+_log = logging.getLogger(__name__)
+
+
+class PAGHeadSearch(io.ComfyNode):
+    """Takes lists, so that several prompts can be connected: each input comes as a list, most of them of one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAGHeadSearch",
+            display_name="PAG Head Search",
+            category=inputs.RESEARCH,
+            description="Perturbs every attention head of some layers on its own, for several prompts and seeds, and "
+                        "ranks the heads by how well the images fit a prompt or a reference, or shows them for you to "
+                        "choose (HeadHunter). An interrupted search goes on where it stopped.",
+            search_aliases=["headhunter", "attention heads", "head selection", "best heads", "softpag",
+                            "注意力头", "어텐션 헤드"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                *inputs.sampling(
+                    inputs.scale("pag_scale"),
+                    io.String.Input(
+                        "layers", default="auto",
+                        tooltip="The layers whose heads are tried one by one, written as in the other PAG nodes; "
+                                "m0:h0-3 tries these four. PAG Layers lists how many heads each layer has."),
+                    io.Combo.Input(
+                        "score", options=list(SCORES), default="eye",
+                        tooltip="What ranks the heads. eye: how much each changes the image; you look at the grid and "
+                                "choose. prompt: how well the images fit the prompt, by clip_vision and clip. "
+                                "reference: how alike they are to the reference, by clip_vision. pixels: how little "
+                                "they differ from the reference, pixel by pixel."),
+                    io.Int.Input(
+                        "seeds", default=1, min=1, max=1000,
+                        tooltip="How many seeds each head is tried with: seed, the one after it, and so on. One image "
+                                "is luck; 4 and more tell heads apart."),
+                ),
+                inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
+                io.ClipVision.Input("clip_vision", optional=True,
+                                    tooltip="For the scores prompt and reference: the model that looks at the images, "
+                                            "from Load CLIP Vision."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="For the score prompt: the CLIP text model that was trained with clip_vision, "
+                                      "such as clip_l for CLIP ViT-L."),
+                io.String.Input("prompt", default="", multiline=True, optional=True,
+                                tooltip="For the score prompt: what the images should show or look like, in words. One "
+                                        "for all, or a list with one for each positive."),
+                io.Image.Input("reference", optional=True,
+                               tooltip="For the scores reference and pixels: what the images should look like. For "
+                                       "pixels one for all, or one for each image of prompts, seeds and batch."),
+                io.String.Input("chosen", default="", optional=True,
+                                tooltip="Heads that are perturbed in every image, as layers writes them: m0:h2, u1:h0. "
+                                        "Every other head is tried together with them. Empty (neutral): none."),
+                io.Int.Input("rounds", default=1, min=1, max=64, optional=True,
+                             tooltip="How many rounds. Each tries all heads that are left together with those chosen "
+                                     "so far, and chooses more. 1 ranks single heads."),
+                io.Int.Input("heads_per_round", default=1, min=1, max=64, optional=True,
+                             tooltip="How many of the best heads a round chooses. 1 is the most exact; more need fewer "
+                                     "rounds."),
+                io.Int.Input("max_runs", default=500, min=1, max=MOST_RUNS, optional=True,
+                             tooltip="A search that would sample more often than this is refused before it starts, "
+                                     "with the number it needs: about heads × prompts × seeds × rounds."),
+                inputs.cell_size(128),
+                inputs.paper(),
+            ],
+            outputs=[
+                io.String.Output(display_name="ranking", tooltip="Every round's heads with their scores, the best "
+                                                                 "first."),
+                io.Image.Output(display_name="grid", tooltip="A row for each layer, a column for each head; one grid "
+                                                             "for each round, prompt, seed and image of a batch."),
+                io.String.Output(display_name="layers", tooltip="The chosen heads, for layers of the other PAG nodes. "
+                                                                "With the score eye: what chosen holds, or all heads "
+                                                                "where it is empty."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, positive: list, negative: list, prompt: Sequence[str] = ("",), **others: list) -> io.NodeOutput:
+        return _search(positive, negative, list(prompt), **{name: only(name, values)
+                                                            for name, values in others.items()})
+
+
+def only(name: str, values: list):
+    """The one value of an input."""
+    if len(values) != 1:
+        raise ValueError(f"{name} is a list of {len(values)}; PAG Head Search takes one. Only positive, negative and "
+                         f"prompt may be several.")
+    return values[0]
+
+
+def _search(positive: list, negative: list, prompts: list[str], *, model, seed: int, steps: int, cfg: float,
+            pag_scale: float, layers: str, score: str, seeds: int, sampler_name: str, scheduler: str, latent_image,
+            vae, denoise: float = 1.0, cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0,
+            options: PAGOptions | None = None, clip_vision=None, clip=None, reference=None, chosen: str = "",
+            rounds: int = 1, heads_per_round: int = 1, max_runs: int = 500, cell_size: int = 128,
+            paper: str = "dark") -> io.NodeOutput:
+    for name, value, high in (("seeds", seeds, 1000), ("rounds", rounds, 64), ("max_runs", max_runs, MOST_RUNS),
+                              ("heads_per_round", heads_per_round, 64), ("cell_size", cell_size, 1024)):
+        check_whole(name, value, 64 if name == "cell_size" else 1, high)
+    check_choice("score", score, SCORES)
+    check_choice("paper", paper, tuple(PAPERS))
+    check_samples_something(denoise)
+    check_is_picture(latent_image)
+    if vae is None:
+        raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
+    check_model(model)
+    options = PAGOptions() if options is None else options
+    check_acts(PAGSettings(pag_scale, layers, options))
+    if score == "eye" and (rounds, heads_per_round) != (1, 1):
+        raise SettingError("With the score eye you choose, so rounds and heads_per_round must be 1: write the heads "
+                           "that you like into chosen, and run again for the next round.")
+    negative, prompts = (as_many(name, given, len(positive)) for name, given in (("negative", negative),
+                                                                                 ("prompt", prompts)))
+    found = model_layers(model)
+    every = tuple(found.layers)
+    before = heads_of(select(chosen, every, found.auto)) if chosen.strip() else ()
+    heads = tuple(head for head in heads_of(select(layers, every, found.auto)) if head not in before)
+    if not heads:
+        raise SettingError(f"chosen holds every head of layers {layers!r} already. Name more layers.")
+    check_rounds(len(heads), rounds, heads_per_round)
+    first = [text_of_heads([*before, head], every) for head in heads]
+
+    groups = [Group(positive[index], negative[index], index, (seed + offset) % (MAX_SEED + 1))
+              for index in range(len(positive)) for offset in range(seeds)]
+    needed = len(groups) * (trials(len(heads), rounds, heads_per_round) + bool(before))
+    size = ", ".join(f"{count} {thing}{'s' * (count > 1)}" for count, thing in (
+        (len(heads), "head"), (len(positive), "prompt"), (seeds, "seed"), (rounds, "round")))
+    if needed > max_runs:
+        raise SettingError(f"This search needs {needed} runs of {steps} steps ({size}), more than max_runs, which is "
+                           f"{max_runs}. Name fewer layers or heads, lower seeds or rounds, or raise max_runs.")
+    sampling = Sampling(model, latent_image, steps, cfg, pag_scale, options, sampler_name, scheduler, denoise,
+                        cfg_start_percent, cfg_end_percent)
+    made = Trials(sampling, groups, Decoder(model, vae), needed)
+    for group in groups[::seeds]:
+        sampling.check(group, first)
+    batch = len(latent_image["samples"])
+    likeness = likeness_of(score, clip_vision, clip, [prompts[group.prompt] for group in groups], reference, batch)
+
+    _say(f"PAG Head Search: at most {needed} runs of {steps} steps ({size}).")
+    made.sample_plain(layers)
+    if there := made.there(first):
+        _say(f"PAG Head Search: {there} of the first round's {len(first) * len(groups)} runs were made by an earlier "
+             f"search and are not sampled again.")
+    cells: Cells = {}
+    base: list[Tensor] = []  # what is asked for first
+
+    def scores(tried: tuple[Head, ...]) -> list[float]:
+        images = made.pictures(text_of_heads(tried, every)) if tried else made.plain
+        cells[frozenset(tried)] = [fit(from_image(image), cell_size) for group in images for image in group]
+        base.extend([] if base else images)
+        if likeness:
+            return torch.cat([likeness(group, one) for group, one in enumerate(images)]).tolist()
+        return torch.cat([(one - other).abs().flatten(1).mean(1) for one, other in zip(images, base, strict=True)]
+                         ).tolist()
+
+    done = list(hunt(heads, before, rounds, heads_per_round if likeness else 0, scores))
+    chosen_text = text_of_heads((*done[-1].chosen, *done[-1].taken) or heads, every)
+    text = summary(done, score, size, every, chosen_text)
+    names = [f"prompt {group.prompt + 1}, seed {group.seed}{f', image {image + 1}' if batch > 1 else ''}"
+             for group in groups for image in range(batch)]
+    sheets = to_images([draw(one, heads, cells, place, f"{f'round {turn}, ' if rounds > 1 else ''}{name}", cell_size,
+                             PAPERS[paper])
+                        for turn, one in enumerate(done, 1) for place, name in enumerate(names)])
+    return io.NodeOutput(text, sheets, chosen_text, ui={**ui.PreviewImage(sheets).as_dict(), "text": (text,)})
+
+
+def check_acts(settings: PAGSettings) -> None:
+    """Raise SettingError where single heads could not differ."""
+    if settings.is_off:
+        raise SettingError("PAG is off (pag_scale or strength is 0), so all heads would draw the same image. Raise it.")
+    if settings.options.kind.acts_on_block:
+        raise SettingError(f"{settings.options.perturbation} acts on whole blocks, not on heads. Choose another "
+                           f"perturbation in PAG Options, or compare blocks with PAG Grid.")
+
+
+def as_many(name: str, values: list, count: int) -> list:
+    """The values, one for each prompt."""
+    if len(values) not in (1, count):
+        raise ValueError(f"{name} is a list of {len(values)}, but there are {count} positive prompts. Give one for "
+                         f"all, or one for each.")
+    return values * count if len(values) == 1 else values
+
+
+def likeness_of(score: str, clip_vision, clip, prompts: list[str], reference, batch: int
+                ) -> Callable[[int, Tensor], Tensor] | None:
+    """(group, [B, H, W, 3]) -> [B], higher is better; None for the user's eye. `prompts`: one for each group."""
+    if score == "eye":
+        return None
+    if score in ("reference", "pixels"):
+        check_reference(reference)
+    if score == "pixels":
+        return PixelLikeness(reference, len(prompts) * batch, batch)
+    check_clip_vision(clip_vision)
+    if score == "reference":
+        return PictureLikeness(clip_vision, reference)
+    check_clip(clip)
+    if not all(text.strip() for text in prompts):
+        raise ValueError("prompt is empty: write what the images should show, or choose another score.")
+    return PromptLikeness(clip_vision, clip, prompts)
+
+
+_MEANINGS = {
+    "eye": "mean change of a pixel, 0 to 1: the strongest first, not the best",
+    "prompt": "likeness to the prompt (cosine of CLIP's embeddings)",
+    "reference": "likeness to the reference (cosine of embeddings)",
+    "pixels": "minus the root mean square difference from the reference, in 0 to 1",
+}
+
+
+def summary(rounds: list[Round], score: str, size: str, every: tuple[Layer, ...], layers: str) -> str:
+    lines = [f"{size}.", f"Score: {_MEANINGS[score]}."]
+    if score != "eye":
+        best = rounds[0].ranked[0]
+        if best.mean <= rounds[0].base.mean:
+            lines.append("No head scores higher than none of them.")
+        if not rounds[-1].taken:
+            lines.append(f"Round {len(rounds)} found no head that raises the score, and is the last.")
+        lines.append(f"layers: {layers}")
+    return "\n".join([*lines, "", report(rounds, every)]) + "\n"
+
+
+def draw(one: Round, heads: tuple[Head, ...], cells: Cells, place: int, corner: str, cell_size: int,
+         paper: Paper) -> Image.Image:
+    """One picture of each head: a row for a layer, a column for a head, and what none of them draws on the left."""
+    layers = list(dict.fromkeys(layer for layer, _ in heads))
+    numbers = sorted({head for _, head in heads})
+    ranks = {trial.head: (rank, trial.mean) for rank, trial in enumerate(one.ranked, 1)}
+    none = cells[frozenset(one.chosen)][place]
+    rows = []
+    for layer in layers:
+        shown: list[Image.Image | str] = [none]
+        captions = [number(one.base.mean)]
+        for head in numbers:
+            rank, mean = ranks.get((layer, head), (0, 0.0))
+            shown.append(cells[frozenset((*one.chosen, (layer, head)))][place] if rank else
+                         "chosen" if (layer, head) in one.chosen else "not tried")
+            captions.append(f"{rank}.  {mean:.4f}" if rank else "")
+        rows.append(Row(layer.name, "", shown, tuple(captions)))
+    columns = [("without" if not one.chosen else "chosen", ""), *((f"h{head}", "") for head in numbers)]
+    return grid(columns, rows, cell_size, corner, paper)
+
+
+def _say(text: str) -> None:
+    _log.info(text)
+    tell(text, "info")
