@@ -18,7 +18,7 @@ PREVIEW = 290  # what a sampler grows by when previews are on
 RESULT = 520  # of a node that shows a picture
 PICTURES = {"SaveImage", "PreviewImage", "SaveVideo", "LoadImage"}
 PANELS = {"PAGModelPatch", "PAGKSampler", "PAGGuider", "PAGAVGuider", "PAGOptions"}
-PREVIEWS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "PAGKSampler"}
+PREVIEWS = {"KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced", "PAGKSampler", "PAGHeadSearch"}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
     "layers": {"scale 0": {"pag_scale": 0}} | {
         layers: {"layers": layers} for layers in ("m0", "d2-3", "d2-3,m0,u0-2", "u2-5", "all")},
 }
-HELP_SHEETS = {"adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid"}  # workflow: help picture
+HELP_SHEETS = {  # workflow: help picture
+    "adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid", "adm_head_search": "head_search"}
 SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
 SHEET_SHOWN = 1100  # pixels
 THUMBNAIL = 800  # pixels
