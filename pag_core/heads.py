@@ -21,23 +21,22 @@ Score = Callable[[tuple[Head, ...]], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What came of perturbing some heads.
+    """What came of perturbing one head more.
 
     Attributes:
-        head: the one that was tried; None for those that were chosen before.
         scores: one for each picture; higher is better.
     """
 
-    head: Head | None
+    head: Head
     scores: tuple[float, ...]
 
     @property
     def mean(self) -> float:
         return fmean(self.scores)
 
-    def gain(self, base: Trial) -> tuple[float, float | None]:
-        """(how much higher than `base`, half a 95 % interval of that, None for a single picture)."""
-        gains = [one - other for one, other in zip(self.scores, base.scores, strict=True)]
+    def gain(self, base: tuple[float, ...]) -> tuple[float, float | None]:
+        """(how much higher than the scores without it, half a 95 % interval of that, None for a single picture)."""
+        gains = [one - other for one, other in zip(self.scores, base, strict=True)]
         margin = 1.96 * stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None
         return fmean(gains), margin
 
@@ -48,13 +47,13 @@ class Round:
 
     Attributes:
         chosen: the heads that were perturbed in every trial of the round.
-        base: what these alone score.
+        base: what these alone score, one for each picture.
         ranked: a trial for each head that was left, the best first.
         taken: the heads that join the chosen ones.
     """
 
     chosen: tuple[Head, ...]
-    base: Trial
+    base: tuple[float, ...]
     ranked: tuple[Trial, ...]
     taken: tuple[Head, ...]
 
@@ -104,21 +103,21 @@ def hunt(heads: Iterable[Head], chosen: tuple[Head, ...], rounds: int, take: int
         score: asked once for every choice of heads.
     """
     left = tuple(heads)
-    base = Trial(None, tuple(score(chosen)))
+    base = tuple(score(chosen))
     for number in range(rounds):
         found = [Trial(head, tuple(score((*chosen, head)))) for head in left]
         ranked = tuple(sorted(found, key=lambda trial: trial.mean, reverse=True))  # stable: the earlier of equals
-        better = [trial for trial in ranked[:take] if trial.mean > base.mean]
+        better = [trial for trial in ranked[:take] if trial.mean > fmean(base)]
         if not better and number == 0:
             better = list(ranked[:min(take, 1)])
-        taken = tuple(trial.head for trial in better if trial.head)
+        taken = tuple(trial.head for trial in better)
         yield Round(chosen, base, ranked, taken)
         if not taken:
             return
         chosen += taken
         left = tuple(head for head in left if head not in taken)
         if number + 1 < rounds:
-            base = Trial(None, better[0].scores if len(taken) == 1 else tuple(score(chosen)))
+            base = better[0].scores if len(taken) == 1 else tuple(score(chosen))
 
 
 def report(rounds: Sequence[Round], layers: tuple[Layer, ...]) -> str:
@@ -129,10 +128,10 @@ def report(rounds: Sequence[Round], layers: tuple[Layer, ...]) -> str:
         rows = [("", "head", "score", "gain", "")]
         for place, trial in enumerate(one.ranked, 1):
             gain, margin = trial.gain(one.base)
-            rows.append((f"{place}.", text_of_heads((trial.head,), layers), f"{trial.mean:.4f}",
+            rows.append((f"{place}.", text_of_heads([trial.head], layers), f"{trial.mean:.4f}",
                          f"{gain:+.4f}" + (f" ± {margin:.4f}" if margin is not None else ""),
                          "taken" if trial.head in one.taken else ""))
-        rows.append(("", "none of them", f"{one.base.mean:.4f}", "", ""))
+        rows.append(("", "none of them", f"{fmean(one.base):.4f}", "", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         parts.append("\n".join([f"Round {number}{together}", *(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)]))

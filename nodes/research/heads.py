@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import torch
 from comfy_api.latest import io, ui
@@ -249,7 +250,7 @@ def summary(rounds: list[Round], score: str, size: str, every: tuple[Layer, ...]
     lines = [f"{size}.", f"Score: {_MEANINGS[score]}."]
     if score != "eye":
         best = rounds[0].ranked[0]
-        if best.mean <= rounds[0].base.mean:
+        if best.gain(rounds[0].base)[0] <= 0:
             lines.append("No head scores higher than none of them.")
         if not rounds[-1].taken:
             lines.append(f"Round {len(rounds)} found no head that raises the score, and is the last.")
@@ -267,7 +268,7 @@ def draw(one: Round, heads: tuple[Head, ...], cells: Cells, place: int, corner: 
     rows = []
     for layer in layers:
         shown: list[Image.Image | str] = [none]
-        captions = [number(one.base.mean)]
+        captions = [number(fmean(one.base))]
         for head in numbers:
             rank, mean = ranks.get((layer, head), (0, 0.0))
             shown.append(cells[frozenset((*one.chosen, (layer, head)))][place] if rank else

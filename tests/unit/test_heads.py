@@ -46,7 +46,7 @@ def test_one_round_ranks_every_head():
     (one,) = hunt(HEADS, (), 1, 1, ask)
     assert [trial.head for trial in one.ranked] == sorted(HEADS, key=WORTH.get, reverse=True)
     assert one.taken == (HEADS[2],)
-    assert one.base.mean == 0.5
+    assert one.base == (0.0, 1.0)
     assert asked == [(), *((head,) for head in HEADS)]
     assert len(asked) == trials(len(HEADS), 1, 1)
 

@@ -117,11 +117,8 @@ def text_embedding(clip, prompt: str, width: int) -> Tensor:
         UnfitModelError: where the CLIP has none of this width.
     """
     pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled="unprojected")[1]
-    for module in clip.cond_stage_model.modules() if pooled is not None else ():
-        projection = getattr(module, "text_projection", None)
-        if isinstance(projection, nn.Linear) and projection.in_features == pooled.shape[-1]:
-            break
-    else:
+    projection = None if pooled is None else _projection(clip.cond_stage_model, pooled.shape[-1])
+    if projection is None:
         raise UnfitModelError("This CLIP gives no embedding that pictures could be compared with. Load a CLIP text "
                               "model alone, such as clip_l or clip_g, with Load CLIP.")
     weight = projection.weight
@@ -137,3 +134,12 @@ def text_embedding(clip, prompt: str, width: int) -> Tensor:
     if not found.isfinite().all():
         raise UnfitModelError("This CLIP's embedding of the prompt contains NaN or infinity. Load another file.")
     return found
+
+
+def _projection(model: nn.Module, width: int) -> nn.Linear | None:
+    """The layer that brings a text encoder's output of this width into the shared space."""
+    for module in model.modules():
+        found: object = getattr(module, "text_projection", None)
+        if isinstance(found, nn.Linear) and found.in_features == width:
+            return found
+    return None
