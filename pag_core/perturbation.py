@@ -178,7 +178,8 @@ def perturb_block(streams: Streams, run: Callable[[Streams], Streams], perturbat
     perturbed = perturbation.kind.perturb(call, perturbation.setting)
     if plain is None:
         return perturbed
-    return tuple(torch.lerp(one, other, perturbation.strength) for one, other in zip(plain, perturbed, strict=True))
+    return tuple(torch.lerp(one, other, perturbation.strength) if one.is_floating_point() else one  # sizes are kept
+                 for one, other in zip(plain, perturbed, strict=True))
 
 
 def _shapes(streams: Streams) -> str:

@@ -68,7 +68,8 @@ def blended(case: Case, module: torch.nn.Module, strength: float):
         given = [value.clone() for value in values if isinstance(value, torch.Tensor)]
         out = own(*args, **kwargs)
         mixed = [torch.lerp(x, next(value for value in given if value.shape == x.shape), strength)
-                 if isinstance(x, torch.Tensor) else x for x in (out if isinstance(out, tuple) else (out,))]
+                 if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                 for x in (out if isinstance(out, tuple) else (out,))]
         if not isinstance(mixed[-1], (torch.Tensor, type(None))):
             image = case.image_tokens(mixed[0].shape[1])
             mixed[0] = torch.cat([out[0][:, :image.start], mixed[0][:, image]], dim=1)

@@ -26,7 +26,7 @@ from pag_pack.nodes.host.hooks.joint import JointPrefix
 from pag_pack.nodes.host.hooks.kept import PrefixStore, replaying
 from pag_pack.nodes.host.hooks.u_nets import UNetPatch
 from pag_pack.nodes.host.hooks.ways import Patch, way_in
-from pag_pack.nodes.host.models.families import FAMILIES, REFUSED, family_of, group_modules, refusal_of
+from pag_pack.nodes.host.models.families import FAMILIES, family_of, group_modules
 from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layers
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
@@ -83,8 +83,7 @@ def family_table(rows: dict[str, dict]) -> str:
         effects, errors = found["effects"], found["errors"]
         lines.append(f"| {found['family']} | {name} | {', '.join(found['layers'])} | {found['auto']} | "
                      f"{min(effects):.0e} to {max(effects):.0e} | {max(errors):.0e} |")
-    refused = [f"- {reason[:1].upper()}{reason[1:]}." for reason in REFUSED.values()]
-    return "\n".join([*lines, "", "Refused:", "", *refused, ""])
+    return "\n".join([*lines, ""])
 
 
 def patch(network: torch.nn.Module, name: str, perturbation: Perturbation, heads=None) -> Patch:
@@ -284,8 +283,7 @@ def test_every_network_of_the_host_is_known():
     for name in names:
         module, _, cls = name.rpartition(".")
         network = getattr(importlib.import_module(module or "comfy.model_base"), cls)
-        known = issubclass(network, UNetModel) or family_of(object.__new__(network)) or refusal_of(
-            object.__new__(network))
+        known = issubclass(network, UNetModel) or family_of(object.__new__(network))
         assert known or cls in NO_DENOISERS, name
 
 
@@ -327,15 +325,6 @@ def test_attention_without_one_map_of_its_own_is_no_layer():
         network = AudioDiffusionTransformer(**audio.arguments, attn_kwargs={"differential": True}, **OPTIONS)
     with pytest.raises(UnsupportedModelError, match="Stable Audio model has no self-attention layer"):
         model_layers(Patcher(network))
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_families_are_the_hosts_and_the_error_says_why(name):
-    module, _, cls = name.rpartition(".")
-    network = object.__new__(getattr(importlib.import_module(module), cls))
-    with pytest.raises(UnsupportedModelError, match="cannot work on this model") as error:
-        model_layers(Patcher(network))
-    assert REFUSED[name] in str(error.value)
 
 
 def test_unknown_networks_are_refused_with_what_works():

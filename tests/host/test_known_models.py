@@ -8,14 +8,14 @@ import comfy.samplers
 import folder_paths
 import pytest
 import torch
+from pag_pack.nodes.host.editor import known_models
 from pag_pack.nodes.host.editor.known_models import UnknownFamilyError, of_family, of_loader
 from pag_pack.nodes.host.editor.meta_models import build
 from pag_pack.nodes.host.editor.model_files import ModelFileError
 from pag_pack.nodes.host.editor.published import PUBLISHED
-from pag_pack.nodes.host.models import families
 from pag_pack.nodes.host.models.adm_files import FOLDER
 from pag_pack.nodes.host.models.adm_model import HostConfig
-from pag_pack.nodes.host.models.layers import model_layers, network_layers
+from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layers, network_layers
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMLoader
 from support.safetensors_files import write_sparse
 
@@ -127,7 +127,11 @@ def test_a_model_that_pag_cannot_work_on_is_refused_with_the_reason(file, monkey
     config = comfy.model_detection.model_config_from_unet_config({"audio_model": "ace"})
     network = build(config, {}).diffusion_model
     write_sparse(file, {name: tensor.shape for name, tensor in network.state_dict().items()})
-    monkeypatch.setitem(families.REFUSED, f"{type(network).__module__}.{type(network).__name__}", "it is refused here")
+
+    def refuse(network: torch.nn.Module) -> None:
+        raise UnsupportedModelError("it is refused here")
+
+    monkeypatch.setattr(known_models, "network_layers", refuse)
     with pytest.raises(ModelFileError, match="it is refused here"):
         of_loader(DIFFUSION_MODEL)
 

@@ -183,7 +183,7 @@ def list_families() -> None:
     """Says which networks this ComfyUI lacks: older ones have fewer, and a newer one may have renamed some."""
     import_pack()
     families = importlib.import_module("pag_pack.nodes.host.models.families")
-    networks = [*(family.network for family in (*families.FAMILIES, *families.BLOCKS_ONLY)), *families.REFUSED]
+    networks = [family.network for family in (*families.FAMILIES, *families.BLOCKS_ONLY)]
     absent = [name for name in networks if not exists(name)]
     print(f"{len(networks) - len(absent)} of {len(networks)} networks are there by name."
           + "".join(f"\n  not in this ComfyUI: {name}" for name in absent))

@@ -22,6 +22,7 @@ from ....pag_core.perturbation import perturb_block
 from ..models.families import Family, Group, Tokens, group_units, result_axis
 from ..models.units import LayerKey, u_net_blocks
 from .attention import LayerPerturbation, flags
+from .causal import untouched
 from .compiled import other_forward
 from .module_calls import ModuleCall
 from .rows import map_tensors, pick
@@ -92,7 +93,7 @@ class BlockPatch:
                                     lambda batch: flags(uuids, is_ours, batch))
 
                 stack.enter_context(other_forward(module, altered))
-            yield options
+            yield stack.enter_context(untouched(network, options))
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class _Altered:
         call = ModuleCall(self.group, self.axes, args, kwargs)
         axis = result_axis(self.axes)
         ours = self.ours(call.streams[0].movedim(axis, 0))
+        if all(ours) and not self.layer.perturbation.kind.is_random:
+            ours = [True]  # how they lie in the batch is of no matter
         if call.streams[0].shape[axis] % len(ours):
             self.skipped(self.layer.name)
             return self.forward(*args, **kwargs)
@@ -216,6 +219,8 @@ class _Altered:
 
     def _image(self, group: Group, streams: Streams) -> tuple[int, slice] | None:
         """(stream, its tokens) that a group's layers act on; None where this is not known."""
+        if self.count.family and self.count.family.blocks_only:
+            return None
         place = min(group.image_stream, len(streams) - 1)
         # In streams of their own, all tokens are the image's.
         tokens = group.tokens if len(streams) == 1 else Tokens.IMAGE

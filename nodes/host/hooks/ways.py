@@ -23,6 +23,11 @@ def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Pat
     if found.family and found.family.is_exchange:
         return ExchangePatch(found.family, layers)
     if any(layer.perturbation.kind.acts_on_block for layer in layers.values()):
+        moving = sorted({layer.perturbation.perturbation for layer in layers.values()
+                         if layer.perturbation.kind.is_random})
+        if moving and found.family and found.family.blocks_only:
+            raise PerturbationError(f"{', '.join(moving)} has to know which tokens are the image's, and on this model "
+                                    f"it cannot: {found.family.blocks_only}. Take skip_block.")
         return BlockPatch(found.family, layers)
     if found.family and found.family.blocks_only:
         raise PerturbationError(f"Perturbed-Attention Guidance cannot work on this model's attention: "

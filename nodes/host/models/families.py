@@ -234,23 +234,30 @@ FAMILIES = (
 # Families whose attention cannot be perturbed, and why. Whole blocks can: their rows run in a call of their own, in
 # which no one has to know how the network lays them out.
 BLOCKS_ONLY = (
+    Family("Causal Wan", f"{_LDM}.wan.ar_model.CausalWanModel", (Group("", "blocks.*"),), patch=None,
+           keeps_between_calls=True,
+           blocks_only="causal Wan attends to the frames before as well, by keys and values that it keeps from call to "
+                       "call"),
     Family("ACE-Step 1", f"{_LDM}.ace.model.ACEStepTransformer2DModel", (Group("", "transformer_blocks.*"),),
+           patch=None,
            blocks_only="ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces"),
     Family("ACE-Step 1.5", f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel", (Group("", "decoder.layers.*"),),
-           packs_rows=True,
+           packs_rows=True, patch=None,
            blocks_only="ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so a perturbed one changes "
                        "the others"),
     Family("Ernie-Image", f"{_LDM}.ernie.model.ErnieImageModel", (Group("", "layers.*"),),
+           patch=None,
            blocks_only="Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change"),
     Family("Hunyuan3D 2.1", f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", (Group("", "blocks.*"),), skips=True,
-           packs_rows=True, one_sample=True,
+           packs_rows=True, one_sample=True, patch=None,
            blocks_only="Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it"),
     Family("MiniMax H3", f"{_LDM}.minimax.model.MiniMaxH3Model", (Group("", "blocks.*"),), packs_rows=True,
+           patch=None,
            blocks_only="MiniMax H3 packs text, references, video and sound into one sequence without saying which "
                        "token is which"),
     Family("SeedVR", f"{_LDM}.seedvr.model.NaDiT",
            (Group("", "blocks.*", streams=tuple(Argument(name, place) for place, name in enumerate(
-               ("vid", "txt", "vid_shape", "txt_shape")))),), packs_rows=True,
+               ("vid", "txt", "vid_shape", "txt_shape")))),), packs_rows=True, patch=None,
            blocks_only="SeedVR attends within windows of differing size, packed into one sequence"),
 )
 
@@ -262,14 +269,6 @@ EXCHANGES = (
             Group("to_audio", "transformer_blocks.*.video_to_audio_attn", "heads", beside=True)), is_exchange=True),
 )
 
-# Denoisers of the host that cannot be guided at all, and why.
-REFUSED = {
-    f"{_LDM}.wan.ar_model.CausalWanModel":
-        "causal Wan keeps the keys and values of earlier frames from call to call, and a weaker call would write its "
-        "own among them",
-}
-
-
 def family_of(network: torch.nn.Module) -> Family | None:
     """The family of a network, or None."""
     return _by_class(network, {family.network: family for family in (*FAMILIES, *BLOCKS_ONLY)})
@@ -278,11 +277,6 @@ def family_of(network: torch.nn.Module) -> Family | None:
 def exchange_of(network: torch.nn.Module) -> Family | None:
     """How a network's streams see each other, or None."""
     return _by_class(network, {family.network: family for family in EXCHANGES})
-
-
-def refusal_of(network: torch.nn.Module) -> str | None:
-    """Why a network that the host can run cannot be perturbed, or None where that is not known."""
-    return _by_class(network, REFUSED)
 
 
 def family_by_structure(network: torch.nn.Module) -> Family | None:

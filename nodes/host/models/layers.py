@@ -24,7 +24,6 @@ from .families import (
     family_of,
     group_modules,
     num_heads,
-    refusal_of,
 )
 from .pass_cost import PassCost, pass_cost
 from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
@@ -107,11 +106,9 @@ def network_layers(network: Module) -> ModelLayers:
     Raises:
         UnsupportedModelError: if the network is of a family that has none we can reach.
     """
-    family, reason = None, refusal_of(network)
-    if not reason and not isinstance(network, (UNetModel, ADMNetwork)):
+    family = None
+    if not isinstance(network, (UNetModel, ADMNetwork)):
         family = family_of(network) or family_by_structure(network)
-    if reason:
-        raise UnsupportedModelError(f"Perturbed-Attention Guidance cannot work on this model: {reason}.")
     if isinstance(network, UNetModel):
         name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
     elif isinstance(network, ADMNetwork):
