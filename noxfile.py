@@ -18,9 +18,8 @@ ROOT = Path(__file__).parent
 INTERRUPT_TIMEOUT = 2
 TESTS = ("lint", "test", "train")
 COVERAGE = ("test", "train", "coverage")
-# Several processes at once, one for each core: small tensors leave all cores but one idle. `worksteal` keeps most of a
-# module's tests, and what they share, in one process.
-AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+# One process for each core, for small tensors leave all cores but one idle. What the tests of a file share, they share.
+AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
@@ -88,10 +87,10 @@ def tests(session: nox.Session) -> None:
     session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
     run(session, "-m", "pytest", "tests/unit", *AT_ONCE, groups=TESTS, without_host=True)
     run(session, "-m", "pytest", "tests/host", *AT_ONCE, groups=TESTS)
-    run(session, "-m", "pytest", "tests/server", "tests/training", groups=TESTS)
+    run(session, "-m", "pytest", "tests/server", "tests/training", *AT_ONCE, groups=TESTS)
     if not short:
         run(session, "-m", "pytest", "tests/browser", groups=TESTS)  # skips itself, and says so, without a chromium
-        run(session, "-m", "pytest", "tests/evaluation", groups=TESTS)
+        run(session, "-m", "pytest", "tests/evaluation", *AT_ONCE, groups=TESTS)
 
 
 @nox.session

@@ -193,7 +193,7 @@ export class Panel {
 function withoutFile(found) {
   if (found?.unknown) return t("Which model arrives here is decided while it runs. Choose its family by hand.");
   if (found?.other) {
-    return t("{node} names no model file that can be looked into. Choose the model's family by hand.", {
+    return t("{node} names no model file that can be inspected. Choose the model's family by hand.", {
       node: found.other,
     });
   }

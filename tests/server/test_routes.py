@@ -202,7 +202,7 @@ def test_a_header_that_lies_is_refused(ask, checkpoints, make, quoted):
 
 
 @pytest.mark.parametrize(("name", "node", "quoted"), [
-    ("old.ckpt", "CheckpointLoaderSimple", "no .safetensors file"),
+    ("old.ckpt", "CheckpointLoaderSimple", "neither a .safetensors"),
     ("m.safetensors", "LoaderOfAnotherPack", "Download or copy it again"),
 ])
 def test_what_cannot_be_looked_into_says_what_to_do(ask, checkpoints, name, node, quoted):
