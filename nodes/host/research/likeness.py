@@ -138,8 +138,5 @@ def text_embedding(clip, prompt: str, width: int) -> Tensor:
 
 def _projection(model: nn.Module, width: int) -> nn.Linear | None:
     """The layer that brings a text encoder's output of this width into the shared space."""
-    for module in model.modules():
-        found: object = getattr(module, "text_projection", None)
-        if isinstance(found, nn.Linear) and found.in_features == width:
-            return found
-    return None
+    return next((module for name, module in model.named_modules() if name.endswith("text_projection")
+                 and isinstance(module, nn.Linear) and module.in_features == width), None)
