@@ -6,6 +6,8 @@ from evaluation.config import Config, pag
 from evaluation.plan import Found, quick, tables
 from evaluation.store import Store
 
+from pag_core.perturbation import KINDS
+
 
 def test_every_claim_is_about_rows_of_its_table():
     for table in [*tables(Found()), *quick(tables(Found()))]:
@@ -18,6 +20,14 @@ def test_every_claim_is_about_rows_of_its_table():
 def test_the_schedule_costs_no_more_than_cfg(share, start):
     (table,) = (table for table in tables(Found(), share) if table.key == "fig44")
     assert f"CFG to 60%, PAG from {start}" in [row.name for row in table.rows]
+
+
+def test_every_operation_and_rule_has_a_row():
+    rows = [dict(row.config.options) for table in tables(Found()) for row in table.rows]
+    assert {options.get("perturbation", "identity") for options in rows} == set(KINDS)
+    for name in ("random_share", "early_damping", "momentum", "coarse_scale", "tangential_scale", "rescale"):
+        assert any(name in options for options in rows), name
+    assert any(options.get("row") == "negative" for options in rows)
 
 
 def test_scale_zero_is_no_guidance_whatever_else_is_set():

@@ -133,7 +133,8 @@ def tables(found: Found, share: float = 0.5) -> list[Table]:
             Check("PAG lowers recall", "none", "PAG", "recall", higher=True),
         )),
         _scales(found), _perturbations(guided), _diversity(found), _cfg_early(found, both, share), _beyond(guided),
-        _single_heads(found), _high_scale(found), _scales_at_equal_tones(found),
+        _single_heads(found), _high_scale(found), _scales_at_equal_tones(found), _weak_selves(guided),
+        _negative_row(cfg, found), _rules(guided, found),
     ]
 
 
@@ -233,6 +234,48 @@ def _high_scale(found: Found) -> Table:
         "rescale": r, "rescale_mode": mode})) for r, mode in ((0.7, "full"), (0.7, "partial"), (1.0, "full"))))
     checks = tuple(Check(f"{r.name.removeprefix('s 5, ')} helps", r.name, "s 5") for r in rows[1:])
     return Table("rescale", "Rescaling at a high scale", "", rows, checks, share=0.5)
+
+
+def _weak_selves(guided: Config) -> Table:
+    """What else makes the same model weaker, at PAG's scale and layers; a random share is one of all layers."""
+    everywhere = guided.but(layers="all")
+    rows = (Row("PAG", guided),
+            *(Row(name, guided.but(options={"perturbation": kind})) for name, kind in (
+                ("block skipped (SLG, STG)", "skip_block"), ("attention skipped", "skip_attention"),
+                ("tokens shuffled (TPG)", "shuffle"), ("Sinkhorn (ASAG)", "sinkhorn"), ("uniform attention", "uniform"),
+                ("temperature 2", "temperature"))),
+            *(Row(f"{share:.0%} of all layers, drawn anew (S²){', blocks skipped' * (kind != 'identity')}",
+                  everywhere.but(options={"perturbation": kind, "random_share": share}))
+              for kind in ("identity", "skip_block") for share in (0.1, 0.25)))
+    checks = tuple(Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:])
+    return Table("weak", "Other weak selves", "", rows, checks, share=0.5)
+
+
+def _negative_row(cfg: Config, found: Found) -> Table:
+    """CFG away from a negative that is perturbed, at no extra cost; softer from row to row."""
+    def row(name: str, **options) -> Row:
+        return Row(name, cfg.but(scale=1.0, layers=found.layers, options={"row": "negative", **options}))
+
+    rows = (Row("CFG", cfg), row("negative perturbed"), row("half perturbed", strength=0.5),
+            row("a quarter perturbed", strength=0.25), row("negative's blocks skipped", perturbation="skip_block"))
+    checks = [Check(f"{one.name} beats CFG", one.name, "CFG") for one in rows[1:]]
+    checks += [Check(f"{one.name} costs no more than CFG", one.name, "CFG", "flops", no_worse=True) for one in rows[1:]]
+    return Table("negative", "The negative's own row", "", rows, tuple(checks), share=0.5)
+
+
+def _rules(guided: Config, found: Found) -> Table:
+    """Rules on the delta, which cost no pass; at PAG's scale, and early damping at a high one, which it is for."""
+    strong = pag(5.0, found.layers)
+    rows = (Row("PAG", guided), *(Row(name, guided.but(options=options)) for name, options in (
+        ("early damping 8 (MAMBO-G)", {"early_damping": 8.0}),
+        ("momentum 0.3 (Momentum Guidance, HiGS)", {"momentum": 0.3}),
+        ("coarse half (FDG)", {"coarse_scale": 0.5}),
+        ("coarse twice (FDG)", {"coarse_scale": 2.0}),
+        ("tangential 1.2 (TAG)", {"tangential_scale": 1.2}),
+    )), Row("s 5", strong), Row("s 5, early damping 8", strong.but(options={"early_damping": 8.0})))
+    checks = [Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:-2]]
+    checks.append(Check("early damping helps at a high scale", rows[-1].name, "s 5"))
+    return Table("rules", "Rules on PAG's push", "", rows, tuple(checks), share=0.5)
 
 
 def quick(plan: list[Table]) -> list[Table]:

@@ -14,6 +14,8 @@ from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMClassLabel, PAGADMLoader
 from pag_pack.pag_core.perturbation import KINDS
 from pag_pack.pag_core.selection import select
+from pag_pack.pag_core.settings import PAGOptions
+from pag_pack.pag_core.stages import select_stages
 from torch import Tensor
 
 import nodes
@@ -42,6 +44,7 @@ class Sampler:
 
     def __init__(self, file: str = SHIPPED) -> None:
         self.model, _ = PAGADMLoader.execute(file).result
+        self.found = model_layers(self.model)
         self.sampler = KSamplerSelect.execute("ddim").result[0]
         self.sigmas = BasicScheduler.execute(self.model, "ddim_uniform", STEPS, 1.0).result[0]
 
@@ -51,8 +54,7 @@ class Sampler:
 
     def share(self, layers: str) -> float:
         """What a perturbed pass of these layers costs, as a share of a whole pass."""
-        found = model_layers(self.model)
-        return found.share(select(layers, tuple(found.layers), found.auto))
+        return self.found.share(select(layers, tuple(self.found.layers), self.found.auto))
 
     def cost(self, config: Config) -> float:
         """About how much a sample costs, as a multiple of sampling without guidance."""
@@ -62,7 +64,9 @@ class Sampler:
         if config.scale:
             options = dict(config.options)
             active = options.get("end_percent", 1.0) - options.get("start_percent", 0.0)
-            cost += self.share(config.layers) * active / options.get("reuse_every", 1)
+            extra = self.found.extra(select_stages(config.layers, tuple(self.found.layers), self.found.auto),
+                                     PAGOptions(**options))
+            cost += extra * active / options.get("reuse_every", 1)
         return cost
 
     def batches(self, config: Config, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
@@ -96,8 +100,9 @@ class Sampler:
 
 
 def is_random(config: Config) -> bool:
-    """Whether the perturbation draws numbers; it does so for each sample by its place in the batch."""
-    return KINDS[dict(config.options).get("perturbation", "identity")].is_random
+    """Whether the perturbation draws numbers, for each sample by its place in the batch, or layers, for a batch."""
+    options = dict(config.options)
+    return KINDS[options.get("perturbation", "identity")].is_random or options.get("random_share", 0.0) > 0.0
 
 
 def batches(config: Config, wanted: Iterable[int], present: set[int], size: int = BATCH) -> list[list[int]]:
