@@ -153,6 +153,9 @@ STAGES = {
     "Chroma with CFG and PAG": Stage(family("Chroma")),
     "Wan 2.2 text to video with PAG": Stage(family("Wan, text to video", num_layers=40), vae=wan_vae),
     "Wan 2.2 image to video with PAG": Stage(family("Wan, image to video", num_layers=40), vae=wan_vae),
+    "Wan 2.1 text to video with skipped blocks": Stage(family("Wan, text to video", num_layers=30), vae=wan_vae),
+    "Wan 2.2 in four steps at cfg 1 with skipped blocks": Stage(
+        family("Wan, text to video", num_layers=40), vae=wan_vae),
     "LTX-2.3 text to video with PAG": Stage(family("LTX-Video with sound", num_layers=48), (7, 48), StandIn),
 }
 
@@ -175,7 +178,8 @@ def run(name: str, **changed) -> list[torch.Tensor]:
         if node_id not in done:
             kind, inputs = prompt[node_id]["class_type"], dict(prompt[node_id]["inputs"])
             for given, value in inputs.items():
-                inputs[given] = outputs(value[0])[value[1]] if isinstance(value, list) else smaller(given, value)
+                inputs[given] = outputs(value[0])[value[1]] if isinstance(value, list) else smaller(
+                    given, value, prompt[node_id]["inputs"].get("steps"))
             done[node_id] = execute(kind, inputs | {key: value for key, value in changed.items() if key in inputs})
         return done[node_id]
 
@@ -187,6 +191,8 @@ def run(name: str, **changed) -> list[torch.Tensor]:
             return (Text(stage),)
         if kind in ("VAELoader", "LTXVAudioVAELoader"):
             return (built["vae"](),)
+        if kind == "LoraLoaderModelOnly":
+            return (inputs["model"],)
         if kind == "ControlNetLoader":
             from .test_without_prompt import control_net
 
@@ -218,14 +224,14 @@ def run(name: str, **changed) -> list[torch.Tensor]:
     return saved
 
 
-def smaller(name: str, value):
-    """The same for a CPU: fewer pixels, frames and steps."""
+def smaller(name: str, value, steps: int | None):
+    """The same for a CPU: fewer pixels, frames and steps. `steps`: how many the node was to take."""
     if name in PIXELS:
         return value // SMALLER
     if name == "steps":
         return STEPS
-    if name in ("start_at_step", "end_at_step"):  # of twenty
-        return value * STEPS // 20
+    if name in ("start_at_step", "end_at_step"):
+        return value * STEPS // steps
     return FEWER.get(name, value)
 
 

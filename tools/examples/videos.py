@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import GREEN, NEGATIVE, POSITIVE, Graph, Output
-from .parts import prompts
+from .parts import prompts, sample, with_pag
 
 SEED = 8
 SKATER = ("A figure skater glides across a frozen lake, turns once with both arms spread and comes to a stop. The "
@@ -31,11 +31,12 @@ def wan_files(graph: Graph, kind: str) -> tuple[list[Output], Output, Output]:
     return models, clip[0], graph.add("VAELoader", vae_name="wan_2.1_vae.safetensors")[0]
 
 
-def wan_stages(graph: Graph, models: list[Output], positive: Output, negative: Output, latent: Output) -> Output:
-    """Ten steps with each of the two models, both with PAG, which counts its range over the whole run."""
+def wan_stages(graph: Graph, models: list[Output], positive: Output, negative: Output, latent: Output,
+               steps: int = 20, cfg: float = 3.5, scale: float = 2.0) -> Output:
+    """Half of the steps with each of the two models, both with PAG, which counts its range over the whole run."""
     graph.group("PAG", GREEN)
     options = graph.add("PAGOptions", perturbation="skip_block")
-    patched = [graph.add("PAGModelPatch", title, scale=2.0, layers="2", options=options[0],
+    patched = [graph.add("PAGModelPatch", title, scale=scale, layers="2", options=options[0],
                          model=graph.add("ModelSamplingSD3", "Shift", model=model, shift=5.0)[0])[0]
                for title, model in zip(("PAG at high noise", "PAG at low noise"), models, strict=True)]
     graph.group("Two stages")
@@ -43,8 +44,8 @@ def wan_stages(graph: Graph, models: list[Output], positive: Output, negative: O
     for stage, model in enumerate(patched):
         samples = graph.add("KSamplerAdvanced", ("High noise", "Low noise")[stage], model=model, positive=positive,
                             negative=negative, latent_image=samples, add_noise=("enable", "disable")[stage],
-                            noise_seed=(SEED, 0)[stage], steps=20, cfg=3.5, sampler_name="euler", scheduler="simple",
-                            start_at_step=10 * stage, end_at_step=10 + 10 * stage,
+                            noise_seed=(SEED, 0)[stage], steps=steps, cfg=cfg, sampler_name="euler",
+                            scheduler="simple", start_at_step=steps // 2 * stage, end_at_step=steps // 2 * (1 + stage),
                             return_with_leftover_noise=("enable", "disable")[stage])[0]
     return samples
 
@@ -54,6 +55,32 @@ def wan_t2v(graph: Graph) -> None:
     positive, negative = prompts(graph, clip, SKATER, WAN_NEGATIVE)
     latent = graph.add("EmptyHunyuanLatentVideo", "Size and length", width=640, height=640, length=81)
     save_video(graph, wan_stages(graph, models, positive, negative, latent[0]), vae, 16.0, "video/pag_wan22_t2v")
+
+
+def wan_slg(graph: Graph) -> None:
+    """Wan 2.1's small model, in one stage, with CFG away from a negative whose block is skipped."""
+    graph.group("Model")
+    model = graph.add("UNETLoader", unet_name="wan2.1_t2v_1.3B_fp16.safetensors")
+    clip = graph.add("CLIPLoader", clip_name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", type="wan")
+    vae = graph.add("VAELoader", vae_name="wan_2.1_vae.safetensors")
+    model = graph.add("ModelSamplingSD3", "Shift", model=model[0], shift=8.0)
+    positive, negative = prompts(graph, clip[0], SKATER, WAN_NEGATIVE)
+    latent = graph.add("EmptyHunyuanLatentVideo", "Size and length", width=832, height=480, length=33)
+    model = with_pag(graph, model[0], 1.0, "10", perturbation="skip_block", row="negative", start_percent=0.2)
+    samples = sample(graph, model, positive, negative, latent[0], 30, 6.0, "uni_pc", "simple", SEED)
+    save_video(graph, samples, vae[0], 16.0, "video/pag_wan21_slg")
+
+
+def wan_distilled(graph: Graph) -> None:
+    models, clip, vae = wan_files(graph, "t2v")
+    graph.group("Four steps")
+    models = [graph.add("LoraLoaderModelOnly", f"{noise.capitalize()} noise", model=model, strength_model=1.0,
+                        lora_name=f"wan2.2_t2v_lightx2v_4steps_lora_v1.1_{noise}_noise.safetensors")[0]
+              for noise, model in zip(("high", "low"), models, strict=True)]
+    positive, negative = prompts(graph, clip, SKATER)
+    latent = graph.add("EmptyHunyuanLatentVideo", "Size and length", width=640, height=640, length=81)
+    samples = wan_stages(graph, models, positive, negative, latent[0], steps=4, cfg=1.0, scale=1.0)
+    save_video(graph, samples, vae, 16.0, "video/pag_wan22_four_steps")
 
 
 def wan_i2v(graph: Graph) -> None:
@@ -102,12 +129,29 @@ _WAN_SOURCE = ("Block 2 skipped, scale 2: what the authors of STG (arXiv 2411.18
 _WAN_TRIES = ("`scale` 0 in both patches with the same seed: that difference is PAG.",
               "`perturbation` `identity` with `layers` 9: PAG itself.",
               "PAG in the high-noise stage alone, which decides shape and motion: `scale` 0 in the other.")
+_SLG = ("Skip-layer guidance as Wan's users know it: at cfg 6, CFG steers away from a negative prediction in which one "
+        "block is skipped (`row` *negative*). It costs nothing, and even saves that block. The scale only says whether "
+        "it acts; `strength` says how weak the negative is.")
 # The fields of an Example, in its order.
 ENTRIES = (
     ("Wan 2.2 text to video with PAG", "video_wan2_2_14B_t2v", wan_t2v, _WAN, _WAN_SOURCE, _WAN_TRIES, "Wan 2.2",
      (2,), 40),
     ("Wan 2.2 image to video with PAG", "video_wan2_2_14B_i2v", wan_i2v,
      f"A picture brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (2,), 40),
+    ("Wan 2.1 text to video with skipped blocks", "text_to_video_wan", wan_slg, _SLG,
+     "Block 10 of the negative skipped from 20 % on: the defaults of KJNodes' SLG for Wan 2.1 14B. The small model has "
+     "30 blocks to its 40.",
+     ("`scale` 0 with the same seed: that difference is the skipped block.",
+      "`layers` 9, `start_percent` 0.1, `end_percent` 0.9: Wan2GP's.",
+      "`row` *extra*, `layers` 2, `scale` 2: STG, as its authors use it, for an extra prediction in each step."),
+     "Wan 2.1", (10,), 30),
+    ("Wan 2.2 in four steps at cfg 1 with skipped blocks", "video_wan2_2_14B_t2v", wan_distilled,
+     "With a distilled LoRA Wan runs at cfg 1, where CFG has nothing to steer away from and SLG has no negative. A "
+     "weaker prediction of the model itself still works: here with block 2 skipped (`skip_block`, STG).",
+     "Block 2: what the authors of STG (arXiv 2411.18664) use for Wan 2.1, with CFG. Nothing is published for four "
+     "steps; scale 1 is a start.",
+     ("`scale` 0 in both patches with the same seed: that difference is PAG.", "`scale` 0.5 and 2.",
+      "`perturbation` *identity* with `layers` 9: PAG itself."), "Wan 2.2", (2,), 40),
     ("LTX-2.3 text to video with PAG", "video_ltx2_3_t2v", ltx_t2v,
      "Video and sound from one model, in one stage, without the distilled LoRA. Lightricks' own pipelines guide LTX-2 "
      "with identity attention in one layer, which they call STG: the same as PAG.",
