@@ -163,7 +163,7 @@ class PAGOptionsNode(io.ComfyNode):
                             "the batch, or several spread over the frames of a video. Resized to the latent. Without "
                             "it: everywhere."),
                 io.Combo.Input(
-                    "preset", options=[CUSTOM, *PRESETS], default=CUSTOM, optional=True, advanced=True,
+                    "preset", options=[CUSTOM, *PRESETS], default=CUSTOM, optional=True,
                     tooltip="Fills the other inputs; changing one of them returns to custom (neutral). "
                             + " ".join(f"{name}: {preset.note}." for name, preset in PRESETS.items())),
             ],

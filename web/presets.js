@@ -1,51 +1,51 @@
 /** PAG Options' presets: choosing one fills the other inputs, and changing one of these returns to "custom". */
 
 import { app } from "../../scripts/app.js";
-import { undoable, write } from "./values.js";
 import { ask } from "./server.js";
+import { undoable, write } from "./values.js";
+import { chain } from "./watch.js";
 
 const CUSTOM = "custom";
+let presets = null; // {name: {input: value}}, there before anyone chooses, so that choosing is one step of undo
+
+async function load() {
+  presets ??= (await ask("presets", {})).presets;
+}
 
 app.registerExtension({
   name: "pag.presets",
+
+  setup() {
+    load();
+  },
 
   nodeCreated(node) {
     if (node.comfyClass !== "PAGOptions") return;
     const preset = node.widgets?.find((widget) => widget.name === "preset");
     if (!preset) return;
-    let filling = false;
+    const others = node.widgets.filter((widget) => widget !== preset);
+    let isFilling = false;
 
-    /** Widgets call back when a hand changes them, not while a workflow is loaded. */
-    function afterChange(widget, then) {
-      const before = widget.callback;
-      widget.callback = function (...given) {
-        const result = before?.apply(this, given);
-        then();
-        return result;
-      };
-    }
-
-    afterChange(preset, async () => {
-      const chosen = preset.value;
-      if (filling || chosen === CUSTOM) return;
-      const { presets } = await ask("presets", {});
-      const values = presets?.[chosen];
-      if (!values || preset.value !== chosen) return;
-      filling = true;
+    function fill() {
+      const values = presets?.[preset.value] ?? {};
+      isFilling = true;
       try {
         undoable(() => {
-          for (const widget of node.widgets) {
-            if (widget.name in values && widget.value !== values[widget.name]) write({ widget, node }, values[widget.name]);
+          for (const widget of others) {
+            const value = values[widget.name];
+            if (value !== undefined && widget.value !== value) write({ widget, node }, value);
           }
         });
       } finally {
-        filling = false;
+        isFilling = false;
       }
-    });
-    for (const widget of node.widgets) {
-      if (widget === preset) continue;
-      afterChange(widget, () => {
-        if (!filling && preset.value !== CUSTOM) preset.value = CUSTOM;
+    }
+
+    // Widgets call back when a hand changes them, not while a workflow is loaded.
+    chain(preset, "callback", () => (presets ? fill() : load().then(fill)));
+    for (const widget of others) {
+      chain(widget, "callback", () => {
+        if (!isFilling) preset.value = CUSTOM;
       });
     }
   },
