@@ -1,4 +1,4 @@
-"""PAG Options' presets: choosing one fills the other inputs, changing an input leaves it, and values are what is saved."""
+"""PAG Options' presets: choosing one fills the other inputs, changing an input leaves it, and values are saved."""
 
 import json
 
@@ -36,7 +36,8 @@ def choose(desk, node, name: str) -> None:
         desk.page.get_by_role("option", name=name, exact=True).click()
     else:
         at = desk.on(node, """(() => { const w = node.widgets.find(w => w.name === "preset");
-            const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + w.y + 10]);
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas(
+                [node.pos[0] + node.size[0] / 2, node.pos[1] + w.y + 10]);
             const box = app.canvas.canvas.getBoundingClientRect();
             return [box.left + x, box.top + y]; })()""")
         desk.page.mouse.click(*at)
