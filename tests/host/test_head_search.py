@@ -359,7 +359,8 @@ def test_clips_that_cannot_judge_are_refused_before_the_first_run(given, message
 
 
 def test_on_the_shipped_model_the_search_finds_what_trying_everything_finds():
-    """The reference is drawn with one pair of heads, so that the best pair is known; the search tries 11 of 21."""
+    """The reference is drawn with one pair of heads, so that the best pair is known. The search draws 9 heads and
+    8 pairs, trying everything 36 pairs."""
     model, decode = PAGADMLoader.execute(SHIPPED).result
     label = PAGADMClassLabel.execute(model, 8).result[0]
     run = Run(steps=6, cfg=1.0, sampler="ddim", scheduler="normal", positive=label, negative=label, seed=1,

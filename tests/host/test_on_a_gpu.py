@@ -5,6 +5,7 @@ There is no GPU here, so `support.stand_in_gpu` is one; the host is told that it
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ from .older import what_older_hosts_lack
 from .runs import WAYS, Run, relative_error
 from .test_distillation import guider, optimized
 from .test_families import PERTURBED, PLAIN, Patcher, patch
+from .test_head_search import clip, clip_vision, search
 from .test_inspection import inspect
 from .test_psld import run as psld_run
 from .test_psld import sampler as psld_sampler
@@ -208,6 +210,26 @@ def test_inspecting_and_comparing(request):
     model = on(gpu.device, models.sd15)
     for found, same in zip((*inspect(Run(), model), *grid(model, vae())), expected, strict=True):
         assert torch.equal(found, same)
+
+
+def test_searching_heads(request, tmp_path, monkeypatch):
+    monkeypatch.setattr("folder_paths.output_directory", str(tmp_path))
+    reference = torch.rand(1, 64, 96, 3)
+
+    def found(model: ModelPatcher, **score) -> tuple:
+        return search(Run(steps=2), model, vae(), "m0:h0-1", **score)
+
+    def scored(model: ModelPatcher) -> list[tuple]:
+        return [found(model, score="pixels", reference=reference),
+                found(model, score="reference", clip_vision=clip_vision(), reference=reference),
+                found(model, score="prompt", clip_vision=clip_vision(), clip=clip(), prompt=["a dog"])]
+
+    expected = scored(models.sd15())
+    shutil.rmtree(tmp_path)
+    gpu = request.getfixturevalue("gpu")
+    for (text, grids, layers), same in zip(scored(on(gpu.device, models.sd15)), expected, strict=True):
+        assert (text, layers) == (same[0], same[2])
+        assert torch.equal(grids, same[1])
 
 
 def ordinary(network: torch.nn.Module, device: torch.device) -> None:
