@@ -60,7 +60,7 @@ def test_an_interrupted_search_goes_on(client):
     shown, steps = ran(client, prompt)
     assert shown["text"][0].count("m0:h") == 3
     numbers = [done for done, _ in steps]
-    assert max(after - before for before, after in itertools.pairwise(numbers)) > 12  # one head at least was passed over
+    assert max(after - before for before, after in itertools.pairwise(numbers)) > 12  # a head was passed over
 
 
 def test_a_search_that_is_too_long_is_refused_before_it_samples(client):
