@@ -1,1 +1,1 @@
-"""Nodes for what the paper did beyond guidance: pixel-space ADM models, restoration, score distillation, the search for heads."""
+"""Nodes for what goes beyond guidance: pixel-space ADM models, restoration, score distillation, head search."""

@@ -1,1 +1,1 @@
-"""What the research nodes need of the host: gradients through a model, posterior sampling, score distillation, head search."""
+"""What research nodes need of the host: gradients through a model, posterior sampling, distillation, head search."""
