@@ -52,6 +52,8 @@ def test_app_mode_shows_the_picker_and_gives_it_back(desk, sampler):
     saved.setdefault("extra", {}).update(linearMode=True, linearData={
         "inputs": chosen, "outputs": [desk.find("SaveImage")]})
     desk.load(saved)
+    coach = desk.page.get_by_test_id("coach-landing-overlay")  # the newest editor greets who comes here first
+    desk.page.add_locator_handler(coach, lambda: desk.page.keyboard.press("Escape"))
     panel = desk.page.locator(".pag-panel", has=desk.page.locator(".pag-cell"))
     panel.wait_for()
     desk.page.get_by_text("PAG", exact=True).wait_for()
