@@ -67,6 +67,28 @@ def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
     assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / cost["no guidance"], abs=error)
 
 
+SKIPPED = [(SD15, 1e-5), (SDXL, 1e-5), (SD3, 0.02), (FLUX, 0.02)]  # of transformers only the blocks are counted
+
+
+@names(("shape", "error"), SKIPPED)
+def test_what_a_skipped_block_is_said_to_save_is_what_was_counted(shape, error):
+    found = network_layers(shape.build("meta", torch.float32))
+    chosen = select(shape.layers, tuple(found.layers), found.auto)
+    counts = count(shape, "skip_block")
+    cost = counts["flops"]
+    for rows, before, shares in (("PAG without CFG", "no guidance", True), ("CFG + PAG, full batch", "CFG", False)):
+        extra = (cost[rows] - cost[before]) / cost["no guidance"]
+        assert found.share(chosen, skips_blocks=True, shares_prefix=shares) == pytest.approx(extra, abs=error)
+    saved = cost["CFG"] - counts["negative"]
+    assert 1 - found.share(chosen, skips_blocks=True, shares_prefix=False) == pytest.approx(
+        saved / cost["no guidance"], abs=error)
+
+
+@names("shape", [SD15, SDXL, SD3, FLUX])
+def test_a_weak_negative_costs_no_more_than_cfg(shape):
+    assert counted(shape.name)["negative"] <= 1.005 * flops(shape.name)["CFG"]
+
+
 def test_memory_is_that_of_the_tensors_that_live_at_once():
     def chain(keep: bool) -> int:
         x, kept = torch.zeros(1000, device="meta"), []

@@ -3,12 +3,16 @@ ComfyUI's own skip-layer nodes, and against calls of their own in which the bloc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.settings import PAGOptions
+from torch.utils.flop_counter import FlopCounterMode
 
 from .sampled_families import SAMPLED, Sampled
 from .test_blocks import blended, blocks
@@ -92,3 +96,52 @@ def test_a_weak_negative_equals_calls_of_their_own_and_the_hosts_node(family):
         host = run.ksampler(hosts_node(SkipLayerGuidanceDiTSimple, model, layer))
         if max(errors(host, plain)) > 1e-3:
             assert max(errors(ours, host)) <= 1e-4
+
+
+def counted(sample: Callable[[], object]) -> tuple[int, object]:
+    """(FLOPs, what comes out)."""
+    with FlopCounterMode(display=False) as counter:
+        result = sample()
+    return counter.get_total_flops(), result
+
+
+def flops_before(model: ModelPatcher, layer: str, sample: Callable[[], object]) -> int:
+    """FLOPs of the units before that which holds a layer, in a run."""
+    found, network = model_layers(model), model.model.diffusion_model
+    units = found.units(network)
+    first = units.places[next(key for one, key in found.layers.items() if one.name == layer)]
+    spent, handles = [], []
+    with FlopCounterMode(display=False) as counter:
+        for unit in units.modules[:first]:
+            handles += [unit.register_forward_pre_hook(lambda *_: spent.append(-counter.get_total_flops())),
+                        unit.register_forward_hook(lambda *_: spent.append(counter.get_total_flops()))]
+        sample()
+    for handle in handles:
+        handle.remove()
+    return sum(spent)
+
+
+def test_a_weak_negative_costs_no_more_than_cfg(family):
+    how, model = family
+    run = sampled(how, 4.0, how.batches[0], steps=1)
+    plain, _ = counted(lambda: run.ksampler(model))
+    weak, _ = counted(lambda: run.model_patch(model, SCALE, last_layer(how), NEGATIVE))
+    assert weak <= 1.005 * plain
+
+
+def test_a_skipped_block_costs_less_than_the_hosts_node_by_the_prefix(family):
+    how, model = family
+    layer = last_layer(how)
+    if not (layer[0].isdigit() or layer.startswith(("double", "single"))):
+        pytest.skip("the host's node has no name for its blocks")
+    if how.name == "HiDream-O1":
+        pytest.skip("the network keeps the text's keys and values of every block from call to call, so all have to run")
+    run = sampled(how, 1.0, how.batches[0], steps=1)
+    theirs, host = counted(lambda: run.ksampler(hosts_node(SkipLayerGuidanceDiT, model, layer, SCALE)))
+    plain = run.ksampler(model)
+    if max(errors(host, plain)) <= 1e-3:
+        pytest.skip("the host's node does nothing to this family")
+    ours, _ = counted(lambda: run.model_patch(model, SCALE, layer, SKIP))
+    prefix = flops_before(model, layer, lambda: run.ksampler(model))
+    assert prefix > 0
+    assert ours <= theirs - prefix

@@ -72,9 +72,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def count(shape) -> dict:
-    """A step at full size in half precision: {"model", "layers", "flops", "bytes" and "operations": {row: number}},
-    where bytes are the most that tensors hold at once, weights aside, with fused attention."""
+def count(shape, perturbation: str = "identity") -> dict:
+    """A step at full size in half precision: {"model", "layers", "flops", "bytes" and "operations": {row: number},
+    "negative": FLOPs of CFG with its own negative weak}, where bytes are the most that tensors hold at once, weights
+    aside, with fused attention."""
     import torch
     from pag_pack.nodes.host.hooks.attention import LayerPerturbation
     from pag_pack.nodes.host.hooks.joint import JointPrefix
@@ -89,7 +90,7 @@ def count(shape) -> dict:
 
     network = shape.build("meta", torch.bfloat16)
     found = model_layers(_Holder(network))
-    layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(), heads)
+    layers = {found.layers[layer]: LayerPerturbation(layer.name, Perturbation(perturbation), heads)
               for layer, heads in select(shape.layers, tuple(found.layers), found.auto).items()}
     patch, units = way_in(found, layers), found.units(network)
     first = min(units.places[key] for key in layers)
@@ -118,7 +119,8 @@ def count(shape) -> dict:
     flops = counts["flops"]
     extra = (flops["CFG + PAG, shared prefix"] - flops["CFG"]) / flops["no guidance"]
     flops["CFG + PAG, scheduled"] = flops["CFG"] * relative_cost(extra, CFG_END, 1 - PAG_START)
-    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, **counts}
+    return {"model": shape.name, "layers": found.auto if shape.layers == "auto" else shape.layers, **counts,
+            "negative": forward(["p", "c"], False)["flops"]}
 
 
 class _Holder:

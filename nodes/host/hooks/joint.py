@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
-from ..models.families import result_axis
+from ..models.families import STACKED, result_axis
 from ..models.units import Units
-from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors
+from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, pick_stacked
 
 SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
 
@@ -41,6 +41,8 @@ class _Forward:
         if argument not in axes:
             return map_tensors(value, lambda t: self.plan.leave_out(t) if holds_rows(t, self.full) else t)
         axis = axes[argument]
+        if axis == STACKED:
+            return map_tensors(value, lambda t: pick_stacked(t, self.plan.plain, len(self.plan.places), self.full))
         return map_tensors(value, lambda t: self.plan.leave_out(t, axis)
                            if axis is not None and t.ndim > axis and t.shape[axis] % self.full == 0 else t)
 

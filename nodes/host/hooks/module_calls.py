@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ....pag_core.blocks import Streams
-from ..models.families import Group, result_axis
-from .rows import holds_rows, map_tensors, pick
+from ..models.families import STACKED, Group, result_axis
+from .rows import holds_rows, map_tensors, pick, pick_stacked
 
 
 class ModuleCall:
@@ -67,6 +67,8 @@ class ModuleCall:
             axis = self.axes.get(place, 0)
             if isinstance(value, dict) and "uuids" in value:
                 return {**value, **{key: [value[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
+            if axis == STACKED:
+                return map_tensors(value, lambda t: pick_stacked(t, rows, of, size))
             if place in self.axes:
                 return map_tensors(value, lambda t: pick(t, rows, of, axis)
                                    if axis is not None and t.ndim > axis and t.shape[axis] % of == 0 else t)

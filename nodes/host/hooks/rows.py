@@ -60,6 +60,11 @@ def pick(batch: torch.Tensor, rows: Sequence[int], of: int, axis: int = 0) -> to
     return torch.cat([parts[row] for row in rows], dim=axis)
 
 
+def pick_stacked(t: torch.Tensor, rows: Sequence[int], of: int, batch: int) -> torch.Tensor:
+    """The same of a tensor that holds the batch once or several times, one after the other; others as they are."""
+    return t if t.shape[0] % batch else pick(t.unflatten(0, (-1, batch)), rows, of, axis=1).flatten(0, 1)
+
+
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """`value` with every tensor in it changed, however deep in tuples, lists, dicts and dataclasses."""
     if isinstance(value, torch.Tensor):

@@ -88,7 +88,8 @@ class Family:
             is more than it does.
         skips: whether a block's output is read again later than by the next block.
         axes: {argument of the blocks, by name or position, or RESULT: the axis that holds the batch, or a multiple of
-            it; None for no axis}, where that is not the first or could be taken for something else.
+            it; None for no axis; STACKED where the first holds it several times, one after the other}, where that is
+            not the first or could be taken for something else.
         keeps_between_calls: whether the network keeps tensors of one call for the next and gives its blocks no
             transformer_options: then a call of its own runs every block.
         patch: how many of the latent's positions a token is wide: a number, or the network's attribute that says so;
@@ -125,6 +126,8 @@ def result_axis(axes: Mapping[str | int, int | None]) -> int:
     """Which axis of a block's output holds the batch."""
     return axes.get(RESULT) or 0
 
+
+STACKED = -1  # in `Family.axes`
 
 _LDM = "comfy.ldm"
 _FLUX = (Group("double", "double_blocks.*", "num_heads", Tokens.TEXT_FIRST, Argument("img", 0),
@@ -178,11 +181,12 @@ FAMILIES = (
            (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST,
                   streams=(Argument("x", 0),), returns_more=True),),
            counter=("image", "x_embedder"), keeps_between_calls=True),
-    Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN),
+    Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN,
+           axes={"temb": STACKED}),  # with references at timestep zero
     Family("Mage-Flow", f"{_LDM}.mage_flow.model.MageFlowTransformer2DModel", _QWEN),
     Family("Krea 2", f"{_LDM}.krea2.model.SingleStreamDiT",
            (Group("", "blocks.*.attn", "heads", Tokens.TEXT_FIRST),), counter=("image", "first"),
-           patch="patch"),
+           patch="patch", axes={1: STACKED}),
     Family("Ideogram 4", f"{_LDM}.ideogram4.model.Ideogram4Transformer2DModel",
            (Group("", "layers.*.attention", "num_heads", Tokens.TEXT_FIRST),), counter=("text", "llm_cond_proj"),
            patch=1),
