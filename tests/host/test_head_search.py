@@ -1,7 +1,10 @@
 """PAG Head Search: every picture is PAG KSampler's, and the ranking is that of separate runs."""
 
 import itertools
+import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.clip_vision
@@ -287,10 +290,12 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "
 
 def clip_vision(width: int = 32):
     """The host's CLIP vision model, small and random."""
-    with torch.inference_mode(False):
-        made = comfy.clip_vision.ClipVisionModel({
-            "hidden_act": "quick_gelu", "image_size": 28, "model_type": "clip_vision_model", "num_channels": 3,
-            "patch_size": 14, "projection_dim": width, **SMALL})
+    config = {"hidden_act": "quick_gelu", "image_size": 28, "model_type": "clip_vision_model", "num_channels": 3,
+              "patch_size": 14, "projection_dim": width, **SMALL}
+    with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"  # older hosts take a file only
+        path.write_text(json.dumps(config), encoding="utf-8")
+        made = comfy.clip_vision.ClipVisionModel(str(path))
         models.fill_with_noise(made.model)
     return made
 
