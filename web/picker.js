@@ -7,7 +7,7 @@ import { field } from "./graph.js";
 import { message } from "./message.js";
 import { ask, newestOnly } from "./server.js";
 import { t } from "./texts.js";
-import { undoable, write } from "./values.js";
+import { optionsOf, undoable, write } from "./values.js";
 
 export class Picker {
   name = "layers";
@@ -18,6 +18,7 @@ export class Picker {
     this.select = newestOnly();
     this.selected = {}; // {layer: null for all heads, or a list of them}
     this.opened = null; // the layer whose heads are shown
+    this.whole = null; // what is done to the whole blocks that hold the layers, which then have no heads to choose
     this.cells = new Cells({
       toggle: (names, on) => this.toggleLayers(names, on),
       open: (name, clicked) => this.openHeads(name, clicked),
@@ -52,8 +53,10 @@ export class Picker {
     }
     const { value, unknown } = field(this.panel.node, "layers") ?? {};
     const text = unknown ? undefined : value;
-    if (text === this.text) return;
-    this.text = text;
+    const options = optionsOf(this.panel.node).known;
+    const how = JSON.stringify(options);
+    if (text === this.text && how === this.how) return;
+    [this.text, this.how, this.options] = [text, how, options];
     this.read(text);
   }
 
@@ -84,7 +87,7 @@ export class Picker {
   async read(layers) {
     this.say(typeof layers === "string" ? "" : t("layers comes from another node; the picture cannot follow it."));
     if (!this.model || typeof layers !== "string") return this.show({});
-    const answer = await this.select("select", { model: this.model.id, layers });
+    const answer = await this.select("select", { model: this.model.id, layers, options: this.options });
     if (!answer) return;
     this.take(answer);
     if (answer.isUnanswered) this.panel.askAgain();
@@ -92,6 +95,7 @@ export class Picker {
 
   take(answer) {
     this.say(answer.error ?? "", "error");
+    if (!answer.error) this.drawWhole(answer.whole);
     if (answer.selected) this.show(answer.selected, answer.share);
     else this.show({});
   }
@@ -120,7 +124,7 @@ export class Picker {
     const before = this.selected;
     this.beforeClick = before;
     this.show(selected);
-    const answer = await this.select("select", { model: this.model.id, selected });
+    const answer = await this.select("select", { model: this.model.id, selected, options: this.options });
     if (!answer) return;
     if (answer.text === undefined && Object.keys(selected).length) { // no such selection: nothing has changed
       this.show(before);
@@ -162,6 +166,13 @@ export class Picker {
     refill(this.drawing, this.model ? drawModel(this.model, this.cells) : null);
   }
 
+  /** Blocks look other than layers. */
+  drawWhole(whole) {
+    this.whole = whole;
+    this.drawing.dataset.whole = whole ?? "";
+    if (whole) this.opened = null;
+  }
+
   show(selected, share) {
     this.selected = selected;
     for (const layer of this.layers) this.showLayer(layer);
@@ -185,18 +196,21 @@ export class Picker {
     const button = this.cells.buttons.get(layer.name);
     const heads = this.headsOf(layer.name).length;
     const part = heads > 0 && heads < layer.heads;
-    const state = `${heads}`;
-    if (button.dataset.heads === state) return;
-    button.dataset.heads = state;
+    const state = `${heads} ${this.whole ?? ""}`;
+    if (button.dataset.state === state) return;
+    button.dataset.state = state;
     button.setAttribute("aria-pressed", part ? "mixed" : heads > 0);
     if (part) button.style.setProperty("--part", heads / layer.heads);
-    button.setAttribute("aria-label", t(part ? "{layer}: {part} of {heads} heads" : "{layer}: {heads} heads", {
-      layer: layer.name, heads: layer.heads, part: heads,
-    }));
+    const values = { layer: layer.name, heads: layer.heads, part: heads };
+    const about = part ? t("{layer}: {part} of {heads} heads", values) : t("{layer}: {heads} heads", values);
+    const whole = { skip_block: t("{layer}: its block is skipped", values),
+      shuffle: t("{layer}: the tokens are shuffled before its block", values) };
+    button.setAttribute("aria-label", heads ? whole[this.whole] ?? about : about);
   }
 
   openHeads(name, clicked) {
     if (clicked) this.choose(this.beforeClick);
+    if (this.whole) return;
     this.opened = name;
     this.drawHeads();
     this.heads.buttons.get(0)?.focus();

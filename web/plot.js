@@ -6,7 +6,7 @@ import { field } from "./graph.js";
 import { message } from "./message.js";
 import { newestOnly } from "./server.js";
 import { t } from "./texts.js";
-import { consumer, feeding, undoable, values, write } from "./values.js";
+import { consumer, optionsOf, undoable, values, write } from "./values.js";
 
 const FIELDS = ["layers", "steps", "scheduler", "denoise", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
@@ -55,16 +55,11 @@ export class Plot {
    * {known: the question, unknown: [the inputs that other nodes compute]}
    */
   question(node) {
-    const isOptions = node.comfyClass === OPTIONS;
-    const sampler = isOptions ? consumer(node) : node;
-    const options = isOptions ? node : feeding(node, "options");
+    const sampler = node.comfyClass === OPTIONS ? consumer(node) : node;
+    const given = optionsOf(node);
     const run = sampler ? values(sampler, [...FIELDS, ...SCALES]) : { known: {}, unknown: [] };
-    const given = options?.comfyClass === OPTIONS ? values(options, widgetInputs(options)) : { known: {}, unknown: [] };
     const { scale = run.known.pag_scale, pag_scale, ...known } = run.known;
-    const elsewhere = options && options.comfyClass !== OPTIONS ? ["options"] : [];
-    return {
-      known: { ...known, scale, options: given.known }, unknown: [...run.unknown, ...given.unknown, ...elsewhere],
-    };
+    return { known: { ...known, scale, options: given.known }, unknown: [...run.unknown, ...given.unknown] };
   }
 
   async draw(question, unknown) {
@@ -115,4 +110,3 @@ export class Plot {
 }
 
 const number = (held) => (held?.widget && typeof held.value === "number" ? held.value : undefined);
-const widgetInputs = (node) => node.inputs.filter(({ widget }) => widget).map(({ name }) => name);

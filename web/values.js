@@ -4,6 +4,8 @@ import { app } from "../../scripts/app.js";
 import { field, source } from "./graph.js";
 import { everyNode } from "./nodes.js";
 
+const OPTIONS = "PAGOptions";
+
 /** {known: {name: value}, unknown: [name]} of the inputs among `names` that the node has. */
 export function values(node, names) {
   const found = { known: {}, unknown: [] };
@@ -13,6 +15,15 @@ export function values(node, names) {
     else if (value !== undefined) found.known[name] = value;
   }
   return found;
+}
+
+/** The same of the PAG Options that a node has, or is; `unknown` is ["options"] where another node makes them. */
+export function optionsOf(node) {
+  const options = node.comfyClass === OPTIONS ? node : feeding(node, "options");
+  if (options?.comfyClass === OPTIONS) {
+    return values(options, options.inputs.filter(({ widget }) => widget).map(({ name }) => name));
+  }
+  return { known: {}, unknown: options ? ["options"] : [] };
 }
 
 /** Writes to a widget as a user's hand would. */

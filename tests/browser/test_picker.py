@@ -63,6 +63,30 @@ def test_double_click_opens_the_heads(desk, sampler):
 
 
 @one_renderer
+def test_whole_blocks_look_other_than_layers_and_have_no_heads(desk, sampler):
+    options = desk.on(sampler, """(() => {
+        const made = LiteGraph.createNode("PAGOptions");
+        app.graph.add(made);
+        made.connect(0, node, node.inputs.findIndex(slot => slot.name === "options"));
+        return made.id; })()""")
+    share = desk.panel(sampler).locator(".pag-share").first
+    before = share.inner_text()
+    desk.put(options, "perturbation", "skip_block")
+    drawing = desk.panel(sampler).locator(".pag-drawing")
+    desk.until(lambda: drawing.get_attribute("data-whole") == "skip_block")
+    desk.until(lambda: share.inner_text() != before)  # what is skipped is not computed
+    assert "block" in desk.cell(sampler, "u2").get_attribute("aria-label")
+    desk.keep("blocks", sampler)
+    desk.cell(sampler, "u2").dblclick()
+    desk.settle()
+    assert desk.panel(sampler).locator(".pag-heads .pag-cell").count() == 0
+    assert desk.value(sampler, "layers") == "u2-5"
+    desk.put(options, "perturbation", "identity")
+    desk.until(lambda: share.inner_text() == before)
+    assert "head" in desk.cell(sampler, "u2").get_attribute("aria-label")
+
+
+@one_renderer
 def test_presets(desk, sampler):
     desk.panel(sampler).locator(".pag-preset[data-layers='all']").click()
     desk.wait_for_text(sampler, "all")

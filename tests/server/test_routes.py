@@ -54,9 +54,24 @@ def test_the_shipped_file(ask):
 
 def test_both_ways_of_a_selection(ask):
     expected = {"selected": {"d0": None, "d1": None, "m0": [0, 2]}, "share": pytest.approx(0.786, abs=1e-3),
-                "text": "d0-1,m0:h0+2"}
+                "text": "d0-1,m0:h0+2", "whole": None}
     assert ask("/pag/select", {"model": ADM, "layers": " d1,d0, m0:h2+h0"}) == (200, expected)
     assert ask("/pag/select", {"model": ADM, "selected": expected["selected"]}) == (200, expected)
+
+
+def test_a_selection_costs_what_the_options_make_of_it(ask):
+    def answer(**options):
+        status, answer = ask("/pag/select", {"model": SD, "layers": "u0-2", "options": options})
+        assert status == 200
+        return answer
+
+    plain, skipped = answer(), answer(perturbation="skip_block", preset="custom")
+    assert (plain["whole"], skipped["whole"]) == (None, "skip_block")
+    assert skipped["share"] < plain["share"]
+    assert answer(perturbation="shuffle")["whole"] == "shuffle"
+    assert answer(row="negative", perturbation="skip_block")["share"] == 0
+    assert answer(schedule="adaptive_diffusers") == plain  # which the plot refuses, in its place
+    assert ask("/pag/select", {"model": SD, "layers": "u0", "options": {"nonsense": 1}})[0] == 400
 
 
 def test_a_grammar_error_is_an_answer_in_the_nodes_words(ask):

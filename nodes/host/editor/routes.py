@@ -138,20 +138,38 @@ def presets_answer(_: dict) -> dict:
 
 
 def select_answer(body: dict) -> dict:
-    """What a selection takes, whether it comes as text or as layers."""
+    """What a selection takes and costs, whether it comes as text or as layers; "whole" names what is done to whole
+    blocks."""
     found = _known(body.get("model")).layers
     layers = tuple(found.layers)
     if "selected" in body:
         chosen = _selection(_typed("selected", body["selected"], dict), layers)
         text = text_of(chosen, layers)
         chosen = select(text, layers, found.auto)
+        stages = select_stages(text, layers, found.auto)
     else:
         text = _typed("layers", body.get("layers"), str)
         stages = select_stages(text, layers, found.auto)
         chosen = all_layers(stages)
         text = text_of(chosen, layers) if len(stages) == 1 else text.strip()
+    options = _options(body, lenient=True)
     return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
-            "share": found.share(chosen), "text": text}
+            "share": max(0.0, found.extra(stages, options)), "text": text,
+            "whole": options.perturbation if options.kind.acts_on_block else None}
+
+
+def _options(body: dict, lenient: bool = False) -> PAGOptions:
+    """The PAG Options of a question. `lenient`: the neutral ones in the place of such as do not go together."""
+    given = _typed("options", body.get("options", {}), dict)
+    given = {name: value for name, value in given.items() if name != "preset"}  # which the values already follow
+    if unknown := given.keys() - {field.name for field in fields(PAGOptions)}:
+        raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
+    try:
+        return PAGOptions(**given)
+    except SettingError:
+        if lenient:
+            return PAGOptions()
+        raise
 
 
 def _selection(selected: dict, layers: tuple[Layer, ...]) -> dict[Layer, frozenset[int] | None]:
@@ -175,11 +193,7 @@ def _selection(selected: dict, layers: tuple[Layer, ...]) -> dict[Layer, frozens
 def plot_answer(body: dict) -> dict:
     """What CFG and PAG do in each step, and what that costs."""
     known = None if body.get("model") is None else _known(body["model"])
-    given = _typed("options", body.get("options", {}), dict)
-    given = {name: value for name, value in given.items() if name != "preset"}  # which the values already follow
-    if unknown := given.keys() - {field.name for field in fields(PAGOptions)}:
-        raise BadRequestError(f"PAG Options has no {', '.join(sorted(map(repr, unknown)))}.")
-    options = PAGOptions(**given)
+    options = _options(body)
     settings = PAGSettings(body.get("scale", 3.0), _typed("layers", body.get("layers", "auto"), str), options)
     percent_to_sigma = known.percent_to_sigma if known else _straight
     plan = plan_run(_sigmas(body, known, percent_to_sigma), settings, percent_to_sigma, body.get("cfg"),
