@@ -53,6 +53,9 @@ def _describe(found: ModelLayers, stages: tuple[Stage, ...]) -> str:
         if found.shares_prefix else ""
     blocks_only = f"{found.family.blocks_only}: only skip_block works.\n" if found.family and \
         found.family.blocks_only else ""
+    if found.family and found.family.is_found:
+        blocks_only = (f"{found.family.blocks_only}: skip_block works, and identity and skip_attention where the first "
+                       f"step shows that a block's attention holds image tokens alone.\n")
     options = PAGOptions("skip_block" if blocks_only else "identity")
     during = "".join(f"Up to {stage.end:.0%}: {', '.join(layer.name for layer in stage.chosen)}.\n"
                      for stage in stages) if len(stages) > 1 else ""

@@ -74,7 +74,7 @@ SKIPPED = [(SD15, 1e-5), (SDXL, 1e-5), (SD3, 0.02), (FLUX, 0.02)]  # of transfor
 def test_what_a_skipped_block_is_said_to_save_is_what_was_counted(shape, error):
     found = network_layers(shape.build("meta", torch.float32))
     chosen = select(shape.layers, tuple(found.layers), found.auto)
-    counts = count(shape, "skip_block")
+    counts = count(shape, "skip_block", memory=False)
     cost = counts["flops"]
     for rows, before, shares in (("PAG without CFG", "no guidance", True), ("CFG + PAG, full batch", "CFG", False)):
         extra = (cost[rows] - cost[before]) / cost["no guidance"]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.ways import way_in
+from pag_pack.nodes.host.models import layers
 from pag_pack.nodes.host.models.families import BLOCKS_ONLY, family_of
 from pag_pack.nodes.host.models.layers import model_layers, network_layers
+from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
+from pag_pack.pag_core.settings import PAGOptions
 
 from .family_models import OPTIONS, fill, forward
 from .older import what_older_hosts_lack
+from .sampled_families import SAMPLED
 from .test_families import PERTURBED, PLAIN, Patcher, relative
+from .test_family_sampling import SCALE, errors, sampled
 
 
 class Block(torch.nn.Module):
@@ -125,6 +131,92 @@ def test_a_block_that_changes_size_is_refused_by_name():
         run(unknown(shrinks=True), inputs, [PERTURBED])
 
 
-def test_attention_of_an_unknown_network_is_refused_with_what_works():
+class Attending(torch.nn.Module):
+    """A block with self-attention over the image, or over image and text, and with cross-attention."""
+
+    def __init__(self, joins: bool, tells: bool) -> None:
+        super().__init__()
+        self.qkv, self.out, self.text = (torch.nn.Linear(8, size) for size in (24, 8, 16))
+        self.joins, self.tells = joins, tells
+
+    def forward(self, hidden, text, transformer_options=None):
+        from comfy.ldm.modules.attention import optimized_attention
+
+        options = {"transformer_options": transformer_options} if self.tells else {}
+        tokens = torch.cat([text, hidden], dim=1) if self.joins else hidden
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        attended = optimized_attention(q, k, v, 2, **options)[:, -hidden.shape[1]:]
+        hidden = hidden + torch.tanh(self.out(attended))
+        k, v = self.text(text).chunk(2, dim=-1)
+        return hidden + torch.tanh(optimized_attention(self.out(hidden), k, v, 2, **options))
+
+
+class Newcomer(torch.nn.Module):
+    """Of a host newer than the pack, with attention; its tokens are patches of 2 × 2."""
+
+    def __init__(self, joins: bool = False, tells: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = torch.nn.Linear(16, 8), torch.nn.Linear(8, 16)
+        self.pieces = torch.nn.ModuleList(Attending(joins, tells) for _ in range(4))
+
+    def forward(self, x, timestep, context, transformer_options=None, **kwargs):
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+        hidden = self.into(x)
+        for piece in self.pieces:
+            hidden = piece(hidden, context, transformer_options)
+        return self.out(hidden)
+
+
+def newcomers_inputs(text: int) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {"x": torch.randn(2, 4, 8, 12, generator=generator), "timesteps": torch.full((2,), 0.5),
+            "context": torch.randn(2, text, 8, generator=generator)}
+
+
+@pytest.mark.parametrize("kind", ["identity", "skip_attention"])
+def test_image_attention_of_an_unknown_network_shows_by_its_length(kind):
+    network, inputs = Newcomer(), newcomers_inputs(7)
+    calls = iter(range(8))
+
+    def attention(func, q, k, v, *args, **kwargs):
+        weak = v if kind == "identity" else torch.zeros_like(v)
+        return weak if next(calls) == 2 else func(q, k, v, *args, **kwargs)
+
+    with torch.inference_mode():
+        expected = forward(network, inputs, {"optimized_attention_override": attention})
+        plain = forward(network, inputs, {})
+    ours = run(network, inputs, [PERTURBED], kind)
+    assert relative(ours, expected) <= 1e-5
+    assert relative(ours, plain) > 1e-3
+
+
+@pytest.mark.parametrize(("network", "text"), [
+    pytest.param(Newcomer(joins=True), 7, id="text and image in one attention"),
+    pytest.param(Newcomer(joins=True), 72, id="as many, text included, as smaller patches would be"),
+    pytest.param(Newcomer(), 24, id="as many text tokens as patches"),
+    pytest.param(Newcomer(tells=False), 7, id="attention that shows itself to no one"),
+    pytest.param(unknown(), 3, id="no attention at all")])
+def test_attention_of_an_unknown_network_is_refused_where_it_does_not_show(network, text):
+    inputs = newcomers_inputs(text) if isinstance(network, Newcomer) else {
+        "x": torch.randn(2, 6, 8), "timesteps": torch.full((2,), 0.5), "context": torch.randn(2, text, 8)}
+    with pytest.raises(PerturbationError, match=r"1 of \w+ shows no self-attention of the image.*skip_block"):
+        run(network, inputs, [PERTURBED], "identity")
+
+
+@pytest.mark.parametrize("row", ["extra", "negative"])
+def test_a_network_that_no_table_knows_is_sampled_as_one_that_is_known(row, monkeypatch):
+    how = replace(next(how for how in SAMPLED if how.name == "Wan, text to video"), arguments={"num_layers": 3})
+    model, run = how.build(), sampled(how, 4.0, 2)
+    options = PAGOptions(row=row)
+    known = run.model_patch(model, SCALE, "1", options)
+    monkeypatch.setattr(layers, "family_of", lambda network: None)
+    assert "found by their structure" in PAGLayers.execute(model, "1").result[0]
+    assert max(errors(run.model_patch(model, SCALE, "1", options), known)) <= 1e-4
+    assert max(errors(run.ksampler(model), known)) > 1e-3
+
+
+def test_operations_on_the_map_of_an_unknown_network_are_refused_with_what_works():
     with pytest.raises(PerturbationError, match=r"Unknown is not known.*skip_block"):
-        run(unknown(), {}, [PERTURBED], "identity")
+        run(unknown(), {}, [PERTURBED], "seg")

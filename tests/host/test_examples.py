@@ -16,7 +16,7 @@ from .older import newest_only
 
 NAMES = [example.name for example in EXAMPLES]
 BOTH = ("sd15_controlnet_empty_prompt", "sd2_inpainting_empty_prompt", "sd_x4_upscaler_empty_prompt")
-OFF = {"scale": 0.0, "pag_scale": 0.0}
+OFF = dict.fromkeys(("scale", "pag_scale", "video_pag", "audio_pag"), 0.0)
 TITLE = 30  # pixels, of a node
 GROW = PREVIEWS | {"PAGInspect", "PAGGrid", "PAGSDSOptimizer"}
 

@@ -72,10 +72,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def count(shape, perturbation: str = "identity") -> dict:
+def count(shape, perturbation: str = "identity", memory: bool = True) -> dict:
     """A step at full size in half precision: {"model", "layers", "flops", "bytes" and "operations": {row: number},
     "negative": FLOPs of CFG with its own negative weak}, where bytes are the most that tensors hold at once, weights
-    aside, with fused attention."""
+    aside, with fused attention; without `memory` the FLOPs alone."""
     import torch
     from pag_pack.nodes.host.hooks.attention import LayerPerturbation
     from pag_pack.nodes.host.hooks.joint import JointPrefix
@@ -107,15 +107,17 @@ def count(shape, perturbation: str = "identity") -> dict:
 
     def forward(rows: list[str], share: bool = True) -> dict[str, int]:
         """Of one with these rows: "c" the conditional, "u" the unconditional, "p" the perturbed one."""
-        flops, memory, operations = FlopCounterMode(display=False), LiveBytes(), Operations()
+        flops, live, operations = FlopCounterMode(display=False), LiveBytes(), Operations()
         run(rows, share, torch.no_grad(), flops)  # which knows attention by its matrix products
-        run(rows, share, torch.inference_mode(), FusedAttention(), memory, operations)
-        return {"flops": flops.get_total_flops(), "bytes": memory.peak, "operations": operations.number}
+        if not memory:
+            return {"flops": flops.get_total_flops()}
+        run(rows, share, torch.inference_mode(), FusedAttention(), live, operations)
+        return {"flops": flops.get_total_flops(), "bytes": live.peak, "operations": operations.number}
 
     rows = {"no guidance": forward(["c"]), "CFG": forward(["u", "c"]),
             "CFG + PAG, full batch": forward(["p", "u", "c"], False),
             "CFG + PAG, shared prefix": forward(["p", "u", "c"]), "PAG without CFG": forward(["p", "c"])}
-    counts = {key: {name: row[key] for name, row in rows.items()} for key in ("flops", "bytes", "operations")}
+    counts = {key: {name: row[key] for name, row in rows.items()} for key in rows["CFG"]}
     flops = counts["flops"]
     extra = (flops["CFG + PAG, shared prefix"] - flops["CFG"]) / flops["no guidance"]
     flops["CFG + PAG, scheduled"] = flops["CFG"] * relative_cost(extra, CFG_END, 1 - PAG_START)

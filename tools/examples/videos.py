@@ -105,9 +105,8 @@ def ltx_t2v(graph: Graph) -> None:
     sound = graph.add("LTXVEmptyLatentAudio", audio_vae=audio_vae[0], frames_number=97, frame_rate=25)
     latent = graph.add("LTXVConcatAVLatent", video_latent=picture[0], audio_latent=sound[0])
     graph.group("PAG", GREEN)
-    options = graph.add("PAGOptions", rescale=0.7)
-    model = graph.add("PAGModelPatch", model=loader["MODEL"], scale=1.0, layers="28", options=options[0])
-    guider = graph.add("CFGGuider", model=model[0], positive=prompt["positive"], negative=prompt["negative"], cfg=3.0)
+    guider = graph.add("PAGAVGuider", model=loader["MODEL"], positive=prompt["positive"], negative=prompt["negative"],
+                       layers="28,audio.28")
     graph.group("Sample")
     sigmas = graph.add("LTXVScheduler", steps=20, latent=picture[0])
     sampled = graph.add("SamplerCustomAdvanced", noise=graph.add("RandomNoise", noise_seed=SEED)[0], guider=guider[0],
@@ -153,10 +152,12 @@ ENTRIES = (
      ("`scale` 0 in both patches with the same seed: that difference is PAG.", "`scale` 0.5 and 2.",
       "`perturbation` *identity* with `layers` 9: PAG itself."), "Wan 2.2", (2,), 40),
     ("LTX-2.3 text to video with PAG", "video_ltx2_3_t2v", ltx_t2v,
-     "Video and sound from one model, in one stage, without the distilled LoRA. Lightricks' own pipelines guide LTX-2 "
-     "with identity attention in one layer, which they call STG: the same as PAG.",
-     "Layer 28 of 48, scale 1, rescale 0.7, cfg 3: the defaults of Lightricks' LTX-2.3 pipelines (which use more cfg "
-     "for the sound). PAG perturbs the self-attention of the video; theirs that of the sound too.",
-     ("`scale` 0 with the same seed: that difference is PAG.", "`layers` 29: the default for LTX-2.0."), "LTX-2.3",
-     (28,), 48),
+     "Video and sound from one model, in one stage, without the distilled LoRA. **PAG AV Guider** guides both by "
+     "Lightricks' own formula, with scales for each: CFG, PAG (identity attention in one block, which Lightricks call "
+     "STG), and what keeps the sound and the video together.",
+     "Block 28 of 48, its video and its sound, PAG 1, modality 3, rescale 0.7, cfg 3 and 7: the defaults of "
+     "Lightricks' LTX-2.3 pipelines.",
+     ("`video_pag` and `audio_pag` 0 with the same seed: that difference is PAG.",
+      "`video_modality` and `audio_modality` 1: what the two make of each other without that term.",
+      "`layers` 29,audio.29: the default for LTX-2.0."), "LTX-2.3", (28,), 48),
 )

@@ -10,8 +10,9 @@ from .blocks import BlockPatch
 from .exchange import ExchangePatch
 from .transformers import TransformerPatch
 from .u_nets import UNetPatch
+from .unknown import UnknownPatch
 
-Patch = UNetPatch | TransformerPatch | BlockPatch | ExchangePatch
+Patch = UNetPatch | TransformerPatch | BlockPatch | ExchangePatch | UnknownPatch
 
 
 def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Patch:
@@ -29,6 +30,9 @@ def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Pat
             raise PerturbationError(f"{', '.join(moving)} has to know which tokens are the image's, and on this model "
                                     f"it cannot: {found.family.blocks_only}. Take skip_block.")
         return BlockPatch(found.family, layers)
+    if found.family and found.family.is_found and not any(layer.perturbation.kind.needs_map
+                                                          for layer in layers.values()):
+        return UnknownPatch(found.family, layers)
     if found.family and found.family.blocks_only:
         raise PerturbationError(f"Perturbed-Attention Guidance cannot work on this model's attention: "
                                 f"{found.family.blocks_only}. Its whole blocks can be skipped: set perturbation in PAG "

@@ -118,6 +118,11 @@ class Family:
     one_row: tuple[str, ...] = ()
     is_exchange: bool = False
 
+    @property
+    def is_found(self) -> bool:
+        """Whether it stands for a network that no table knows."""
+        return any(group.by_shape for group in self.groups)
+
 
 RESULT = "return"  # in `Family.axes`: what a block returns
 
