@@ -148,6 +148,8 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     if score == "eye" and (rounds, heads_per_round) != (1, 1):
         raise SettingError("With the score eye you choose, so rounds and heads_per_round must be 1: write the heads "
                            "that you like into chosen, and run again for the next round.")
+    if not positive:
+        raise ValueError("The list of positive conditionings is empty. Give it one prompt at least.")
     negative, prompts = (as_many(name, given, len(positive)) for name, given in (("negative", negative),
                                                                                  ("prompt", prompts)))
     found = model_layers(model)

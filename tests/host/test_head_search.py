@@ -264,6 +264,8 @@ def test_progress_counts_through_all_runs(decode, monkeypatch):
     ({"positive": [models.conditioning(1)] * 2, "negative": [models.conditioning(2)] * 3},
      "negative is a list of 3, but there are 2"),
     ({"positive": [models.conditioning(1), None]}, "The positive conditioning is missing"),
+    ({"positive": []}, "positive conditionings is empty"),
+    ({"options": PAGOptions(scale_mask=models.half_mask(3)), "latent_image": models.empty_latent(2)}, "mask"),
     ({"vae": None}, "The VAE is missing"),
     ({"vae": 7}, "vae is 7"),
     ({"denoise": 0.0}, "no step is sampled"),

@@ -20,7 +20,7 @@ _LONGEST = 80  # characters of a file's name, before the number that the host ad
 
 def eight_bits(images: Tensor) -> Tensor:
     """Pictures [B, H, W, 3] as a PNG holds them, so that kept ones and new ones are alike."""
-    return images.float().cpu().clamp(0.0, 1.0).mul(255.0).round().div(255.0)
+    return images.float().cpu().nan_to_num(0.0).clamp(0.0, 1.0).mul(255.0).round().div(255.0)
 
 
 class KeptPictures:

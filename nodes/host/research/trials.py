@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....pag_core.mask import fit_mask
 from ....pag_core.settings import PAGOptions, PAGSettings
 from ..run.negative import check_negative
 from ..run.patching import attach
@@ -50,6 +51,8 @@ class Sampling:
 
     def check(self, group: Group, selections: Iterable[str]) -> None:
         """Raise, before anything is sampled, what sampling these selections would raise."""
+        if self.options.scale_mask is not None:
+            fit_mask(self.options.scale_mask, tuple(self.latent["samples"].shape))
         for layers in selections:
             guider = self.guider(group, layers, self.scale)
             if self.options.row == "negative":
