@@ -274,6 +274,49 @@ def slot_taken_before_cfg(model: ModelPatcher) -> ModelPatcher:
     return slot_taken(before_cfg(model))
 
 
+def noise_on_what_enters(model: ModelPatcher) -> ModelPatcher:
+    """As a reference that is noised anew in every call: the network's wrapper adds it to the latent."""
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "noise", lambda executor, x, *args, **kwargs: executor(
+        x + 0.1 * torch.randn_like(x), *args, **kwargs))
+    return model
+
+
+def noise_on_the_text() -> Neighbour:
+    """As CADS: a function wrapper adds it, from a generator of its own."""
+    generator = torch.Generator().manual_seed(3)
+
+    def add(function, inputs: dict) -> torch.Tensor:
+        text = inputs["c"]["c_crossattn"]
+        text = text + 0.3 * torch.randn(text.shape, generator=generator)
+        return call(function, {**inputs, "c": {**inputs["c"], "c_crossattn": text}})
+    return wrapped(add)
+
+
+def mean_over_the_batch(model: ModelPatcher) -> ModelPatcher:
+    """As Enhance-A-Video: the forward of an attention is replaced, and looks at all rows."""
+    model = model.clone()
+    for place in ("input_blocks.1.1", "middle_block.1"):
+        path = f"diffusion_model.{place}.transformer_blocks.0.attn2.forward"
+        own = model.get_model_object(path)
+        model.add_object_patch(path, lambda x, *args, own=own, **kwargs: own(x, *args, **kwargs) * (
+            1.0 + x.mean().tanh()))
+    return model
+
+
+def kept_in_the_options(model: ModelPatcher) -> ModelPatcher:
+    """A momentum: what a function after CFG keeps in the model_options from step to step."""
+    def after(args: dict) -> torch.Tensor:
+        kept = args["model_options"].setdefault("momentum of another pack", {})
+        last = kept.get("last", args["denoised"])
+        kept["last"] = args["denoised"]
+        return args["denoised"] + 0.5 * (args["denoised"] - last)
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(after)
+    return model
+
+
 NEIGHBOURS: dict[str, Neighbour] = {
     "tiles, tile-major": wrapped(tile_major), "tiles in turn": wrapped(tiles_in_turn),
     "a mirrored copy of all rows": wrapped(mirrored_copy), "one more row": wrapped(one_more_row),
@@ -288,6 +331,8 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "an input-block patch": patched("input_block_patch", lambda h, options: 0.9 * h),
     "a feature kept for later": feature_kept_for_later, "before CFG": before_cfg,
     "the slot taken, before CFG": slot_taken_before_cfg,
+    "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
+    "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",
                    "a first-block cache"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def sd15() -> ModelPatcher:
 def flux() -> ModelPatcher:
     config = comfy.supported_models.Flux({
         "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": CONTEXT,
-        "hidden_size": 256, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 4,
+        "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 4,
         "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
         "txt_ids_dims": []})
     return _patcher(config, comfy.model_base.Flux)
@@ -106,13 +107,14 @@ def prompt(seed: int, **extra) -> list:
 
 
 @contextmanager
-def perturbed(family: Family, model, options: dict, index: int):
+def perturbed(family: Family, model, options: dict, index: int, may_rest: bool = False):
     """One layer perturbed in every row of the calls made inside, by no code of the pack.
 
     Args:
         model: the host's BaseModel.
         options: model_options of those calls, the caller's own copy.
         index: of the layer, in `family.places`.
+        may_rest: whether a call may be answered without the layer, from a cache say.
     """
     place = family.places[index]
     if not family.flow:
@@ -138,16 +140,23 @@ def perturbed(family: Family, model, options: dict, index: int):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
-    def switch(on: bool):
-        def hook(*_):
-            inside["layer"] = on
-        return hook
+    def enter(module, args, kwargs):
+        inside["layer"] = True
+        if not accepts or any(isinstance(value, dict) for value in args):
+            return None
+        return args, {**kwargs, name: {**kwargs.get(name, {}), "optimized_attention_override": attention}}
+
+    def leave(*_) -> None:
+        inside["layer"] = False
 
     options["transformer_options"]["optimized_attention_override"] = attention
     layer = model.diffusion_model.get_submodule(place)
+    # Some packs' forwards do not hand the options on.
+    name = "transformer_options"
+    accepts = name in inspect.signature(layer.forward).parameters
     with ExitStack() as stack:
-        stack.callback(layer.register_forward_pre_hook(switch(True)).remove)
-        stack.callback(layer.register_forward_hook(switch(False), always_call=True).remove)
+        stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
         yield
-    if not inside["seen"]:
+    if not inside["seen"] and not may_rest:
         raise RuntimeError("the layer of the reference was not run")

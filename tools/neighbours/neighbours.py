@@ -122,18 +122,25 @@ def markdown(found: dict[str, dict]) -> str:
         *(line for line in __doc__.splitlines()[2:]), "",
         f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER`, which runs the packs that it finds in the "
         f"folder. Error: max\\|a − b\\| / max\\|b\\| to the call of its own, the largest of all cases. Effect: the "
-        f"same distance from no PAG to PAG, the smallest of all cases. Right: an error of at most 1e-4.", "",
-        "| pack | version | what was set up | error | effect | FLOPs | verdict |", "|---|---|---|---:|---:|---:|---|"]
+        f"same distance from no PAG to PAG, the smallest of all cases. FLOPs: of CFG and PAG over CFG; passes: what "
+        f"PAG adds, in passes of the conditional rows alone, which tells more where CFG is off in some steps. Right: "
+        f"an error of at most 1e-4. †: the pack keeps results from call to call, so the call of its own had a second "
+        f"copy of the model with the pack on it.", "",
+        "| pack | version | what was set up | error | effect | FLOPs | passes | verdict |",
+        "|---|---|---|---:|---:|---:|---:|---|"]
     for name, pack in found.items():
         link = "–" if name == "none" else f"[{name}](https://github.com/{PACKS[name].owner}/{name})"
         start = f"| {link} | {pack.get('version') or '–'} |"
         if pack.get("absent"):
-            lines.append(f"| {link} | – | – | – | – | – | not in the folder |")
+            lines.append(f"| {link} | – | – | – | – | – | – | not in the folder |")
         elif "cannot_import" in pack:
-            lines.append(f"{start} – | – | – | – | cannot be loaded here: {_cell(pack['cannot_import'])} |")
+            lines.append(f"{start} – | – | – | – | – | cannot be loaded here: {_cell(pack['cannot_import'])} |")
         else:
-            lines += [f"{start} {_cell(row['what'])} | {number(row['error'], '.0e')} | {number(row['effect'], '.0e')} "
-                      f"| {number(row['flops'], '.3f')} | {_cell(row['verdict'])} |" for row in pack["rows"]]
+            for row in pack["rows"]:
+                error = number(row["error"], ".0e") + "†" * row["is_twin"]
+                lines.append(f"{start} {_cell(row['what'])} | {error} | {number(row['effect'], '.0e')} "
+                             f"| {number(row['flops'], '.3f')} | {number(row['passes'], '.2f')} "
+                             f"| {_cell(row['verdict'])} |")
     lacking = [f"- {name}: {', '.join(f'`{path}`' for path in PACKS[name].lacking)}." for name in found
                if name in PACKS and PACKS[name].lacking and not found[name].get("absent")]
     if lacking:

@@ -325,16 +325,21 @@ def tiles_of_a_picture() -> SetUps:
             return torch.cat((small, small.mean(1, keepdim=True)), 1)
 
         def decode(self, samples):
-            return F.interpolate(samples[:, :3], scale_factor=8).movedim(1, -1)
+            decoded.append(samples)  # pictures are rounded to bytes on their way
+            return F.interpolate(samples[:, :3].sigmoid(), scale_factor=8).movedim(1, -1)
+
+    decoded = []
 
     def run(scene: Scene):
+        decoded.clear()
         batch = scene.latent["samples"].shape[0]
         picture = torch.rand(batch, 128, 256, 3, generator=torch.Generator().manual_seed(1))
         inputs = {"mode_type": "Linear", "tile_width": 128, "tile_height": 128, "tile_padding": 0, "mask_blur": 0,
                   "seam_fix_mode": "None", "force_uniform_tiles": True, "tiled_decode": False}
-        return call("UltimateSDUpscaleNoUpscale", upscaled_image=picture, model=scene.model, vae=Pixels(), seed=5,
-                    steps=scene.steps, cfg=scene.cfg, sampler_name=scene.sampler, scheduler=scene.scheduler,
-                    positive=scene.positive, negative=scene.negative, denoise=1.0, **inputs)[0]
+        call("UltimateSDUpscaleNoUpscale", upscaled_image=picture, model=scene.model, vae=Pixels(), seed=5,
+             steps=scene.steps, cfg=scene.cfg, sampler_name=scene.sampler, scheduler=scene.scheduler,
+             positive=scene.positive, negative=scene.negative, denoise=1.0, **inputs)
+        return torch.cat(decoded)
 
     def set_up(scene: Scene) -> None:
         scene.run = run
@@ -401,7 +406,8 @@ PACKS = {pack.folder: pack for pack in (
     Pack("ComfyUI_UltimateSDUpscale", "ssitu", tiles_of_a_picture),
     Pack("ComfyUI-deepcache", "styler00dollar", deepcache),
     Pack("ComfyUI-CADS", "asagi4", on_sd15("CADS", seed=3)),
-    Pack("ComfyUI-Prediction", "redhottensors", prediction),
+    Pack("ComfyUI-Prediction", "redhottensors", prediction,
+         {"comfy.sample.convert_cond": "comfy.sampler_helpers.convert_cond"}),
     Pack("ComfyUI-Extra-Samplers", "Clybius", extra_guiders),
     Pack("ComfyUI_essentials", "cubiq", on_sd15("GuidanceTimestepping+")),
     Pack("comfyui-diffusion-cg", "Haoming02"),

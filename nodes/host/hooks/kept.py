@@ -21,6 +21,7 @@ import torch
 from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
+from .entry import Entry, is_same
 from .rows import map_tensors, merged, pick, tensors_in
 
 
@@ -41,11 +42,13 @@ class Kept:
         outputs: {unit: its outputs, one for each time that it ran}.
         is_complete: whether the first altered unit was reached.
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
+        entered: what it entered the network with, where that was noted; see `Entry`.
     """
 
     outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     is_complete: bool = False
     control: dict[str, list] | None = None
+    entered: list[list[torch.Tensor]] | None = None
 
 
 class PrefixStore:
@@ -57,13 +60,16 @@ class PrefixStore:
     Args:
         keeps_all: whether every unit's output is kept: where another node may look at what goes from unit to unit.
         free_memory: of a device, in bytes.
+        has_others: whether anything of another node acts on the calls.
     """
 
-    def __init__(self, keeps_all: bool, free_memory: Callable[[torch.device], float]) -> None:
+    def __init__(self, keeps_all: bool, free_memory: Callable[[torch.device], float], has_others: bool = False) -> None:
         self.keeps_all = keeps_all
+        self.has_others = has_others
         self.free_memory = free_memory
         self.room: dict[torch.device, float] = {}
         self.firsts: set[int] = set()  # the first altered units of the PAGs
+        self.proof: int | None = None  # a unit that will be run for the weak rows too, to see that it gives the same
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
@@ -76,9 +82,10 @@ class PrefixStore:
         self.index = index
 
     @contextmanager
-    def recording(self, units: Units, options: dict, batch: int, control: dict | None) -> Iterator[None]:
+    def recording(self, units: Units, options: dict, batch: int, control: dict | None,
+                  entry: Entry | None = None) -> Iterator[None]:
         """Hooks for one forward of a network with this batch, these transformer_options and these residuals, made
-        without PAG."""
+        without PAG. `entry` notes what enters it."""
         uuids, conds = options["uuids"], options["cond_or_uncond"]
         with self.lock:
             for uuid, index in zip(uuids, conds, strict=True):
@@ -103,6 +110,7 @@ class PrefixStore:
                 kept.is_complete = False
         with self.lock:
             for row, kept in zip(wanted, recorder.kept, strict=True):
+                kept.entered = entry and entry.of_row(row)
                 self.rows[uuids[row]].append(kept)
 
     def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
@@ -161,7 +169,7 @@ class _Recorder:
             if self.problem:
                 return
             self.latest = index
-            if self.store.keeps_all or index in self.units.skips:
+            if self.store.keeps_all or index in self.units.skips or index == self.store.proof:
                 self._pin()
         return hook
 
@@ -216,12 +224,16 @@ class PrefixLostError(Exception):
 
 
 @contextmanager
-def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) -> Iterator[None]:
-    """One forward in which what was kept stands in for the outputs of the units before `first`.
+def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
+              proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
+    """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
+    yields on, all units run.
 
     Args:
         kept: of each row of the forward, in order.
         device: where the forward runs.
+        proof: (a unit, who is told whether it gives what was kept): up to this one all units run, and on where it does
+            not.
 
     Raises:
         PrefixLostError: from within the forward, where it runs a unit of which nothing was kept.
@@ -238,8 +250,18 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) 
             place = next(places, None)
             if place is None:
                 raise PrefixLostError
-            return merged([row.outputs[index][place] for row in kept], (torch.Tensor, Blank),
-                          lambda parts: _joined(parts, axis, device))
+            if proof and index < proof[0]:
+                return forward(*args, **kwargs)
+            kept_output = merged([row.outputs[index][place] for row in kept], (torch.Tensor, Blank),
+                                 lambda parts: _joined(parts, axis, device))
+            if not proof or index != proof[0]:
+                return kept_output
+            output = forward(*args, **kwargs)
+            alike = all(map(is_same, tensors_in(output), tensors_in(kept_output)))
+            proof[1](alike)
+            if not alike:
+                reached.set()
+            return output
         return run
 
     with ExitStack() as stack:
@@ -247,7 +269,7 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device) 
             stack.enter_context(other_forward(units.modules[index], partial(stand_in, index)))
         handle = units.modules[first].register_forward_pre_hook(lambda *_: reached.set())
         stack.callback(handle.remove)
-        yield
+        yield reached.set
 
 
 def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

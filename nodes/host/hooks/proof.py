@@ -14,6 +14,7 @@ import torch
 
 from ..models.families import result_axis
 from ..models.units import SELF_ATTENTION, Units
+from .entry import is_same
 from .joint import plain_rows
 from .rows import RowPlan, UnclearError, map_tensors, pick, tensors_in
 
@@ -67,16 +68,8 @@ class _Trial:
         self.is_done = True
         rows, axis = self.plan.plain, result_axis(self.units.axes)
         got = tensors_in(map_tensors(output, lambda t: pick(t, rows, len(self.plan.places), axis)))
-        self.tell(self.alone is not None and all(map(_same, got, tensors_in(self.alone))))
+        self.tell(self.alone is not None and all(map(is_same, got, tensors_in(self.alone))))
         self.alone = None
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Up to the rounding of their precision."""
-    if a.shape != b.shape:
-        return False
-    error = (a.float() - b.float()).abs().amax() / b.float().abs().amax().clamp_min(1e-12)
-    return bool(error <= max(1e-4, 20 * torch.finfo(a.dtype).eps))
 
 
 def _devices(value) -> list[torch.device]:

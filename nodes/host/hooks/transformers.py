@@ -7,6 +7,7 @@ whatever happens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from .tokens import TokenCount
 from .values import value_hooks
 
 _OVERRIDE = "optimized_attention_override"
+_OPTIONS = "transformer_options"  # which a forward of another pack's may leave out
 
 
 class TransformerPatch:
@@ -104,6 +106,9 @@ class _Forward:
             def given(value):
                 return self.overridden(value) if _is_options(value) else value
 
+            if not any(map(_is_options, (*args, *kwargs.values()))) and _OPTIONS in inspect.signature(
+                    module.forward).parameters:
+                kwargs = {**kwargs, _OPTIONS: self.overridden(kwargs.get(_OPTIONS, {}))}
             return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
         return hook
 

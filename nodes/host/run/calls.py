@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import uuid
+from collections.abc import Callable
 
 import comfy.model_management
 import comfy.samplers
@@ -120,6 +121,11 @@ class WeakPass:
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
 
+    @staticmethod
+    def is_of_one(function: Callable) -> bool:
+        """Whether a function of the model_options is a step's of ours."""
+        return isinstance(getattr(function, "__self__", None), WeakPass)
+
     @property
     def first_unit(self) -> int:
         """The index of the first altered unit; the same in every network of a model."""
@@ -165,20 +171,26 @@ class WeakPass:
                      origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
 
     def _call_of_its_own(self, args: dict) -> torch.Tensor:
-        """The weak prediction [B, C, ...] from a call of the weak rows alone."""
-        conds = args["cond"] or []  # dual CFG with both scales 1 hands over no conditioning at all
-        store = self.run.store
-        assert store, "a step whose weak rows run apart has begun with one"
-        self.run.learn(store, {cond["uuid"] for cond in conds})
-        weak = self.weak_conds(conds)
-        options = args["model_options"]
+        """The weak prediction [B, C, ...] from a call of the weak rows alone.
+
+        Raises:
+            NeighbourError: where another node's wrapper cannot have such a call.
+        """
+        assert self.run.store, "a step whose weak rows run apart has begun with one"
+        self.run.learn(self.run.store, {cond["uuid"] for cond in args["cond"] or ()})
+        return self.run.memory.call(lambda is_past: self._alone(args, is_past))
+
+    def _alone(self, args: dict, is_past: bool) -> tuple[torch.Tensor, bool]:
+        """The weak prediction, and whether an altered unit ran for it; `is_past` as in `Forwards.alone`."""
+        # Dual CFG with both scales 1 hands over no conditioning at all.
+        weak, store, options = self.weak_conds(args["cond"] or []), self.run.store, args["model_options"]
         forwards = Forwards((self,), self.run.declined.add)
         try:
             (prediction,) = comfy.samplers.calc_cond_batch(
                 args["model"], [with_kept_controls(weak, store, self.sources)], args["input"], args["sigma"],
-                forwards.alone(store if self.settings.options.share_prefix else None).added_to(options))
+                forwards.alone(store if self.settings.options.share_prefix else None, is_past).added_to(options))
         except PrefixLostError:
             self.run.declined.add("the network runs other blocks for the weak rows than for the conditional ones")
             (prediction,) = comfy.samplers.calc_cond_batch(
                 args["model"], [weak], args["input"], args["sigma"], forwards.alone(None).added_to(options))
-        return prediction
+        return prediction, forwards.has_run_altered

@@ -15,13 +15,15 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.compiled import uncompiled
+from ..hooks.entry import Entry, entered_alike, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore, replaying
 from ..hooks.proof import trying
 from ..models.units import Units
-from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled
+from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, has_other_forwards, is_compiled, theirs
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
+ENTRY = "another node gives the network other input for the perturbed rows than for the conditional ones"
 STATEFUL = "the network keeps tensors from call to call"
 PACKED = "the network lays out the rows of a batch in a way of its own"
 MOVED = "another node lays the batch out anew"
@@ -33,11 +35,10 @@ class _NotingWhatIsSent:
     """Another node's model function wrapper, and what the host gives it to send."""
 
     theirs: Callable
-    thread: threading.local
+    forwards: Forwards
 
     def __call__(self, apply_model, args: dict):
-        self.thread.sent = args["input"]
-        return self.theirs(apply_model, args)
+        return self.forwards.send(self.theirs, apply_model, args)
 
 
 class Forwards:
@@ -53,7 +54,9 @@ class Forwards:
         self.decline = decline
         self.around: Callable[..., AbstractContextManager[dict]]  # given by `joint`, `alone` or `plain`
         self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
+        self.has_run_altered = False  # whether one of these has run; also where it cannot be told
         self.is_compiled = False
+        self.is_past = False
         self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
@@ -61,8 +64,10 @@ class Forwards:
         self.around = lambda *forward: self._joint(on_split, *forward)
         return self
 
-    def alone(self, store: PrefixStore | None) -> Forwards:
-        """For a call of the weak rows alone, which start from what `store` kept (None: from the beginning)."""
+    def alone(self, store: PrefixStore | None, is_past: bool = False) -> Forwards:
+        """For a call of the weak rows alone, which start from what `store` kept (None: from the beginning). `is_past`:
+        another node's function wrapper runs the network by itself, past the model's own call of it."""
+        self.is_past = is_past
         self.around = lambda *forward: self._alone(store, *forward)
         self.altered = self.passes[0].altered_units
         return self
@@ -82,19 +87,33 @@ class Forwards:
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self._apply_model]  # last, that is innermost
         if FUNCTION_WRAPPER in options:
-            theirs = options[FUNCTION_WRAPPER]
-            if isinstance(theirs, _NotingWhatIsSent):  # of the call of another PAG
-                theirs = theirs.theirs
-            options[FUNCTION_WRAPPER] = _NotingWhatIsSent(theirs, self.thread)
+            # Ours may be around it already, from the call of another PAG.
+            options[FUNCTION_WRAPPER] = _NotingWhatIsSent(theirs(options[FUNCTION_WRAPPER]), self)
         return options
+
+    def send(self, wrapper: Callable, apply_model: Callable, args: dict) -> torch.Tensor:
+        """What another node's function wrapper makes of the host's call."""
+        self.thread.sent = args["input"]
+        if not self.is_past:
+            return wrapper(apply_model, args)
+        with ExitStack() as stack:
+            network, units = self.passes[0].run.network()
+            self._watch_altered(stack, units)
+            options = self._perturbed(stack, network, args["c"]["transformer_options"])
+            return wrapper(apply_model, {**args, "c": {**args["c"], "transformer_options": options}})
 
     def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                      **kwargs):
+        if self.is_past:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         options = transformer_options or {}
         sent = getattr(self.thread, "sent", None)
         is_moved = sent is not None and (x.shape != sent.shape or x.data_ptr() != sent.data_ptr())
+        entry = self._entry(len(options.get("uuids", ())), x.shape[0])
+        if entry:
+            entry.note(x, t, c_concat, c_crossattn, *kwargs.values())
         with self._compiled(executor.class_obj) as (network, units), \
-                self.around(network, units, options, x, control, is_moved) as options:
+                self.around(network, units, options, x, control, is_moved, entry) as options:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     @contextmanager
@@ -117,7 +136,7 @@ class Forwards:
 
     @contextmanager
     def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool) -> Iterator[dict]:
+               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
         with ExitStack() as stack:
             if units is not None and all(step.settings.options.share_prefix for step in self.passes):
                 firsts = [step.first_unit for step in self.passes]
@@ -137,9 +156,10 @@ class Forwards:
 
     @contextmanager
     def _alone(self, store: PrefixStore | None, network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool) -> Iterator[dict]:
+               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
         (step,) = self.passes
         with ExitStack() as stack:
+            self._watch_altered(stack, units)
             options = self._perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
@@ -149,16 +169,56 @@ class Forwards:
                     self.decline(STATEFUL)
                 elif step.run.proof.is_given is False:
                     self.decline(CHANCE)
+                elif step.run.proof.enters_alike is False:
+                    self.decline(ENTRY)
                 elif kept is None:
                     for reason in store.lost or {"the conditional rows did not run the network in this step"}:
                         self.decline(reason)
+                elif entry and not self._is_alike(entry, kept, 0):
+                    self._declines_entry()
                 else:
-                    stack.enter_context(replaying(units, step.first_unit, kept, x.device))
+                    proof = None if store.proof is None else (store.proof, step.run.proof.add)
+                    run_all = stack.enter_context(replaying(units, step.first_unit, kept, x.device, proof))
+                    if entry:
+                        options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
+            if step.run.proof.enters_alike is None:
+                step.run.proof.enters_alike = True  # once in a run is enough
+
+    def _watch_altered(self, stack: ExitStack, units: Units | None) -> None:
+        def note(*_) -> None:
+            self.has_run_altered = True
+
+        self.has_run_altered |= units is None
+        for index in self.altered if units else ():
+            stack.callback(units.modules[index].register_forward_pre_hook(note).remove)
+
+    def _entry(self, rows: int, batch: int) -> Entry | None:
+        """Notes what enters a forward, where it has to be known whether that is the same for the weak rows."""
+        run = self.passes[0].run
+        wanted = run.store is not None and run.store.has_others and run.proof.enters_alike is None
+        return Entry(rows, batch) if wanted and rows else None
+
+    def _is_alike(self, entry: Entry, kept: list, place: int) -> bool:
+        """Whether the weak rows entered at this place as their conditional rows did."""
+        return all(row.entered is None or (place < len(row.entered) and entered_alike(
+            entry.of_row(index)[place], row.entered[place])) for index, row in enumerate(kept))
+
+    def _checking(self, entry: Entry, kept: list, run_all: Callable[[], None]) -> Callable[..., None]:
+        def enter(*values) -> None:
+            entry.note(*values)
+            if not self._is_alike(entry, kept, len(entry.seen) - 1):
+                run_all()
+                self._declines_entry()
+        return enter
+
+    def _declines_entry(self) -> None:
+        self.passes[0].run.proof.enters_alike = False
+        self.decline(ENTRY)
 
     @contextmanager
     def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool) -> Iterator[dict]:
+               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
         packed = self.passes[0].run.found.is_apart and len(options["uuids"]) > 1
         if is_moved or units is None or packed:
             store.lost.add(MOVED if is_moved else PACKED if packed else UNKNOWN_NETWORK)
@@ -170,8 +230,10 @@ class Forwards:
                 rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
                 if rows:
                     stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add))
-            stack.enter_context(store.recording(units, options, x.shape[0], control))
-            yield options
+            if run.proof.is_given is None:
+                store.proof = next((index for index in range(first) if has_other_forwards(units.modules[index])), None)
+            stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
+            yield noting(options, KEY, entry.note) if entry else options
 
     def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
         for step in self.passes:

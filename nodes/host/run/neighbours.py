@@ -8,6 +8,8 @@ same either way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
@@ -40,6 +42,19 @@ def others_in_options(model_options: dict) -> str | None:
     return None
 
 
+def theirs(wrapper: Callable) -> Callable:
+    """Another node's function wrapper, where ours is around it."""
+    return getattr(wrapper, "theirs", wrapper)
+
+
+def wrappers_around_calls(model_options: dict) -> list[Callable]:
+    """What other nodes have put around the calls of the model and of its network."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    found = [theirs(model_options[FUNCTION_WRAPPER])] if FUNCTION_WRAPPER in model_options else []
+    return found + [wrapper for kind in _AROUND_CALLS for key, some in wrappers.get(kind, {}).items() if key != KEY
+                    for wrapper in some]
+
+
 def others_in_conds(conds: list[dict]) -> str | None:
     """Which attachment of a conditioning acts on the calls in which it runs, or None."""
     if any(cond.get("control") is not None for cond in conds):
@@ -59,9 +74,14 @@ def others_in_network(network: nn.Module) -> str | None:
         defined = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), None)
         if defined is not None and getattr(vars(defined)["forward"], "__module__", None) != defined.__module__:
             return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
-    if any("forward" in vars(module) for module in network.modules()):
+    if has_other_forwards(network):
         return "another node replaces the forward of a module"
     return None
+
+
+def has_other_forwards(module: nn.Module) -> bool:
+    """Whether another node has put a forward of its own into a module or one inside it."""
+    return any("forward" in vars(part) and not hasattr(part, "_orig_mod") for part in module.modules())
 
 
 def is_compiled(model_options: dict) -> bool:

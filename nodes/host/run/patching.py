@@ -8,6 +8,7 @@ keyed by uuid mixes them with the plain rows, and no index has to be guessed whe
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 
@@ -33,9 +34,10 @@ from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
+from .guiders import asked
 from .latents import spread
 from .negative import check_negative, with_weak_negative
-from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options
+from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options, wrappers_around_calls
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Proof, Run
@@ -91,6 +93,22 @@ def _checked_sample(executor, noise, latent_image, *args, **kwargs):
     return executor(noise, latent_image, *args, **kwargs)
 
 
+def changed(options: dict, model_options: dict) -> set[str]:
+    """The keys under which a copy of the model_options has something else."""
+    return {key for key, value in options.items() if model_options.get(key) is not value}
+
+
+def carry_over(options: dict, model_options: dict, ours: set[str]) -> None:
+    """What other nodes have put into a step's copy of the model_options, for they may look for it in the next step.
+
+    Args:
+        ours: keys under which the copy has something of ours.
+    """
+    model_options.update((key, value) for key, value in options.items() if key not in ours)
+    before = model_options.get("transformer_options", {})
+    before.update((key, value) for key, value in options.get("transformer_options", {}).items() if key != "wrappers")
+
+
 class Guidance:
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
@@ -126,11 +144,15 @@ class Guidance:
         runs = guider.model_options.setdefault(KEY, {})
         run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()),
                                                     kwargs.get("latent_shapes"))
+        wrappers = wrappers_around_calls(guider.model_options)
+        if wrappers:
+            run.memory.begin(wrappers, [guider.model_patcher.model.diffusion_model])
         if self.has_delta_preview:
             callback = delta_preview(callback, run, kwargs.get("latent_shapes"))
         if self.observer:
             callback = observed_callback(callback, run, self.observer)
-        output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+        with asked(guider, self, run):
+            output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         if not self.settings.is_off:
             run.report(type(guider).__name__)
         return output
@@ -159,9 +181,14 @@ class Guidance:
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
                       seed: int | None = None):
         """PREDICT_NOISE wrapper: one per evaluation. Where the scale is 0 it is the host's own, untouched."""
-        model_options = model_options or {}
+        model_options = {} if model_options is None else model_options
         run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
         run.calls += 1
+        with run.asked():
+            return self._predict_noise(executor, x, timestep, model_options, seed, run)
+
+    def _predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed: int | None,
+                       run: Run) -> torch.Tensor:
         # Reading sigma waits for the GPU, so it is read only where something depends on it.
         settings = self.settings.options
         reads_sigma = (not run.schedule.is_constant or not run.plan.is_constant or settings.kind.is_random
@@ -178,9 +205,13 @@ class Guidance:
             def guided():
                 options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
                     model_options
-                if run.is_watched:
-                    return watched_step(executor, x, timestep, options, seed, run, None, scale != 0.0)
-                return executor(x, timestep, options, seed)
+                ours = changed(options, model_options)
+                try:
+                    if run.is_watched:
+                        return watched_step(executor, x, timestep, options, seed, run, None, scale != 0.0)
+                    return executor(x, timestep, options, seed)
+                finally:
+                    carry_over(options, model_options, ours)
 
             try:
                 return guided()
@@ -197,14 +228,18 @@ class Guidance:
             step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
-            # First in the list: the delta belongs to the prediction, before others post-process it.
-            options[_POST_CFG] = [step.post_cfg, *options.get(_POST_CFG, [])]
+            # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
+            after = options.get(_POST_CFG, [])
+            place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
+            options[_POST_CFG] = [*after[:place], step.post_cfg, *after[place:]]
+        ours = changed(options, model_options)
         try:
             if run.is_watched:
                 return watched_step(executor, x, timestep, options, seed, run, step)
             return executor(x, timestep, options, seed)
         finally:
             run.store = None  # it holds tensors of this step
+            carry_over(options, model_options, ours)
 
     def _with_calls(self, options: dict, guider, run: Run, step: WeakPass, is_joined: bool) -> dict:
         """The model_options under which the step's weak rows run in the host's call, or after it from what it left."""
@@ -219,9 +254,12 @@ class Guidance:
             None if is_free else "another node makes the calls for CFG")
         store = options.get(_STORE)
         if store is None:
-            store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory)
+            store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
+                                reason is not None)
             options = Forwards((step,), run.declined.add).plain(store).added_to(options)
             options[_STORE] = store
+        if reason:
+            run.memory.begin(wrappers_around_calls(options), [model.diffusion_model for model in models])
         store.add(step.first_unit, run.cond_index)
         run.store = store
         options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import torch
@@ -18,6 +19,7 @@ from ..models.layers import ModelLayers
 from ..models.units import LayerKey, Units
 from .neighbours import others_in_network
 from .predictions import Pair, Predictions
+from .states import Memory
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +29,13 @@ class Proof:
     whole chain of PAGs.
 
     Attributes:
-        is_given: None until it was tried; see `hooks.proof`.
+        is_given: whether patches inside the units treat both alike; None until it was tried, see `hooks.proof`.
+        enters_alike: whether both enter the network with the same; None until it was looked at, see `hooks.entry`.
     """
 
     def __init__(self) -> None:
         self.is_given: bool | None = None
+        self.enters_alike: bool | None = None
 
     def add(self, is_same: bool) -> None:
         """What came of trying a unit."""
@@ -61,9 +65,11 @@ class Run:
         self.weak_negatives = 0  # forwards in which the negative's own row was weak
         self.sigmas = sigmas
         self.is_watched = is_watched
+        self.memory = Memory()
         self.proof = proof or Proof()
         self.predictions: Predictions | None = None  # the latest, where the run is watched
         self.calls = 0  # of PAG, by the guider
+        self.is_asked = False  # whether it is in one of these
         self.steps = 0  # in which it added something
         self.largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
         self.skipped: set[str] = set()  # layers whose attention was left alone
@@ -72,6 +78,7 @@ class Run:
         self.apart: str | None = None  # why all further ones will
         self.store: PrefixStore | None = None  # of the step that runs
         self.selected: set[str] = set()  # names of the layers to perturb
+        self._networks: dict[int, torch.nn.Module] = {}
         self._units: dict[int, Units] = {}
         self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
         self._swapped: dict[int, Units] = {}
@@ -84,11 +91,25 @@ class Run:
         self._sigma = 0.0
         self._base = 0
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """One evaluation by the guider; what it calls in there is its own affair."""
+        before, self.is_asked = self.is_asked, True
+        try:
+            yield
+        finally:
+            self.is_asked = before
+
     def know(self, network: torch.nn.Module) -> None:
         """Look at a network before a step, when no node has swapped its modules yet."""
         if id(network) not in self._units:
+            self._networks[id(network)] = network
             self._units[id(network)] = self.found.units(network)
             self._in_network[id(network)] = others_in_network(network)
+
+    def network(self) -> tuple[torch.nn.Module, Units]:
+        """The network that was loaded, and its units."""
+        return next(iter(self._networks.values())), next(iter(self._units.values()))
 
     def units(self, network: torch.nn.Module) -> Units | None:
         """The units of a network that runs; None where it is not one that `know` has seen."""

@@ -1,0 +1,159 @@
+"""Beside what keeps results from call to call: the rows of PAG have a memory of their own there, and the others' stays
+what it is without PAG."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+from pag_pack.pag_core.settings import PAGOptions
+
+from . import models
+from .imitations import call, wrapped
+from .runs import Run, identity, patched, relative_error
+
+SCALE = 2.0
+
+
+def every_second_call(model: ModelPatcher) -> ModelPatcher:
+    """As DeepCache: a step is computed, the next one is answered with it, told by the noise level and a counter."""
+    step, last, kept = -1, -1.0, None
+
+    def cached(function, inputs: dict) -> torch.Tensor:
+        nonlocal step, last, kept
+        sigma = inputs["timestep"].max().item()
+        step = 0 if sigma > last else step + 1
+        last = sigma
+        if step % 2 == 0:
+            kept = call(function, inputs)
+        elif kept.shape != inputs["input"].shape:
+            raise RuntimeError("Sizes of tensors must match")
+        return kept
+    return wrapped(cached)(model)
+
+
+def same_input(model: ModelPatcher) -> ModelPatcher:
+    """As TeaCache: for each index a call with nearly the same input is answered with the last one's output."""
+    kept = {}
+
+    def cached(function, inputs: dict) -> torch.Tensor:
+        index = inputs["cond_or_uncond"]
+        rows = inputs["input"].chunk(len(index))
+        if all(i in kept and (kept[i][0] - row).abs().mean() < 1e-3 for i, row in zip(index, rows, strict=True)):
+            return torch.cat([kept[i][1] for i in index])
+        out = call(function, inputs)
+        kept.update((i, (row, part)) for i, row, part in zip(index, rows, out.chunk(len(index)), strict=True))
+        return out
+    return wrapped(cached)(model)
+
+
+class OnTheNetwork:
+    """The same, kept as an attribute of the network, by a wrapper around the network."""
+
+    def __init__(self, network) -> None:
+        self.network = network
+
+    def __call__(self, executor, x, *args, **kwargs):
+        kept = getattr(self.network, "kept_by_another_pack", None)
+        if kept is not None and kept[0].shape == x.shape and (kept[0] - x).abs().mean() < 1e-3:
+            return kept[1]
+        out = executor(x, *args, **kwargs)
+        self.network.kept_by_another_pack = x, out
+        return out
+
+
+def on_the_network(model: ModelPatcher) -> ModelPatcher:
+    model, network = model.clone(), model.model.diffusion_model
+    vars(network).pop("kept_by_another_pack", None)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "kept", OnTheNetwork(network))
+    return model
+
+
+CACHES = {"every second call": every_second_call, "the same input": same_input, "on the network": on_the_network}
+
+
+@pytest.fixture(autouse=True)
+def clean_network():
+    yield
+    vars(models.sd15().model.diffusion_model).pop("kept_by_another_pack", None)
+
+
+def separate(model: ModelPatcher, twin: ModelPatcher) -> ModelPatcher:
+    """PAG in a call of its own, which goes through the wrapper of a second copy."""
+    def post_cfg(args: dict) -> torch.Tensor:
+        options = set_model_options_patch_replace(args["model_options"].copy(), identity, "attn1", "middle", 0)
+        options["model_function_wrapper"] = twin.model_options["model_function_wrapper"]
+        (weak,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+        return args["denoised"] + SCALE * (args["cond_denoised"] - weak)
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(post_cfg)
+    return model
+
+
+def sampled(cfg: float = 5.0, **changes) -> Run:
+    return Run(**{"cfg": cfg, "steps": 4, "positive": models.conditioning(1), **changes})
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("name", ["every second call", "the same input"])
+def test_as_with_a_second_copy_of_the_cache(name, cfg):
+    run, cache = sampled(cfg), CACHES[name]
+    expected = run.ksampler(separate(cache(models.sd15()), cache(models.sd15())))
+    result = run.ksampler(patched(cache(models.sd15()), SCALE))
+    assert relative_error(result, expected) <= 1e-4
+    assert relative_error(result, run.ksampler(cache(models.sd15()))) > 1e-3
+
+
+@pytest.mark.parametrize("options", [PAGOptions(start_percent=0.4), PAGOptions(end_percent=0.5),
+                                     PAGOptions(reuse_every=2)], ids=["late", "early", "reused"])
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_with_a_range(cache, options):
+    run = sampled()
+    result = run.ksampler(patched(cache(models.sd15()), SCALE, options=options))
+    assert relative_error(result, run.ksampler(cache(models.sd15()))) > 1e-4
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_the_others_remember_what_they_do_without_pag(cache):
+    """With a delta of zero weight the picture is the plain one, cached rows and all."""
+    run = sampled()
+    options = PAGOptions(scale_mask=torch.zeros(1, 8, 12))
+    assert relative_error(run.ksampler(patched(cache(models.sd15()), SCALE, options=options)),
+                          run.ksampler(cache(models.sd15()))) <= 1e-5
+
+
+def test_what_fails_for_these_rows_alone_is_named():
+    def fails(function, inputs: dict) -> torch.Tensor:
+        if len(inputs["cond_or_uncond"]) == 1:
+            raise IndexError("list index out of range")
+        return call(function, inputs)
+
+    with pytest.raises(RuntimeError, match=r"cannot run beside another node.*fails.*list index out of range"):
+        sampled().ksampler(patched(wrapped(fails)(models.sd15()), SCALE))
+
+
+class _Direct(CFGGuider):
+    """As ComfyUI-NAG's guider: past the host's PREDICT_NOISE wrappers."""
+
+    def __call__(self, *args, **kwargs):
+        return self.predict_noise(*args, **kwargs)
+
+
+@pytest.mark.parametrize("chain", [1, 2])
+def test_a_guider_that_does_not_ask_wrappers(chain, caplog):
+    results = []
+    for kind in (_Direct, CFGGuider):
+        model = models.sd15()
+        for layer in ("m0", "output.2")[:chain]:
+            model = patched(model, SCALE, layer)
+        run, guider = sampled(), kind(model)
+        guider.set_conds(run.positive, run.negative)
+        guider.set_cfg(5.0)
+        results.append(run.advanced(guider))
+        assert "predict_noise" not in vars(guider)
+    assert torch.equal(*results)
+    assert "no effect" not in caplog.text
