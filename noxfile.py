@@ -6,6 +6,7 @@ They run in an environment of their own with a real ComfyUI; tools/harness/host.
 
 from __future__ import annotations  # the Python that comes with macOS is 3.9
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
-from harness import packaging  # noqa: E402
+from harness import packaging, requirements  # noqa: E402
 from harness.errors import readable  # noqa: E402
 
 # SIGTERM as Ctrl-C: nox then passes it on to what it runs, and waits for that to clean up.
@@ -34,21 +35,28 @@ nox.options.default_venv_backend = "none"
 
 
 def run(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ("demo",), without_host: bool = False,
-        comfyui: str | None = None, success_codes: tuple[int, ...] = (0,)) -> None:
+        comfyui: str | None = None, success_codes: tuple[int, ...] = (0,), packs: Path | None = None,
+        with_packs: bool = False) -> None:
     """Runs the environment's Python with the host's variables, and lets it clean up after Ctrl-C and SIGTERM.
 
     groups    the dependency groups that it needs
     comfyui   a version, where the host has to be that one
     success_codes   the exit codes that do not end the session
+    packs     a folder of other people's packs, what they require to be installed first
+    with_packs   whether what was installed for them is in reach
     """
     try:
         host = hosts.prepare(comfyui, groups)
+        if packs:
+            requirements.install(host, packs)
     except Exception as error:
         message = readable(error)
         if message is None:
             raise
         session.error(message.rstrip("."))  # nox adds a full stop
     environment = host.environment()
+    if with_packs and requirements.PACKAGES.is_dir():
+        environment["PYTHONPATH"] += f"{os.pathsep}{requirements.PACKAGES}"
     if without_host:
         environment["COMFYUI_PATH"] = ""
     session.run(str(host.python), *arguments, env=environment, external=True, interrupt_timeout=INTERRUPT_TIMEOUT,
@@ -152,8 +160,14 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def neighbours(session: nox.Session) -> None:
-    """Checks PAG beside other people's packs that are in a folder, and writes docs/neighbours.md; -- FOLDER."""
-    run(session, "-m", "neighbours.neighbours", *session.posargs)
+    """Checks PAG beside other people's packs that are in a folder, and writes docs/neighbours.md; -- FOLDER.
+
+    With --install it first installs what they require, into a folder of its own.
+    """
+    options = [argument for argument in session.posargs if argument != "--install"]
+    folder = Path(options[0]) if options else None
+    packs = folder if folder and folder.is_dir() and "--install" in session.posargs else None
+    run(session, "-m", "neighbours.neighbours", *options, packs=packs, with_packs=True)
 
 
 @nox.session
