@@ -69,7 +69,7 @@ class PrefixStore:
         self.free_memory = free_memory
         self.room: dict[torch.device, float] = {}
         self.firsts: set[int] = set()  # the first altered units of the PAGs
-        self.proof: int | None = None  # a unit that will be run for the weak rows too, to see that it gives the same
+        self.has_to_prove = False  # whether the weak rows' units are to be run too, to see that they give the same
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
@@ -169,7 +169,7 @@ class _Recorder:
             if self.problem:
                 return
             self.latest = index
-            if self.store.keeps_all or index in self.units.skips or index == self.store.proof:
+            if self.store.keeps_all or index in self.units.skips:
                 self._pin()
         return hook
 

@@ -19,7 +19,7 @@ import torch
 from ....pag_core.delta import shaped
 from ....pag_core.guidance import guide, perturbed_attention_delta
 from ....pag_core.settings import PAGSettings
-from ..hooks.kept import PrefixLostError
+from ..hooks.kept import PrefixLostError, PrefixStore
 from ..hooks.rows import UnclearError
 from .control import with_kept_controls
 from .forwards import Forwards
@@ -176,14 +176,15 @@ class WeakPass:
         Raises:
             NeighbourError: where another node's wrapper cannot have such a call.
         """
-        assert self.run.store, "a step whose weak rows run apart has begun with one"
-        self.run.learn(self.run.store, {cond["uuid"] for cond in args["cond"] or ()})
-        return self.run.memory.call(lambda is_past: self._alone(args, is_past))
+        store = self.run.store
+        assert store, "a step whose weak rows run apart has begun with one"
+        self.run.learn(store, {cond["uuid"] for cond in args["cond"] or ()})
+        return self.run.memory.call(lambda is_past: self._alone(store, args, is_past))
 
-    def _alone(self, args: dict, is_past: bool) -> tuple[torch.Tensor, bool]:
+    def _alone(self, store: PrefixStore, args: dict, is_past: bool) -> tuple[torch.Tensor, bool]:
         """The weak prediction, and whether an altered unit ran for it; `is_past` as in `Forwards.alone`."""
         # Dual CFG with both scales 1 hands over no conditioning at all.
-        weak, store, options = self.weak_conds(args["cond"] or []), self.run.store, args["model_options"]
+        weak, options = self.weak_conds(args["cond"] or []), args["model_options"]
         forwards = Forwards((self,), self.run.declined.add)
         try:
             (prediction,) = comfy.samplers.calc_cond_batch(

@@ -177,7 +177,7 @@ class Forwards:
                 elif entry and not self._is_alike(entry, kept, 0):
                     self._declines_entry()
                 else:
-                    proof = None if store.proof is None else (store.proof, step.run.proof.add)
+                    proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
                     run_all = stack.enter_context(replaying(units, step.first_unit, kept, x.device, proof))
                     if entry:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
@@ -189,8 +189,10 @@ class Forwards:
         def note(*_) -> None:
             self.has_run_altered = True
 
-        self.has_run_altered |= units is None
-        for index in self.altered if units else ():
+        if units is None:
+            self.has_run_altered = True
+            return
+        for index in self.altered:
             stack.callback(units.modules[index].register_forward_pre_hook(note).remove)
 
     def _entry(self, rows: int, batch: int) -> Entry | None:
@@ -231,7 +233,7 @@ class Forwards:
                 if rows:
                     stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add))
             if run.proof.is_given is None:
-                store.proof = next((index for index in range(first) if has_other_forwards(units.modules[index])), None)
+                store.has_to_prove = any(map(has_other_forwards, units.modules[:first]))
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
             yield noting(options, KEY, entry.note) if entry else options
 
