@@ -28,6 +28,13 @@ def test_clicks_become_text(desk, sampler):
     desk.wait_for_text(sampler, "m0,u2-4")
 
 
+@one_renderer
+def test_a_cell_is_no_layer_and_no_clip_of_its_own(desk, sampler):
+    """32 open SDXL pickers have 2240 cells, and a browser goes through every layer and clip when the graph is moved."""
+    for style, value in {"position": "static", "overflow": "visible", "transform": "none", "filter": "none"}.items():
+        assert desk.cell(sampler, "d0").evaluate("(cell, name) => getComputedStyle(cell)[name]", style) == value
+
+
 def test_what_is_picked_is_what_runs(desk, sampler):
     desk.cell(sampler, "u2").click()
     desk.wait_for_text(sampler, "u3-5")
