@@ -5,6 +5,7 @@ There is no GPU here, so `support.stand_in_gpu` is one; the host is told that it
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -35,12 +36,16 @@ from .older import what_older_hosts_lack
 from .runs import WAYS, Run, relative_error
 from .test_distillation import guider, optimized
 from .test_families import PERTURBED, PLAIN, Patcher, patch
+from .test_family_sampling import errors, sampled
 from .test_head_search import clip, clip_vision, search
 from .test_inspection import inspect
+from .test_modalities import SETTINGS
+from .test_modalities import guider as av_guider
 from .test_psld import run as psld_run
 from .test_psld import sampler as psld_sampler
 from .test_psld import vae
 from .test_restoration import last_sigmas, picture, restore
+from .test_sound import HOW
 
 SCALE = 3.0
 ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
@@ -210,6 +215,15 @@ def test_inspecting_and_comparing(request):
     model = on(gpu.device, models.sd15)
     for found, same in zip((*inspect(Run(), model), *grid(model, vae())), expected, strict=True):
         assert torch.equal(found, same)
+
+
+def test_video_and_sound_apart(request):
+    ran = sampled(HOW, 1.0, 1)
+    scales = SETTINGS["Lightricks' defaults"]
+    expected = ran.advanced(av_guider(HOW.build(), ran, scales))
+    gpu = request.getfixturevalue("gpu")
+    model = on(gpu.device, functools.cache(HOW.build))
+    assert max(errors(ran.advanced(av_guider(model, ran, scales)), expected)) <= 1e-5
 
 
 def test_searching_heads(request, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from .neighbours import KEY
 from .patching import attach
 
 _CFG, _POST_CFG = "sampler_cfg_function", "sampler_post_cfg_function"
-_SHAPES = f"{KEY}_shapes"  # of the latents of a run
+_LATENTS = f"{KEY}_latents"  # of a run
 
 
 def attach_modalities(model: ModelPatcher, scales: tuple[ModalityScales, ...], layers: str,
@@ -68,20 +68,20 @@ class Modalities:
 
     def outer_sample(self, executor, noise, latent_image, *args, **kwargs):
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
-        shapes = kwargs.get("latent_shapes") or ()
+        shapes = list(kwargs.get("latent_shapes") or [])
         if len(shapes) != len(self.scales):
             raise SettingError(f"PAG AV Guider needs a latent of video and sound, as LTXVConcatAVLatent joins them; "
                                f"this one holds {max(len(shapes), 1)} latent(s). For video alone take PAG Guider.")
-        executor.class_obj.model_options[_SHAPES] = shapes
+        executor.class_obj.model_options[_LATENTS] = _Latents(shapes, [one.cfg - 1.0 for one in self.scales])
         return executor(noise, latent_image, *args, **kwargs)
 
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None):
         """PREDICT_NOISE wrapper: one per evaluation."""
-        options, shapes = model_options.copy(), model_options[_SHAPES]
+        options, latents = model_options.copy(), model_options[_LATENTS]
         if any(one.cfg != 1.0 for one in self.scales):
-            options[_CFG] = _cfg(spread([one.cfg - 1.0 for one in self.scales], shapes).to(x))
+            options[_CFG] = latents.cfg
         if any(one.rescale for one in self.scales):
-            options[_POST_CFG] = [self._rescaling(shapes), *options.get(_POST_CFG, [])]
+            options[_POST_CFG] = [self._rescaling(latents.shapes), *options.get(_POST_CFG, [])]
         return executor(x, timestep, options, seed)
 
     def _rescaling(self, shapes: list) -> Callable[[dict], torch.Tensor]:
@@ -92,9 +92,21 @@ class Modalities:
         return post_cfg
 
 
-def _cfg(weights: torch.Tensor) -> Callable[[dict], torch.Tensor]:
-    def cfg(args: dict) -> torch.Tensor:
+class _Latents:
+    """The latents of one run, and CFG at each one's own scale.
+
+    Args:
+        shapes: [B, ...] of each.
+        scales: cfg - 1 of each.
+    """
+
+    def __init__(self, shapes: list, scales: list[float]) -> None:
+        self.shapes = shapes
+        self.weights = spread(scales, shapes)
+
+    def cfg(self, args: dict) -> torch.Tensor:
+        """The host's sampler_cfg_function, whose result is taken from x."""
         cond = args["cond_denoised"]
-        # The host takes the distance from x.
-        return args["input"] - (cond + weights * (cond - args["uncond_denoised"]))
-    return cfg
+        if self.weights.device != cond.device:  # once in a run
+            self.weights = self.weights.to(cond)
+        return args["input"] - (cond + self.weights * (cond - args["uncond_denoised"]))
