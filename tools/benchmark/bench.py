@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: full-size models in bf16")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each row")
     parser.add_argument("--only", default="", help="models whose name holds this text")
+    parser.add_argument("--rows", default="", help="time these rows only, whose names hold one of these texts, with "
+                        "commas between; CFG is always among them")
     parser.add_argument("--flops-only", action="store_true", help="count, do not time")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON; must not exist yet")
     arguments = parser.parse_args()
@@ -58,7 +60,7 @@ def main() -> None:
         for shape in networks.SCALED if on_cpu else networks.FULL:
             if arguments.only.lower() in shape.name.lower():
                 with torch.inference_mode():
-                    report["times"].append(measure(shape, arguments.device, arguments.repeats))
+                    report["times"].append(measure(shape, arguments.device, arguments.repeats, arguments.rows))
         torch.set_num_threads(1)  # operations this small only lose by a second one
         with torch.inference_mode():
             seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
@@ -135,18 +137,31 @@ class _Holder:
         return self.network
 
 
-def measure(shape, device: str, repeats: int) -> dict:
-    """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes": {row: number}}."""
-    rows = build_rows(shape, device)
+def measure(shape, device: str, repeats: int, only: str = "") -> dict:
+    """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes" and "live": {row:
+    number}}, where the last are the most that a run's tensors hold at once, weights aside, with fused attention."""
+    rows = {name: run for name, run in build_rows(shape, device).items()
+            if name == "CFG" or any(text in name for text in only.split(","))}
     for run in rows.values():
         run()  # lazy initialisation is not what is measured
     peaks = {name: peak(run, device) for name, run in rows.items()}
+    live = {name: live_peak(run) for name, run in rows.items()}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
         for name, run in rows.items():
             seconds[name].append(duration(run, device) / STEPS)
     return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-            "spread": {name: [min(values), max(values)] for name, values in seconds.items()}, "bytes": peaks}
+            "spread": {name: [min(values), max(values)] for name, values in seconds.items()},
+            "bytes": peaks, "live": live}
+
+
+def live_peak(run: Callable[[], object]) -> int:
+    """The most bytes that the tensors of a run hold at once."""
+    from benchmark.counting import FusedAttention, LiveBytes
+
+    with FusedAttention(), LiveBytes() as memory:
+        run()
+    return memory.peak
 
 
 def duration(run: Callable[[], object], device: str) -> float:
@@ -243,12 +258,16 @@ def print_tables(report: dict) -> None:
             shown = "" if memory is None else f"{memory / 2**20:.0f}"
             print(f"| {row} | {value / 1e12:.3f} | {value / table['flops']['CFG']:.3f} | {shown} | {operations} |")
     for table in report["times"]:
-        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | peak GiB |\n|---|---:|---:|---:|")
+        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | from | to | peak GiB | "
+              f"tensors MiB |\n|---|---:|---:|---:|---:|---:|---:|")
         for row, value in table["seconds"].items():
             memory = (table["bytes"][row] or 0) / 2**30
-            print(f"| {row} | {value:.3f} | {value / table['seconds']['CFG']:.3f} | {memory:.2f} |")
+            base = table["seconds"]["CFG"]
+            low, high = (bound / base for bound in table["spread"][row])
+            print(f"| {row} | {value:.3f} | {value / base:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} "
+                  f"| {table['live'][row] / 2**20:.1f} |")
         share = report["overhead"] / table["seconds"]["CFG"]
-        print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | |")
+        print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | | | | |")
 
 
 if __name__ == "__main__":

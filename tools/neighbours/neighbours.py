@@ -27,6 +27,22 @@ from neighbours.packs import PACKS, Pack
 
 NONE = Pack("none", "", lambda: {f"no other pack, {family}": (family, lambda scene: None)
                                  for family in ("SD 1.5", "Flux", "Wan")})
+NOTES = """
+What costs more, and why; the log of a run says it too:
+
+- 1.50 where the perturbed rows may not start from what the conditional rows left: a pack draws random numbers in each
+  call (reference adain), adds rows in the network by which others are in the batch (ComfyUI-NAG with CFG), or averages
+  over the batch (Enhance-A-Video). Part of what PAG adds then comes from there: the host's own PAG node does the same.
+- 1.50 where a pack lays the batch out anew (TiledDiffusion): the rows are not followed through its tiles.
+- More than 1.35 where CFG is off in some steps, which makes the run itself cheaper (CFG Limiter, Automatic CFG): the
+  passes are the same.
+- More where a pack that counts calls is met for the first time in a run (DeepCache): the first perturbed call is made
+  again with a memory of its own, and for a pack that runs the network by itself once more with the layers perturbed
+  there. Later steps cost nothing extra.
+
+Layers whose attention a pack gives other tokens than the picture's (reference attn) are left alone, and the run says
+which.
+"""
 SECONDS = 900  # for all of one pack
 TABLE = ROOT / "docs" / "neighbours.md"
 
@@ -120,12 +136,12 @@ def markdown(found: dict[str, dict]) -> str:
     lines = [
         "# Beside other packs", "",
         *(line for line in __doc__.splitlines()[2:]), "",
-        f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER`, which runs the packs that it finds in the "
-        f"folder. Error: max\\|a − b\\| / max\\|b\\| to the call of its own, the largest of all cases. Effect: the "
-        f"same distance from no PAG to PAG, the smallest of all cases. FLOPs: of CFG and PAG over CFG; passes: what "
-        f"PAG adds, in passes of the conditional rows alone, which tells more where CFG is off in some steps. Right: "
-        f"an error of at most 1e-4. †: the pack keeps results from call to call, so the call of its own had a second "
-        f"copy of the model with the pack on it.", "",
+        f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER --install`, which runs the packs that it "
+        f"finds in the folder and installs what they require. Error: max\\|a − b\\| / max\\|b\\| to the call of its own, the "
+        f"largest of all cases. Effect: the same distance from no PAG to PAG, the smallest of all cases. FLOPs: of CFG "
+        f"and PAG over CFG, in two steps; passes: what PAG adds, in passes of the conditional rows alone, which tells "
+        f"more where CFG is off in some steps. Right: an error of at most 1e-4. †: the pack keeps results from call to "
+        f"call, so the call of its own had a second copy of the model with the pack on it.", "",
         "| pack | version | what was set up | error | effect | FLOPs | passes | verdict |",
         "|---|---|---|---:|---:|---:|---:|---|"]
     for name, pack in found.items():
@@ -141,6 +157,7 @@ def markdown(found: dict[str, dict]) -> str:
                 lines.append(f"{start} {_cell(row['what'])} | {error} | {number(row['effect'], '.0e')} "
                              f"| {number(row['flops'], '.3f')} | {number(row['passes'], '.2f')} "
                              f"| {_cell(row['verdict'])} |")
+    lines += NOTES.rstrip().splitlines()
     lacking = [f"- {name}: {', '.join(f'`{path}`' for path in PACKS[name].lacking)}." for name in found
                if name in PACKS and PACKS[name].lacking and not found[name].get("absent")]
     if lacking:
