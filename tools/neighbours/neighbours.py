@@ -137,11 +137,11 @@ def markdown(found: dict[str, dict]) -> str:
         "# Beside other packs", "",
         *(line for line in __doc__.splitlines()[2:]), "",
         f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER --install`, which runs the packs that it "
-        f"finds in the folder and installs what they require. Error: max\\|a − b\\| / max\\|b\\| to the call of its own, the "
-        f"largest of all cases. Effect: the same distance from no PAG to PAG, the smallest of all cases. FLOPs: of CFG "
-        f"and PAG over CFG, in two steps; passes: what PAG adds, in passes of the conditional rows alone, which tells "
-        f"more where CFG is off in some steps. Right: an error of at most 1e-4. †: the pack keeps results from call to "
-        f"call, so the call of its own had a second copy of the model with the pack on it.", "",
+        f"finds in the folder and installs what they require. Error: max\\|a − b\\| / max\\|b\\| to the call of its "
+        f"own, the largest of all cases. Effect: the same distance from no PAG to PAG, the smallest of all cases. "
+        f"FLOPs: of CFG and PAG over CFG, in two steps; passes: what PAG adds, in passes of the conditional rows "
+        f"alone, which tells more where CFG is off in some steps. Right: an error of at most 1e-4. †: the pack keeps "
+        f"results from call to call, so the call of its own had a second copy of the model with the pack on it.", "",
         "| pack | version | what was set up | error | effect | FLOPs | passes | verdict |",
         "|---|---|---|---:|---:|---:|---:|---|"]
     for name, pack in found.items():
