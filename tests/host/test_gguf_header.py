@@ -48,7 +48,7 @@ def test_metadata_is_passed_over_but_for_shapes_that_were_flattened(read):
 
 
 @pytest.mark.parametrize(("content", "reason"), [
-    (b"", "cut off"), (b"GGU", "cut off"), (b"PK\3\4" + bytes(60), "does not begin"),
+    (b"", "cut off"), (b"GGU", "cut off"), (b"PK\3\4" + bytes(60), "does not start"),
     (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
     (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "claims"), (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "claims"),
     (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 2**62), "longer than"),
