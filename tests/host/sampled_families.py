@@ -21,7 +21,7 @@ from comfy.nested_tensor import NestedTensor
 import nodes
 
 from .family_models import CASES, TEXT, Case, fill
-from .older import what_older_hosts_lack
+from .older import OLDER, what_older_hosts_lack
 
 Latent = Callable[[int], dict]  # batch -> LATENT
 Extras = Callable[[int], dict]  # seed -> entries of a conditioning
@@ -71,7 +71,9 @@ class Sampled:
         return replace(case, **changed)
 
     def build(self) -> ModelPatcher:
-        config = getattr(comfy.supported_models, self.config)(self.reference.arguments)
+        with what_older_hosts_lack(AttributeError):
+            family = getattr(comfy.supported_models, self.config)
+        config = family(self.reference.arguments)
         config.unet_config.update(self.reference.arguments)  # over what the family has by default
         config.set_inference_dtype(torch.float32, None)
         with torch.inference_mode(False), what_older_hosts_lack(TypeError):
@@ -213,7 +215,8 @@ SAMPLED = [
     Sampled("HunyuanVideo, text mask", "HunyuanVideo (text mask)", "HunyuanVideo", VIDEO, extras=masked,
             negative_extras=False, batches=(1,)),
     Sampled("HunyuanVideo, first frame", "HunyuanVideo (text mask)", "HunyuanVideo", VIDEO,
-            extras=lambda seed: {"guiding_frame_index": 0}, negative_extras=False),
+            extras=lambda seed: {"guiding_frame_index": 0}, negative_extras=False,
+            batches=(1,) if OLDER else (1, 2)),  # older hosts cannot multiply a first frame's modulation by a batch
     Sampled("HunyuanVideo, reference", "HunyuanVideo (text mask)", "HunyuanVideo", VIDEO, image=48 + 24,
             extras=lambda seed: {"ref_latent": noise(40, 1, 16, 1, 8, 12)}, negative_extras=False, batches=(1,)),
     Sampled("Hunyuan3D 2", "Hunyuan3D 2", "Hunyuan3Dv2",
