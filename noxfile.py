@@ -97,7 +97,8 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "tests/host", *AT_ONCE, groups=TESTS)
     run(session, "-m", "pytest", "tests/server", "tests/training", *AT_ONCE, groups=TESTS)
     if not short:
-        run(session, "-m", "pytest", "tests/browser", groups=TESTS)  # skips itself, and says so, without a chromium
+        # It skips itself, and says so, without a chromium.
+        run(session, "-m", "pytest", "tests/browser", *AT_ONCE, groups=TESTS)
         run(session, "-m", "pytest", "tests/evaluation", *AT_ONCE, groups=TESTS)
 
 
