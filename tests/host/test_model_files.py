@@ -71,7 +71,7 @@ def test_an_unknown_loader_is_refused_with_the_way_out(folders, node, widget):
 @pytest.mark.parametrize("name", ["m.ckpt", "m.pt", "m.safetensors.bin"])
 def test_other_formats_are_refused_by_name(folders, name):
     (folders / "checkpoints" / name).write_bytes(b"\x80\x04")
-    with pytest.raises(ModelFileError, match=r"no \.safetensors file"):
+    with pytest.raises(ModelFileError, match=r"neither a \.safetensors"):
         find_file(checkpoint(name))
 
 

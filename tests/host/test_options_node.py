@@ -12,7 +12,7 @@ INPUTS = ["perturbation", "strength", "start_percent", "end_percent", "schedule"
           "perturbation_rate", "perturbation_sigma", "perturbation_temperature", "perturbation_seed", "adaptive_scale",
           "start_sigma", "end_sigma", "reuse_every", "share_prefix", "preview", "row", "random_share", "early_damping",
           "momentum", "coarse_scale", "tangential_scale", "scale_mask", "preset"]
-ADVANCED = INPUTS[INPUTS.index("rescale_mode") + 1:]
+ADVANCED = [name for name in INPUTS[INPUTS.index("rescale_mode") + 1:] if name != "preset"]  # that fills the others
 
 
 def inputs() -> dict[str, tuple]:

@@ -54,11 +54,13 @@ def test_a_transformer_gives_the_same_with_and_without(layers, cfg):
     assert relative_error(run.ksampler(models.flux()), whole) > 1e-4
 
 
-def test_two_patches_join_at_the_earlier_of_their_layers():
+@pytest.mark.parametrize(("later", "rows_before", "rows_between"), [("u0", 2, 4), ("u3", 3, 3)])
+def test_two_patches_join_where_most_is_saved(later, rows_before, rows_between):
+    """At the earlier of their layers; where the later one is far behind it, the other row runs from the start."""
     run = Run()
     network = models.sd15().model.diffusion_model
     with rows_through(network.get_submodule("input_blocks.0.0"), 1) as before, \
             rows_through(network.get_submodule("output_blocks.0.0.out_layers.3"), 1) as between:
-        run.ksampler(patched(patched(models.sd15(), 1.0, "u3"), 2.0, "m0"))
-    assert before == [2] * run.steps
-    assert between == [4] * run.steps
+        run.ksampler(patched(patched(models.sd15(), 1.0, later), 2.0, "m0"))
+    assert before == [rows_before] * run.steps
+    assert between == [rows_between] * run.steps

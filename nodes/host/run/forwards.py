@@ -20,7 +20,7 @@ from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore, replaying
 from ..hooks.proof import trying
 from ..models.units import Units
-from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, has_other_forwards, is_compiled, theirs
+from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled, theirs
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
 ENTRY = "another node gives the network other input for the perturbed rows than for the conditional ones"
@@ -233,7 +233,7 @@ class Forwards:
                 if rows:
                     stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add))
             if run.proof.is_given is None:
-                store.has_to_prove = any(map(has_other_forwards, units.modules[:first]))
+                store.has_to_prove = run.has_other_forwards(network, units, first)
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
             yield noting(options, KEY, entry.note) if entry else options
 

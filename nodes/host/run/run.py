@@ -17,7 +17,7 @@ from ..hooks.kept import PrefixStore
 from ..messages import tell
 from ..models.layers import ModelLayers
 from ..models.units import LayerKey, Units
-from .neighbours import others_in_network
+from .neighbours import has_other_forwards, others_in_network
 from .predictions import Pair, Predictions
 from .states import Memory
 
@@ -83,6 +83,7 @@ class Run:
         self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
         self._swapped: dict[int, Units] = {}
         self._in_network: dict[int, str | None] = {}
+        self._replaced: dict[int, list[int]] = {}
         self._fits: bool | None = None
         self.cond_index = 0  # of the conditional rows in the host's calls
         self._weigh = weigh
@@ -104,12 +105,20 @@ class Run:
         """Look at a network before a step, when no node has swapped its modules yet."""
         if id(network) not in self._units:
             self._networks[id(network)] = network
-            self._units[id(network)] = self.found.units(network)
+            units = self._units[id(network)] = self.found.units(network)
+            self._replaced[id(network)] = [i for i, unit in enumerate(units.modules) if has_other_forwards(unit)]
             self._in_network[id(network)] = others_in_network(network)
 
     def network(self) -> tuple[torch.nn.Module, Units]:
         """The network that was loaded, and its units."""
         return next(iter(self._networks.values())), next(iter(self._units.values()))
+
+    def has_other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> bool:
+        """Whether another node's forward runs in a unit before the `first`. Where the units are compiled for this
+        forward, their forwards are ours, and what was seen before the step counts."""
+        if self.compiled_units is not None:
+            return any(index < first for index in self._replaced[id(network)])
+        return any(map(has_other_forwards, units.modules[:first]))
 
     def units(self, network: torch.nn.Module) -> Units | None:
         """The units of a network that runs; None where it is not one that `know` has seen."""
