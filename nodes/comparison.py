@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pag_core.checks import SettingError, check_choice, check_whole
+from ..pag_core.checks import SettingError, check_choice
 from ..pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, to_images
 from ..pag_core.perturbation import KINDS
 from ..pag_core.settings import ROWS, PAGOptions, PAGSettings
@@ -17,10 +17,9 @@ from . import inputs
 from .host.run.negative import check_negative
 from .host.run.patching import attach
 from .host.run.preview import Progress
-from .host.sampling.decoding import Decoder, check_is_picture
+from .host.sampling.decoding import Decoder
 from .host.sampling.guider import CFGWindowGuider
-from .host.sampling.sampling import check_samples_something, sample_latent
-from .host.sockets import check_model
+from .host.sampling.sampling import sample_latent
 
 MAX_CELLS = 64
 
@@ -69,13 +68,8 @@ class PAGGrid(io.ComfyNode):
                 sampler_name: str, scheduler: str, positive, negative, latent_image, vae, denoise: float = 1.0,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
                 cell_size: int = 256, paper: str = "dark") -> io.NodeOutput:
-        check_whole("cell_size", cell_size, 64, 1024)
-        check_choice("paper", paper, tuple(PAPERS))
-        check_samples_something(denoise)
-        check_is_picture(latent_image)
-        if vae is None:
-            raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
-        check_model(model)
+        inputs.check_sheet(cell_size, paper)
+        inputs.check_samples_pictures(denoise, latent_image, vae, model)
         decoder = Decoder(model, vae)
         columns = parse_scales(scales)
         rows = parse_rows(layer_selections, perturbations, PAGOptions() if options is None else options)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pag_core.checks import check_choice, check_whole
 from ..pag_core.drawing import PAPERS
-from .host.sampling.sampling import SAMPLERS, SCHEDULERS
+from .host.sampling.decoding import check_is_picture
+from .host.sampling.sampling import SAMPLERS, SCHEDULERS, check_samples_something
+from .host.sockets import check_model
 
 CATEGORY = "model/patch/pag"  # beside the host's own model patches
 RESEARCH = f"{CATEGORY}/research"
@@ -121,6 +124,21 @@ def paper() -> io.Combo.Input:
     return io.Combo.Input(
         "paper", options=list(PAPERS), default="dark", optional=True, advanced=True,
         tooltip="What the images are drawn on: dark as the editor, or white for a page. The images are the same.")
+
+
+def check_sheet(cell_size: int, paper: str) -> None:
+    """Raise SettingError unless a sheet can be drawn with these."""
+    check_whole("cell_size", cell_size, 64, 1024)
+    check_choice("paper", paper, tuple(PAPERS))
+
+
+def check_samples_pictures(denoise: float, latent_image: dict, vae, model) -> None:
+    """Raise ValueError unless each run of this sampling gives images that a sheet can show."""
+    check_samples_something(denoise)
+    check_is_picture(latent_image)
+    if vae is None:
+        raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
+    check_model(model)
 
 
 def sampling(*guidance: io.Input) -> list[io.Input]:

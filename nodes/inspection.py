@@ -67,8 +67,7 @@ class PAGInspect(io.ComfyNode):
                 paper: str = "dark") -> io.NodeOutput:
         check_whole("shown_steps", shown_steps, 1, MAX_STEPS)
         check_choice("panels", panels, tuple(PANELS))
-        check_whole("cell_size", cell_size, 64, 1024)
-        check_choice("paper", paper, tuple(PAPERS))
+        inputs.check_sheet(cell_size, paper)
         sheet_of = PAPERS[paper]
         check_is_picture(latent_image)
         check_samples_something(denoise)

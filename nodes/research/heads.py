@@ -29,9 +29,7 @@ from ..host.research.likeness import (
     check_reference,
 )
 from ..host.research.trials import Group, Sampling, Trials
-from ..host.sampling.decoding import Decoder, check_is_picture
-from ..host.sampling.sampling import check_samples_something
-from ..host.sockets import check_model
+from ..host.sampling.decoding import Decoder
 
 SCORES = ("eye", "prompt", "reference", "pixels")
 MOST_RUNS = 100_000
@@ -134,15 +132,11 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
             rounds: int = 1, heads_per_round: int = 1, max_runs: int = 500, cell_size: int = 128,
             paper: str = "dark") -> io.NodeOutput:
     for name, value, high in (("seeds", seeds, 1000), ("rounds", rounds, 64), ("max_runs", max_runs, MOST_RUNS),
-                              ("heads_per_round", heads_per_round, 64), ("cell_size", cell_size, 1024)):
-        check_whole(name, value, 64 if name == "cell_size" else 1, high)
+                              ("heads_per_round", heads_per_round, 64)):
+        check_whole(name, value, 1, high)
+    inputs.check_sheet(cell_size, paper)
     check_choice("score", score, SCORES)
-    check_choice("paper", paper, tuple(PAPERS))
-    check_samples_something(denoise)
-    check_is_picture(latent_image)
-    if vae is None:
-        raise ValueError("The VAE is missing. Connect the one that belongs to the model.")
-    check_model(model)
+    inputs.check_samples_pictures(denoise, latent_image, vae, model)
     options = PAGOptions() if options is None else options
     check_acts(PAGSettings(pag_scale, layers, options))
     if score == "eye" and (rounds, heads_per_round) != (1, 1):

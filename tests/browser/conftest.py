@@ -63,6 +63,17 @@ def page(request, browser, server) -> Iterator:
 
 
 @pytest.fixture
+def sampler(desk):
+    """The PAG KSampler of an example, with its picker open and lit."""
+    desk.workflow("adm_class_conditional_cfg_pag")
+    node = desk.find("PAGKSampler")
+    desk.centre(node)
+    desk.tab(node, "Layers")
+    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
+    return node
+
+
+@pytest.fixture
 def desk(page, server) -> Iterator[Desk]:
     """The editor with nothing in it yet; afterwards no script of ours has complained."""
     page.complaints.clear()

@@ -7,16 +7,6 @@ from .conftest import one_renderer
 FIRST = {"pag": 1, "anatomy": 1, "structure": 1, "stg": 3, "sag": 3, "扰动": 3, "注意力": 3, "引导": 3, "가이던스": 3}
 
 
-@pytest.fixture
-def sampler(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
-    node = desk.find("PAGKSampler")
-    desk.centre(node)
-    desk.tab(node, "Layers")
-    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
-    return node
-
-
 def width(desk, node) -> float:
     return desk.panel(node).bounding_box()["width"]
 

@@ -10,16 +10,6 @@ from .conftest import one_renderer
 FILE = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
 
 
-@pytest.fixture
-def sampler(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
-    node = desk.find("PAGKSampler")
-    desk.centre(node)
-    desk.tab(node, "Layers")
-    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
-    return node
-
-
 def model_name(desk, node) -> str:
     return desk.panel(node).locator(".pag-row").first.inner_text()
 

@@ -10,16 +10,6 @@ from .conftest import one_renderer
 CLASS_CONDITIONAL = "adm_class_conditional_cfg_pag"
 
 
-@pytest.fixture
-def sampler(desk):
-    desk.workflow(CLASS_CONDITIONAL)
-    node = desk.find("PAGKSampler")
-    desk.centre(node)
-    desk.tab(node, "Layers")
-    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
-    return node
-
-
 def test_clicks_become_text(desk, sampler):
     desk.keep("picker", sampler)
     desk.cell(sampler, "u5").click()

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..models.families import Family, Group, group_modules
+from ..models.families import Family, Group, selected_modules
 from ..models.units import TransformerKey
 from .attention import LayerPerturbation, flags
 from .compiled import other_forward
@@ -36,13 +36,11 @@ class ExchangePatch:
             yield options
             return
         with ExitStack() as stack:
-            for group in self.family.groups:
-                for index, module in enumerate(group_modules(network, group)):
-                    if layer := self.layers.get((group.name, index)):
-                        def silent(forward: Callable, group=group, name=layer.name) -> Callable:
-                            return _silent(forward, group, is_ours, lambda: skipped(name))
+            for group, module, layer in selected_modules(network, self.family, self.layers):
+                def silent(forward: Callable, group=group, name=layer.name) -> Callable:
+                    return _silent(forward, group, is_ours, lambda: skipped(name))
 
-                        stack.enter_context(other_forward(module, silent))
+                stack.enter_context(other_forward(module, silent))
             yield options
 
 

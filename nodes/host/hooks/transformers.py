@@ -16,7 +16,7 @@ import torch
 
 from ....pag_core.attention import PerturbationError
 from ....pag_core.perturbation import KINDS
-from ..models.families import Family, Group, Tokens, group_modules, num_heads
+from ..models.families import Family, Group, Tokens, num_heads, selected_modules
 from ..models.units import TransformerKey
 from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
 from .tokens import TokenCount
@@ -89,15 +89,13 @@ class _Forward:
 
     def hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield from self.count.hooks(network, self.layers)
-        for group in self.family.groups:
-            for index, module in enumerate(group_modules(network, group)):
-                layer = self.layers.get((group.name, index))
-                if layer is not None and group.values:
-                    yield from value_hooks(module, group.values, num_heads(module, group), layer,
-                                           lambda batch: flags(self.uuids, self.is_ours, batch))
-                elif layer is not None:
-                    yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
-                    yield module.register_forward_hook(self._leave)
+        for group, module, layer in selected_modules(network, self.family, self.layers):
+            if group.values:
+                yield from value_hooks(module, group.values, num_heads(module, group), layer,
+                                       lambda batch: flags(self.uuids, self.is_ours, batch))
+            else:
+                yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
+                yield module.register_forward_hook(self._leave)
 
     def _enter(self, layer: LayerPerturbation, group: Group):
         def hook(module, args, kwargs):

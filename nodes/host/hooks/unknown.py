@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ....pag_core.attention import PerturbationError
-from ..models.families import Family, group_modules
+from ..models.families import Family, selected_modules
 from ..models.units import LayerKey
 from .attention import HeadLayout, LayerPerturbation, attend_rows
 from .rows import tensors_in
@@ -49,11 +49,9 @@ class UnknownPatch:
         forward = _Forward(self.family.name, options.get(_OVERRIDE))
         with ExitStack() as stack:
             stack.callback(network.register_forward_pre_hook(forward.measure, with_kwargs=True).remove)
-            for group in self.family.groups:
-                for index, module in enumerate(group_modules(network, group)):
-                    if layer := self.layers.get((group.name, index)):
-                        stack.callback(module.register_forward_pre_hook(forward.entering(layer)).remove)
-                        stack.callback(module.register_forward_hook(forward.leave).remove)
+            for _, module, layer in selected_modules(network, self.family, self.layers):
+                stack.callback(module.register_forward_pre_hook(forward.entering(layer)).remove)
+                stack.callback(module.register_forward_hook(forward.leave).remove)
             yield {**options, _OVERRIDE: forward.override}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -124,6 +125,7 @@ class Family:
         return any(group.by_shape for group in self.groups)
 
 
+T = TypeVar("T")
 RESULT = "return"  # in `Family.axes`: what a block returns
 
 
@@ -320,6 +322,15 @@ def _by_class(network: torch.nn.Module, table: dict):
 def group_modules(network: torch.nn.Module, group: Group) -> Iterator[torch.nn.Module]:
     """The modules of a group, in the order in which the network runs them."""
     yield from filter(_has_map, _matching(network, group.path.split(".")))
+
+
+def selected_modules(network: torch.nn.Module, family: Family,
+                     layers: Mapping[tuple[str, int], T]) -> Iterator[tuple[Group, torch.nn.Module, T]]:
+    """(group, module, what is given for it) of the modules named in `layers`, {(group, index): anything}."""
+    for group in family.groups:
+        for index, module in enumerate(group_modules(network, group)):
+            if (group.name, index) in layers:
+                yield group, module, layers[group.name, index]
 
 
 def _has_map(module: torch.nn.Module) -> bool:
