@@ -33,7 +33,7 @@ def test_it_shows_the_ranking_and_a_grid_for_each_picture_and_keeps_what_it_made
     assert steps[-1] == (8, 8)
     again, steps = ran(client, search(pag_scale=2.0, chosen=""))
     assert again["text"] == [text]
-    assert max(done for done, _ in steps) == 2  # without PAG; the rest is there
+    assert max(done for done, _ in steps) <= 2  # without PAG; a step within 0.1 s is not reported
 
 
 def test_a_list_of_prompts(client, object_info):
