@@ -10,14 +10,15 @@ from .schedule import PercentToSigma, percent_from_sigma, window_from_percent
 from .settings import PAGSettings
 
 
-def relative_cost(share: float, uncond: float, perturbed: float) -> float:
+def relative_cost(share: float, uncond: float, perturbed: float, further: float = 0.0) -> float:
     """What a run costs as a multiple of a plain CFG run with as many steps, whose every step is two forwards.
 
     Args:
         share: what one perturbed pass costs, as a share of a whole forward.
         uncond, perturbed: the shares of the steps in which the unconditional and the perturbed prediction are computed.
+        further: whole forwards that every step takes besides.
     """
-    return (1.0 + uncond + share * perturbed) / 2.0
+    return (1.0 + uncond + share * perturbed + further) / 2.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def plan_run(sigmas: Iterable[float], settings: PAGSettings, percent_to_sigma: P
     return steps
 
 
-def run_cost(steps: list[Step], share: float) -> float:
+def run_cost(steps: list[Step], share: float, further: float = 0.0) -> float:
     """`relative_cost` of these steps, of which there is at least one."""
     return relative_cost(share, sum(step.runs_uncond for step in steps) / len(steps),
-                         sum(step.runs_perturbed for step in steps) / len(steps))
+                         sum(step.runs_perturbed for step in steps) / len(steps), further)

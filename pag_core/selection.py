@@ -183,8 +183,9 @@ def _heads(text: str, term: str, layer: Layer) -> frozenset[int]:
                                  f"{layer.name}:h0 or {layer.name}:h0+2-3.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= layer.heads:
-            raise SelectionError(f"layers: {term!r} asks for heads {first} to {last}, but {layer.name} has "
-                                 f"{layer.heads} heads, h0 to h{layer.heads - 1}.")
+            asked = f"h{first}" if first == last else f"h{first} to h{last}"
+            raise SelectionError(f"layers: {term!r} asks for {asked}, but {layer.name} has {layer.heads} heads, "
+                                 f"h0 to h{layer.heads - 1}.")
         heads.update(range(first, last + 1))
     return frozenset(heads)
 

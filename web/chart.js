@@ -6,7 +6,7 @@ import { t } from "./texts.js";
 const HEIGHT = 104; // pixels
 const EDGE = { left: 20, right: 8, top: 12, bottom: 26 };
 const STEP = 0.01; // of the run; with Shift, or the page keys, ten times that
-const CURVES = ["cfg", "pag"];
+const CURVES = ["cfg", "pag", "audio_cfg", "audio_pag"]; // where the sound is guided apart, what it has of its own
 
 export class Chart {
   /** moved(input, value, done): a handle is moved; done is false while it is still held. */
@@ -35,7 +35,7 @@ export class Chart {
     this.observer.disconnect();
   }
 
-  /** points: [{percent, cfg, pag, runs_uncond, runs_perturbed}], one for each step. */
+  /** points: [{percent, cfg, pag, audio_cfg, audio_pag, runs_uncond, runs_perturbed}], one for each step. */
   setPoints(points) {
     this.points = points;
     this.draw();
@@ -102,6 +102,9 @@ export class Chart {
     });
     if (this.points.every((point) => (point[key] ?? null) === null)) return null;
     const path = `M${corners.join(" L")}`;
+    if (key.startsWith("audio_")) {
+      return svg("path", { d: path, class: `pag-${key.slice("audio_".length)} pag-line pag-audio` });
+    }
     return svg("g", { class: `pag-${key}` },
       svg("path", { d: `${path} V${this.y(0)} H${this.span(0)[0]} Z`, class: "pag-area" }),
       svg("path", { d: path, class: "pag-line" }));

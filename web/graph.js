@@ -74,9 +74,10 @@ function virtual(node, slot, type, hops) {
 
 const isConstant = (node) => /primitive/i.test(node.type);
 
-/** Whether a node hands on one of its inputs as it is. */
+/** Whether a node hands on one of its inputs as it is. What is called a selector may also choose from a list of its own. */
 function isSwitch(node) {
-  return SWITCH.test(node.type) || (PASSES.test(node.type) && node.inputs?.length > 0);
+  const takes = (input) => !input.widget;
+  return (SWITCH.test(node.type) || PASSES.test(node.type)) && Boolean(node.inputs?.some(takes));
 }
 
 /** The index of the input that a switch hands on; null where nothing is linked there, undefined where it cannot be

@@ -22,7 +22,7 @@ const panels = new Set();
 /** Which views fit what a node has. */
 function views(node) {
   const has = (name) => node.widgets?.some((widget) => widget.name === name);
-  const scheduled = ["scale", "pag_scale", "start_percent"].some(has);
+  const scheduled = ["scale", "pag_scale", "video_pag", "start_percent"].some(has);
   return [has("layers") && Picker, scheduled && Plot].filter(Boolean);
 }
 
@@ -45,7 +45,10 @@ app.registerExtension({
     listen();
     followRuns();
     listenToRuns();
-    onChange(() => panels.forEach((panel) => panel.look()));
+    onChange(() => {
+      catchUp();
+      panels.forEach((panel) => panel.look());
+    });
   },
 
   nodeCreated(node) {
@@ -68,10 +71,7 @@ app.registerExtension({
     chain(node, "onConfigure", () => panel.restore());
   },
 
-  afterConfigureGraph() {
-    catchUp();
-    changed();
-  },
+  afterConfigureGraph: () => changed(),
 
   refreshComboInNodes() {
     forgetModels();

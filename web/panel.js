@@ -81,20 +81,18 @@ export class Panel {
     this.element.addEventListener("keydown", (event) => {
       if (KEYS.has(event.key) && !event.ctrlKey && !event.metaKey) event.stopPropagation();
     });
-    // As the editor's own text fields do: the wheel zooms, the middle button moves the canvas, the right one has a menu.
+    // As on the rest of a node: the wheel zooms, the middle button moves the canvas, the right one takes the node and
+    // opens its menu.
     const inCanvas = () => !this.element.closest("[data-node-id]");
     this.element.addEventListener("wheel", (event) => {
       const list = event.target.closest(".pag-list");
       if (inCanvas() && !(list && list.scrollHeight > list.clientHeight)) app.canvas.processMouseWheel(event);
     });
-    this.element.addEventListener("contextmenu", (event) => {
-      if (!inCanvas()) return;
-      event.preventDefault();
-      app.canvas.processContextMenu(this.node, event);
-    });
-    this.element.addEventListener("pointerdown", (event) => event.button === 1 && app.canvas.processMouseDown(event));
+    this.element.addEventListener("contextmenu", (event) => inCanvas() && event.preventDefault());
+    const isOurs = ({ button }) => button !== 1 && !(button === 2 && inCanvas());
+    this.element.addEventListener("pointerdown", (event) => isOurs(event) || app.canvas.processMouseDown(event));
     this.element.addEventListener("pointermove", (event) => event.buttons & 4 && app.canvas.processMouseMove(event));
-    this.element.addEventListener("pointerup", (event) => event.button === 1 && app.canvas.processMouseUp(event));
+    this.element.addEventListener("pointerup", (event) => isOurs(event) || app.canvas.processMouseUp(event));
   }
 
   measure() {

@@ -252,6 +252,7 @@ export class Picker {
     const now = `${kind} ${text}`;
     if (now === this.said) return;
     this.said = now;
+    this.error = kind === "error" ? text : "";
     this.change(() => refill(this.message, message(kind, text)));
   }
 }

@@ -10,6 +10,7 @@ import { consumer, optionsOf, undoable, values, write } from "./values.js";
 
 const FIELDS = ["layers", "steps", "scheduler", "denoise", "cfg", "cfg_start_percent", "cfg_end_percent"];
 const SCALES = ["pag_scale", "scale"];
+const APART = ["video_cfg", "video_pag", "video_modality", "audio_cfg", "audio_pag", "audio_modality"];
 const OPTIONS = "PAGOptions";
 const WINDOWS = [ // curve, title, the inputs at its ends
   ["cfg", "CFG", "cfg_start_percent", "cfg_end_percent"],
@@ -57,9 +58,9 @@ export class Plot {
   question(node) {
     const sampler = node.comfyClass === OPTIONS ? consumer(node) : node;
     const given = optionsOf(node);
-    const run = sampler ? values(sampler, [...FIELDS, ...SCALES]) : { known: {}, unknown: [] };
+    const run = sampler ? values(sampler, [...FIELDS, ...SCALES, ...APART]) : { known: {}, unknown: [] };
     const { scale = run.known.pag_scale, pag_scale, ...known } = run.known;
-    return { known: { ...known, scale, options: given.known }, unknown: [...run.unknown, ...given.unknown] };
+    return { known: { ...apart(known, scale), options: given.known }, unknown: [...run.unknown, ...given.unknown] };
   }
 
   async draw(question, unknown) {
@@ -67,10 +68,11 @@ export class Plot {
     if (!answer) return;
     if (answer.isUnanswered) this.panel.askAgain();
     const isUnknown = (...names) => names.some((name) => unknown.includes(name));
-    const hidesPag = isUnknown(...SCALES, "options", "start_percent", "end_percent", "schedule");
+    const hidesPag = isUnknown(...SCALES, "video_pag", "options", "start_percent", "end_percent", "schedule");
     const points = (answer.points ?? []).map((point) => (hidesPag ? { ...point, pag: null } : point));
     const cost = unknown.length || !answer.cost ? "" : `${answer.cost.toFixed(2)}×`;
     const note = answer.note ? t(answer.note) : "";
+    this.error = answer.error;
     this.panel.resize(() => {
       this.summary.textContent = cost || (unknown.length ? "?" : "");
       this.summary.title = note;
@@ -84,10 +86,13 @@ export class Plot {
     this.chart.setPoints(points);
   }
 
+  /** What a curve's highest value is; of video and sound apart, both. */
   entry(key, title, points) {
-    const most = Math.max(...points.map((point) => point[key] ?? NaN)); // -Infinity or NaN where there is none
-    return Number.isFinite(most)
-      ? element("span", { class: `pag-${key}` }, `${title} ${Number(most.toFixed(2))}`)
+    const most = [key, `audio_${key}`].map((name) => Math.max(...points.map((point) => point[name] ?? NaN)))
+      .filter(Number.isFinite).map((value) => Number(value.toFixed(2))); // -Infinity or NaN where there is none
+    return most.length
+      ? element("span", { class: `pag-${key}`, title: most.length > 1 ? t("video / sound") : null },
+        `${title} ${most.join(" / ")}`)
       : null;
   }
 
@@ -110,3 +115,10 @@ export class Plot {
 }
 
 const number = (held) => (held?.widget && typeof held.value === "number" ? held.value : undefined);
+
+/** What PAG AV Guider is asked for, as of the video, with what the sound has of its own. */
+function apart({ video_cfg, video_pag, video_modality, audio_cfg, audio_pag, audio_modality, ...known }, scale) {
+  if (video_pag === undefined) return { ...known, scale };
+  const audio = audio_cfg === undefined || audio_pag === undefined ? undefined : { cfg: audio_cfg, scale: audio_pag };
+  return { ...known, cfg: video_cfg, scale: video_pag, audio, exchange: video_modality !== 1 || audio_modality !== 1 };
+}

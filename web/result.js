@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { element, refill } from "./dom.js";
 import { message } from "./message.js";
-import { saidBy } from "./said.js";
+import { noteHeight, saidBy } from "./said.js";
 import { t, translated } from "./texts.js";
 
 const SMALL = 160; // pixels; below, each is shown as a square
@@ -15,13 +15,25 @@ export class Result {
   }
 
   update() {
-    const { at, ...said } = saidBy(this.panel.node);
+    const { node } = this.panel;
+    const { at, without, ...said } = saidBy(node);
+    const above = this.panel.open?.error; // what the open view says already
+    said.messages = said.messages.map((one) => ({ ...one, text: translated(one.text) }))
+      .filter(({ text }) => text !== above);
     const now = JSON.stringify(said);
     if (now === this.asked) return;
-    // What was there when the node came from a workflow is part of the height that was saved with it.
-    const isSaved = this.asked === undefined;
+    // What was there when the node came from a workflow is part of the height that was saved with it, unless the
+    // editor had kept the workflow as it was before the run.
+    const isSaved = this.asked === undefined && Math.abs(node.size[1] - without) > 1;
     this.asked = now;
-    this.show(said, (fill) => (isSaved ? fill() : this.panel.resize(fill)));
+    this.show(said, (fill) => (isSaved ? fill() : this.grow(fill)));
+  }
+
+  grow(fill) {
+    const { node } = this.panel;
+    if (!this.element.childElementCount) this.without = node.size[1];
+    this.panel.resize(fill);
+    noteHeight(node, this.without);
   }
 
   /** Shows it when its pictures are there, so that the node changes its height once. */
@@ -32,7 +44,7 @@ export class Result {
     const found = pictures.filter(Boolean);
     how(() => refill(
       this.element,
-      ...said.messages.map(({ kind, text }) => message(kind, translated(text))),
+      ...said.messages.map(({ kind, text }) => message(kind, text)),
       said.text ? element("pre", { class: "pag-list", tabindex: 0, "data-capture-wheel": true }, said.text) : null,
       ...(said.preview ? found : found.map((image) => element("a", {
         href: image.src, target: "_blank", class: "pag-sheet",

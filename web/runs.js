@@ -2,19 +2,21 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { isOpen, shownTab } from "./tabs.js";
 import { changed } from "./watch.js";
 
 const FLEETING = "pag.preview"; // of no use later
-const workflows = new Map(); // the graph's id of each run that this page has asked for
-const waiting = new Map(); // what is to be told to a graph that is not shown: its id -> [[what to do, detail]]
+const runs = new Map(); // {tab, graph: its id} of each run that this page has asked for
+let waiting = []; // what is to be told when its tab is shown: [run, what to do, detail]
 let asked = Promise.resolve(); // fulfilled when the server has answered to every request to run
 
 /** Begins to note which run is whose. */
 export function followRuns() {
   const send = api.queuePrompt;
   api.queuePrompt = function (number, prompt, ...rest) {
+    const run = { tab: shownTab(), graph: prompt.workflow?.id };
     const answer = send.call(this, number, prompt, ...rest);
-    const noted = answer.then(({ prompt_id }) => { workflows.set(prompt_id, prompt.workflow?.id); }, () => {});
+    const noted = answer.then(({ prompt_id }) => { runs.set(prompt_id, run); }, () => {});
     asked = Promise.all([asked, noted]);
     return answer;
   };
@@ -24,9 +26,9 @@ export function followRuns() {
 export function onRun(event, then) {
   api.addEventListener(event, async ({ detail }) => {
     await asked; // the events of a run may overtake the answer that says its id
-    const graph = workflows.get(detail.prompt_id) ?? app.rootGraph.id;
-    if (graph !== app.rootGraph.id) {
-      if (event !== FLEETING) waiting.set(graph, [...(waiting.get(graph) ?? []), [then, detail]]);
+    const run = runs.get(detail.prompt_id);
+    if (!isShown(run)) {
+      if (event !== FLEETING) waiting.push([run, then, detail]);
       return;
     }
     then(detail);
@@ -34,9 +36,15 @@ export function onRun(event, then) {
   });
 }
 
-/** A workflow is shown: tells it what has happened meanwhile. */
+/** Saving under another name makes another tab of the same graph. Runs that this page did not ask for are told here. */
+function isShown(run) {
+  if (!run || run.tab === shownTab()) return true;
+  return !isOpen(run.tab) && run.graph === app.rootGraph.id;
+}
+
+/** Tells the workflow that is shown what has happened while it was not. */
 export function catchUp() {
-  const { id } = app.rootGraph;
-  for (const [then, detail] of waiting.get(id) ?? []) then(detail);
-  waiting.delete(id);
+  const now = waiting.filter(([run]) => isShown(run));
+  waiting = waiting.filter((one) => !now.includes(one));
+  for (const [, then, detail] of now) then(detail);
 }

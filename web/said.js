@@ -5,20 +5,36 @@
 
 import { everyNode, nodeOf } from "./nodes.js";
 import { onRun } from "./runs.js";
+import { isTwin, shownTab } from "./tabs.js";
 import { upstream } from "./values.js";
 
-const KEY = "pag.said"; // in localStorage: {"graph:node": {at, messages, text, images}}
+const KEY = "pag.said"; // in localStorage: {"graph:node path": {at, messages, text, images, without}}
 const MOST = 100; // nodes
 const PANEL = "pag_panel"; // the widget that all nodes have that can show something
 const kept = read();
 const previews = new Map(); // the latest picture of a run that goes on; not kept
 
-const key = (node) => `${node.graph?.id}:${node.id}`;
+/** Where a node's words are: under its tab's path, or under one that the tab had before it was saved. */
+function key(node) {
+  const place = `${node.graph?.id}:${node.id} `;
+  const own = place + shownTab()?.path;
+  if (own in kept) return own;
+  return Object.keys(kept).find((other) => other.startsWith(place) && !isTwin(other.slice(place.length))) ?? own;
+}
+
 const has = (node, name) => node.widgets?.some((widget) => widget.name === name);
 
-/** {messages: [{kind, text, by}], text, images, preview} of a node, where there is any. */
+/** {messages: [{kind, text, by}], text, images, preview} of a node, where there is any; `without`: its height then. */
 export function saidBy(node) {
   return { messages: [], ...kept[key(node)], preview: previews.get(key(node)) };
+}
+
+/** How high the node is without its words. */
+export function noteHeight(node, without) {
+  const said = kept[key(node)];
+  if (!said || said.without === without) return;
+  said.without = without;
+  write();
 }
 
 /** Begins to listen to runs. */

@@ -5,7 +5,7 @@ import json
 import pytest
 from harness.host import ROOT
 
-from .conftest import one_renderer
+from .conftest import RENDERERS, one_renderer
 
 FILE = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
 
@@ -98,6 +98,16 @@ def test_the_wheel_zooms_over_it(desk, sampler):
     desk.page.mouse.move(box["x"] + 5, box["y"] + 5)
     desk.page.mouse.wheel(0, 200)
     desk.until(lambda: desk.page.evaluate("app.canvas.ds.scale") < before)
+
+
+@pytest.mark.parametrize("page", RENDERERS[:1], indirect=True)
+def test_the_menu_on_it_is_that_of_its_node(desk, sampler):
+    desk.on(desk.find("SaveImage"), "app.canvas.selectNode(node)")
+    desk.cell(sampler, "d1").click(button="right")
+    menu = desk.page.locator(".litecontextmenu")
+    menu.get_by_text("Remove", exact=True).click()
+    desk.until(lambda: desk.find("PAGKSampler") is None)
+    assert desk.find("SaveImage")
 
 
 def test_a_wider_node_has_a_wider_plot(desk, sampler):

@@ -121,12 +121,13 @@ def test_a_pair_of_set_and_get(desk, sampler):
     ("Some LoRA stack", [["model", "MODEL"], ["clip", "CLIP"]], [["lora_name", "x.safetensors"]], "ADM"),
     ("Any Switch (rgthree)", [["any_01", "*"], ["any_02", "*"]], [], "ADM"),
     ("Context (rgthree)", [["base_ctx", "RGTHREE_CONTEXT"], ["model", "MODEL"]], [], "ADM"),
+    ("Checkpoint Selector", [], [["ckpt_name", "gone.safetensors"]], "'gone.safetensors'"),
     ("ModelSwitch", [["model1", "MODEL"], ["model", "MODEL"]], [["select", 1]], "No model loader"),
 ])
 def test_nodes_that_pass_a_model_on(desk, sampler, kind, inputs, widgets, found):
     between = make(desk, kind, inputs, ["MODEL"], widgets)
-    name = "model" if ["model", "MODEL"] in inputs else "any_02"
-    link_model(desk, desk.find("PAGADMLoader"), between, name)
+    if inputs:
+        link_model(desk, desk.find("PAGADMLoader"), between, "model" if ["model", "MODEL"] in inputs else "any_02")
     link_model(desk, between, sampler)
     desk.tab(sampler, "Layers")
     desk.until(lambda: found in head(desk, sampler))

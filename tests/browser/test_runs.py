@@ -36,10 +36,11 @@ def run(desk) -> None:
 
 
 def reload(desk) -> None:
-    """Loads the page again, and what was on it."""
-    saved = desk.page.evaluate("app.graph.serialize()")
+    """Loads the page again; the editor brings back what was on it."""
+    desk.settle(1500)  # the time that the editor takes to keep it
+    before = desk.page.evaluate("app.graph.nodes.length")
     desk.reopen()
-    desk.load(saved)
+    desk.until(lambda: desk.page.evaluate("app.graph.nodes.length") == before)
     desk.settle(800)
 
 
@@ -151,6 +152,27 @@ def test_words_go_to_the_workflow_that_ran_whichever_is_shown(desk):
     notes(desk, sampler, NO_STEP).wait_for()
 
 
+@one_renderer
+def test_tabs_made_from_one_file_do_not_share_their_words(desk):
+    ids = []
+    for _ in range(2):
+        desk.workflow("adm_class_conditional_cfg_pag")
+        ids.append(desk.page.evaluate("app.rootGraph.id"))
+        sampler = desk.find("PAGKSampler")
+        desk.centre(sampler)
+        if len(ids) == 1:
+            limited_options(desk, sampler)
+            run(desk)
+            notes(desk, sampler, NO_STEP).wait_for()
+    assert ids[0] == ids[1]
+    desk.settle(800)
+    assert notes(desk, sampler).count() == 0
+    desk.page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    desk.until(lambda: desk.find("PAGOptions"))
+    desk.centre(sampler)
+    notes(desk, sampler, NO_STEP).wait_for()
+
+
 def test_the_list_of_layers(desk):
     desk.workflow("adm_class_conditional_cfg_pag")
     layers = desk.page.evaluate("""() => {
@@ -210,6 +232,9 @@ def test_an_error_of_ours_is_told_in_place(desk):
     sampler = desk.find("PAGKSampler")
     desk.put(sampler, "layers", "m7")
     desk.centre(sampler)
+    desk.tab(sampler, "Layers", opened=False)
     desk.run()
     desk.panel(sampler).locator(".pag-result .pag-error", has_text="m7").wait_for()
+    desk.tab(sampler, "Layers")  # which says it too
+    desk.until(lambda: desk.panel(sampler).locator(".pag-error", has_text="m7").count() == 1)
     desk.page.keyboard.press("Escape")

@@ -91,6 +91,20 @@ def test_plot(ask):
                                    "runs_perturbed": False}
 
 
+def test_plot_of_video_and_sound_apart(ask):
+    run = {"model": {"family": "LTX-2"}, "layers": "28,audio.28", "steps": 8, "cfg": 3.0, "scale": 1.0}
+    alone = ask("/pag/plot", run)[1]["cost"]
+    status, answer = ask("/pag/plot", {**run, "audio": {"cfg": 7.0, "scale": 0.5}, "exchange": True})
+    assert status == 200
+    assert answer["cost"] == pytest.approx(alone + 0.5)  # a forward more, of the two that CFG takes
+    assert {(point["cfg"], point["audio_cfg"], point["pag"], point["audio_pag"]) for point in answer["points"]} == {
+        (3.0, 7.0, 1.0, 0.5)}
+    # What one of the two needs is computed.
+    silent = ask("/pag/plot", {**run, "cfg": 1.0, "scale": 0.0, "audio": {"cfg": 7.0, "scale": 0.5}})[1]
+    assert silent["cost"] == pytest.approx(alone)
+    assert all(point["runs_uncond"] and point["runs_perturbed"] for point in silent["points"])
+
+
 def test_plot_follows_the_scheduler(ask):
     run = {"model": SD, "steps": 20, "cfg": 5.0, "options": {"end_percent": 0.5}}
     normal, karras = (ask("/pag/plot", {**run, "scheduler": name})[1] for name in ("normal", "karras"))
@@ -156,6 +170,7 @@ def test_a_wrong_setting_is_an_answer(ask, body, quoted):
     ("/pag/plot", {"options": []}, "options must be of type dict"),
     ("/pag/plot", {"options": {"strenght": 1}}, "'strenght'"),
     ("/pag/plot", {"model": "SD 1.5"}, "model must be of type dict"),
+    ("/pag/plot", {"audio": 3}, "audio must be of type dict"),
 ])
 def test_a_body_of_the_wrong_kind_is_refused(ask, path, body, quoted):
     status, answer = ask(path, body)

@@ -50,7 +50,7 @@ def test_stages_are_read_in_order_with_their_heads(text):
     ("-5%: 1; 100%: 2", r"cannot read the stage '-5%: 1'"),
     ("60%: ; 100%: 2", r"has an empty term"),
     ("60%: 99; 100%: 2", r"no self-attention layer '99'"),
-    ("60%: 1:h9; 100%: 2", r"asks for heads 9"),
+    ("60%: 1:h9; 100%: 2", r"asks for h9"),
 ])
 def test_bad_stages_are_refused_with_the_stage_quoted(text, complaint):
     with pytest.raises(SelectionError, match=complaint):

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TypeVar
 
 from aiohttp import web
@@ -191,19 +191,27 @@ def _selection(selected: dict, layers: tuple[Layer, ...]) -> dict[Layer, frozens
 
 
 def plot_answer(body: dict) -> dict:
-    """What CFG and PAG do in each step, and what that costs."""
+    """What CFG and PAG do in each step, and what that costs. "audio" {"cfg", "scale"} are those of the sound, where it
+    is guided apart from the video; "exchange" says whether a step also takes the prediction without the exchange
+    between the two, a pass of its own."""
     known = None if body.get("model") is None else _known(body["model"])
-    options = _options(body)
-    settings = PAGSettings(body.get("scale", 3.0), _typed("layers", body.get("layers", "auto"), str), options)
+    options, layers = _options(body), _typed("layers", body.get("layers", "auto"), str)
     percent_to_sigma = known.percent_to_sigma if known else _straight
-    plan = plan_run(_sigmas(body, known, percent_to_sigma), settings, percent_to_sigma, body.get("cfg"),
-                    body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
+    sigmas = _sigmas(body, known, percent_to_sigma)
+    plans = [plan_run(sigmas, PAGSettings(one.get("scale", 3.0), layers, options), percent_to_sigma, one.get("cfg"),
+                      body.get("cfg_start_percent", 0.0), body.get("cfg_end_percent", 1.0))
+             for one in (body, *([_typed("audio", body["audio"], dict)] if "audio" in body else []))]
+    steps = [replace(both[0], runs_uncond=any(step.runs_uncond for step in both),
+                     runs_perturbed=any(step.runs_perturbed for step in both)) for both in zip(*plans, strict=True)]
     share = None
     if known:
-        stages = select_stages(settings.layers, tuple(known.layers.layers), known.layers.auto)
+        stages = select_stages(layers, tuple(known.layers.layers), known.layers.auto)
         share = known.layers.extra(stages, options)
-    cost = run_cost(plan, share) if share is not None and plan else None
-    return {"points": [asdict(step) for step in plan], "cost": cost,
+    cost = run_cost(steps, share, float(bool(body.get("exchange")))) if share is not None and steps else None
+    points = [asdict(step) for step in steps]
+    for point, step in zip(points, plans[-1], strict=True) if len(plans) > 1 else ():
+        point |= {"audio_cfg": step.cfg, "audio_pag": step.pag}
+    return {"points": points, "cost": cost,
             "note": _NOTE if body.get("cfg") is not None else _NOTE_WITHOUT_CFG}
 
 

@@ -1,0 +1,20 @@
+/** The workflows that are open, each in a tab. Several made from one file have the same id. */
+
+import { app } from "../../scripts/app.js";
+
+const open = () => app.extensionManager.workflow.openWorkflows ?? [];
+const idOf = (tab) => tab?.activeState?.id;
+
+/** The tab whose graph is shown. The editor changes the tab a moment after the graph. */
+export function shownTab() {
+  const { activeWorkflow } = app.extensionManager.workflow;
+  if (idOf(activeWorkflow) === app.rootGraph.id) return activeWorkflow;
+  return open().find((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
+}
+
+export const isOpen = (tab) => open().includes(tab);
+
+/** Whether this is the path of another tab than the shown one, with a graph of the same id. */
+export function isTwin(path) {
+  return open().some((tab) => tab !== shownTab() && tab.path === path && idOf(tab) === app.rootGraph.id);
+}
