@@ -72,6 +72,39 @@ def one_by_one(function, inputs: dict) -> torch.Tensor:
                       for i in range(inputs["input"].shape[0])])
 
 
+def filled_up(function, inputs: dict) -> torch.Tensor:
+    """Batches of four, whatever the host sends."""
+    rows = inputs["input"].shape[0]
+    return call(function, rows_of(inputs, lambda value: torch.cat((value, value[-1:].expand(
+        -rows % 4, *value.shape[1:])))))[:rows]
+
+
+def once_more(function, inputs: dict) -> torch.Tensor:
+    """A second call, of what the first one made."""
+    first = call(function, inputs)
+    return 0.5 * (first + call(function, {**inputs, "input": inputs["input"] + 0.1 * first}))
+
+
+def without_rows_names(function, inputs: dict) -> torch.Tensor:
+    """The host's options made anew, without the names of the rows."""
+    options = {key: value for key, value in inputs["c"]["transformer_options"].items() if key != "uuids"}
+    return 0.9 * call(function, {**inputs, "c": {**inputs["c"], "transformer_options": options}})
+
+
+def around_the_model(wrapper: Callable) -> Neighbour:
+    """With the same in an APPLY_MODEL wrapper."""
+    def inside(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        given = {**kwargs, "c_concat": c_concat, "c_crossattn": c_crossattn, "control": control,
+                 "transformer_options": transformer_options}
+        return wrapper(executor, {"input": x, "timestep": t, "c": given})
+
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another", inside)
+        return model
+    return attach
+
+
 def backwards(function, inputs: dict) -> torch.Tensor:
     return call(function, rows_of(inputs, lambda value: value.flip(0))).flip(0)
 
@@ -321,6 +354,11 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "tiles, tile-major": wrapped(tile_major), "tiles in turn": wrapped(tiles_in_turn),
     "a mirrored copy of all rows": wrapped(mirrored_copy), "one more row": wrapped(one_more_row),
     "one by one": wrapped(one_by_one), "backwards": wrapped(backwards),
+    "the names of the rows dropped": wrapped(without_rows_names),
+    "one by one, around the model": around_the_model(one_by_one),
+    "backwards, around the model": around_the_model(backwards),
+    "filled up, around the model": around_the_model(filled_up),
+    "once more, around the model": around_the_model(once_more),
     "counted by index": lambda model: counted_by_index()(model), "kept by index": kept_by_index,
     "a first-block cache": first_block_subtracted,
     "image tokens from a pair": cross_attention(from_a_pair), "index 0": cross_attention(of_index_0),
@@ -335,4 +373,5 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",
-                   "a first-block cache"}
+                   "a first-block cache", "one by one, around the model", "backwards, around the model",
+                   "filled up, around the model"}

@@ -54,6 +54,19 @@ def test_a_transformer_gives_the_same_with_and_without(layers, cfg):
     assert relative_error(run.ksampler(models.flux()), whole) > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["identity", "skip_block"])
+@pytest.mark.parametrize("order", [("double.1", "single.1"), ("single.1", "double.1")], ids=" then ".join)
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+def test_two_patches_of_a_transformer(cfg, order, kind):
+    """Where one's layer comes first, the other's row is not in the batch yet."""
+    run, options = Run(cfg=cfg, latent=models.empty_latent(2)), {
+        share: PAGOptions(kind, share_prefix=share) for share in (True, False)}
+    results = [run.ksampler(patched(patched(models.flux(), SCALE, order[0], how), SCALE, order[1], how))
+               for how in options.values()]
+    assert relative_error(*results) < 1e-4
+    assert relative_error(run.model_patch(models.flux(), SCALE, order[1], options[False]), results[1]) > 1e-3
+
+
 @pytest.mark.parametrize(("later", "rows_before", "rows_between"), [("u0", 2, 4), ("u3", 3, 3)])
 def test_two_patches_join_where_most_is_saved(later, rows_before, rows_between):
     """At the earlier of their layers; where the later one is far behind it, the other row runs from the start."""

@@ -7,10 +7,12 @@ weak rows; a block that is skipped at full strength is not computed for these.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from operator import itemgetter
+from uuid import UUID
 
 import torch
 from torch import nn
@@ -73,10 +75,10 @@ class BlockPatch:
 
     @contextmanager
     def around(self, network: nn.Module, options: dict, is_ours: Callable[[object], bool],
-               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
+               skipped: Callable[[str], None], noise_key: tuple,
+               rows: Callable[[dict], Sequence[UUID]] = itemgetter("uuids")) -> Iterator[dict]:
         """For one forward of `network`; arguments as for `TransformerPatch.around`."""
-        uuids = options["uuids"]
-        if not any(map(is_ours, uuids)):
+        if not any(map(is_ours, options["uuids"])):
             yield options
             return
         count, blocks = TokenCount(self.family), blocks_of(network, self.family)
@@ -90,7 +92,7 @@ class BlockPatch:
             for module, parts in of_module.items():
                 def altered(forward: Callable, parts=tuple(parts)) -> Callable:
                     return _Altered(forward, parts, axes, count, noise_key, skipped,
-                                    lambda batch: flags(uuids, is_ours, batch))
+                                    lambda batch: flags(rows(options), is_ours, batch))
 
                 stack.enter_context(other_forward(module, altered))
             yield stack.enter_context(untouched(network, options))

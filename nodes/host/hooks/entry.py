@@ -1,18 +1,18 @@
 """Whether a weak row enters the network with what its conditional row entered it with.
 
-A wrapper of another node may draw random numbers, or change what it hands on from call to call. Then a weak row in a
-call of its own would not have got what its conditional row got, and may not start from it. What enters is compared once
-in a run: at the host's call of the model, and inside the last wrapper around the network.
+A wrapper of another node may draw random numbers, change what it hands on from call to call, or lay the batch out anew.
+Then a weak row in a call of its own would not have got what its conditional row got, and may not start from it. So what
+enters is compared in every forward: at the host's call of the model, and inside the last wrapper around the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .rows import pick
+from .rows import pick, tensors_in
 
 
 class Entry:
@@ -26,10 +26,19 @@ class Entry:
     def __init__(self, rows: int, batch: int) -> None:
         self.rows, self.batch = rows, batch
         self.seen: list[list[torch.Tensor]] = []
+        self.is_moved = False  # whether the latent had another batch somewhere
 
-    def note(self, *values) -> None:
+    def note(self, latent, *values) -> None:
         """The tensors among these enter now. Copies are kept, for a network may change what it is given."""
-        self.seen.append([value.clone() for value in values if isinstance(value, torch.Tensor) and value.ndim])
+        tensors = tensors_in([value for value in (latent, *values) if not isinstance(value, dict)])
+        self.is_moved |= bool(tensors) and tensors[0].shape[:1] != (self.batch,)
+        self.seen.append([t.clone() for t in tensors if t.ndim])
+
+    def is_alike(self, kept: Sequence, place: int) -> bool:
+        """Whether the rows entered at this place as others did before, `kept` of each row."""
+        return not self.is_moved and all(
+            row.entered is not None and place < len(row.entered)
+            and entered_alike(self.of_row(index)[place], row.entered[place]) for index, row in enumerate(kept))
 
     def of_row(self, row: int) -> list[list[torch.Tensor]]:
         """The row's part of each; all of it where a tensor does not hold the batch."""
@@ -51,21 +60,28 @@ def noting(options: dict, key: str, enter: Callable[..., None]) -> dict:
 
 def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Up to the rounding of their precision."""
-    if a.shape != b.shape:
-        return False
+    return a.shape == b.shape and bool(_agree(a, b))
+
+
+def _agree(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[] whether two tensors of one shape are the same, on their device: asking would wait for it."""
+    if not a.is_floating_point():
+        return (a == b).all()
     error = (a.float() - b.float()).abs().amax() / b.float().abs().amax().clamp_min(1e-12)
-    return bool(error <= max(1e-4, 20 * torch.finfo(a.dtype).eps)) if a.is_floating_point() else bool((a == b).all())
+    return error <= max(1e-4, 20 * torch.finfo(a.dtype).eps)
 
 
 def entered_alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether two rows entered with the same. The host repeats a text that shares a call with a longer one, so what
-    counts is the length that both have."""
+    """Whether two rows entered with the same. The host repeats a text that shares a call with a longer one."""
     if len(one) != len(other):
         return False
-    for a, b in zip(one, other, strict=True):
-        if a.ndim != b.ndim:
-            return False
-        common = tuple(slice(min(sizes)) for sizes in zip(a.shape, b.shape, strict=True))
-        if a.numel() and not is_same(a[common], b[common].to(a)):
-            return False
-    return True
+    pairs = [_repeated(a, b.to(a)) for a, b in zip(one, other, strict=True) if a.numel() or b.numel()]
+    return all(a.shape == b.shape for a, b in pairs) and bool(torch.stack([_agree(a, b) for a, b in pairs]).all())
+
+
+def _repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two texts [B, N, C] at the length of the longer one, where that is a multiple of the other's."""
+    if a.ndim == b.ndim == 3 and a.shape[1] and b.shape[1]:
+        longest = max(a.shape[1], b.shape[1])
+        a, b = (t if longest % t.shape[1] else t.repeat(1, longest // t.shape[1], 1) for t in (a, b))
+    return a, b

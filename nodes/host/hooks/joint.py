@@ -8,7 +8,7 @@ earlier units again (Stable Cascade). For calls in which nothing of another node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
@@ -83,6 +83,10 @@ class JointPrefix:
         self.sources = sources
         self.decline = decline
         self.forward: _Forward | None = None  # while rows are left out
+
+    def rows(self, options: dict) -> Sequence[UUID]:
+        """The uuids of the rows that the batch has at present, in a forward with these transformer_options."""
+        return (self.forward.options if self.forward else options)["uuids"]
 
     @contextmanager
     def around(self, options: dict, batch: int) -> Iterator[None]:

@@ -60,12 +60,13 @@ class PrefixStore:
     Args:
         keeps_all: whether every unit's output is kept: where another node may look at what goes from unit to unit.
         free_memory: of a device, in bytes.
-        has_others: whether anything of another node acts on the calls.
+        is_entry_noted: whether it is noted what enters the network, since others may change that.
     """
 
-    def __init__(self, keeps_all: bool, free_memory: Callable[[torch.device], float], has_others: bool = False) -> None:
+    def __init__(self, keeps_all: bool, free_memory: Callable[[torch.device], float],
+                 is_entry_noted: bool = False) -> None:
         self.keeps_all = keeps_all
-        self.has_others = has_others
+        self.is_entry_noted = is_entry_noted
         self.free_memory = free_memory
         self.room: dict[torch.device, float] = {}
         self.firsts: set[int] = set()  # the first altered units of the PAGs
@@ -103,6 +104,8 @@ class PrefixStore:
             for first in self.firsts:
                 stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)
             yield
+        if entry and entry.is_moved:
+            recorder.problem = "another node lays the batch out anew"
         if recorder.problem:
             self.lost.add(recorder.problem)
             for kept in recorder.kept:

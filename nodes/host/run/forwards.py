@@ -6,39 +6,33 @@ which a node swaps for the length of a call (compiled ones) are there already.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.compiled import uncompiled
-from ..hooks.entry import Entry, entered_alike, noting
+from ..hooks.entry import Entry, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore, replaying
 from ..hooks.proof import trying
 from ..models.units import Units
-from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled, theirs
+from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
-ENTRY = "another node gives the network other input for the perturbed rows than for the conditional ones"
+ENTRY = ("another node lays the batch out anew, or gives the network other input for the perturbed rows than for the "
+         "conditional ones")
 STATEFUL = "the network keeps tensors from call to call"
 PACKED = "the network lays out the rows of a batch in a way of its own"
-MOVED = "another node lays the batch out anew"
+MOVED = "another node calls the model without saying which rows the batch has"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
-@dataclass(frozen=True)
-class _NotingWhatIsSent:
-    """Another node's model function wrapper, and what the host gives it to send."""
-
-    theirs: Callable
-    forwards: Forwards
-
-    def __call__(self, apply_model, args: dict):
-        return self.forwards.send(self.theirs, apply_model, args)
+def _all_rows(options: dict) -> Sequence[UUID]:
+    return options["uuids"]
 
 
 class Forwards:
@@ -57,7 +51,6 @@ class Forwards:
         self.has_run_altered = False  # whether one of these has run; also where it cannot be told
         self.is_compiled = False
         self.is_past = False
-        self.thread = threading.local()  # MultiGPU runs one forward in each of several threads
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
         """For a call that holds plain and weak rows; `on_split` is called where the host takes it apart."""
@@ -86,16 +79,12 @@ class Forwards:
         apply_model = wrappers[WrappersMP.APPLY_MODEL] = wrappers.get(WrappersMP.APPLY_MODEL, {}).copy()
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self._apply_model]  # last, that is innermost
-        if FUNCTION_WRAPPER in options:
-            # Ours may be around it already, from the call of another PAG.
-            options[FUNCTION_WRAPPER] = _NotingWhatIsSent(theirs(options[FUNCTION_WRAPPER]), self)
+        if self.is_past and FUNCTION_WRAPPER in options:
+            options[FUNCTION_WRAPPER] = partial(self._past, options[FUNCTION_WRAPPER])
         return options
 
-    def send(self, wrapper: Callable, apply_model: Callable, args: dict) -> torch.Tensor:
-        """What another node's function wrapper makes of the host's call."""
-        self.thread.sent = args["input"]
-        if not self.is_past:
-            return wrapper(apply_model, args)
+    def _past(self, wrapper: Callable, apply_model: Callable, args: dict) -> torch.Tensor:
+        """What another node's function wrapper, which runs the network by itself, makes of the weak rows."""
         with ExitStack() as stack:
             network, units = self.passes[0].run.network()
             self._watch_altered(stack, units)
@@ -106,14 +95,13 @@ class Forwards:
                      **kwargs):
         if self.is_past:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        options = transformer_options or {}
-        sent = getattr(self.thread, "sent", None)
-        is_moved = sent is not None and (x.shape != sent.shape or x.data_ptr() != sent.data_ptr())
-        entry = self._entry(len(options.get("uuids", ())), x.shape[0])
-        if entry:
+        options, store = transformer_options or {}, self.passes[0].run.store
+        entry = None
+        if store is not None and store.is_entry_noted and _names_rows(options, x):
+            entry = Entry(len(options["uuids"]), x.shape[0])
             entry.note(x, t, c_concat, c_crossattn, *kwargs.values())
         with self._compiled(executor.class_obj) as (network, units), \
-                self.around(network, units, options, x, control, is_moved, entry) as options:
+                self.around(network, units, options, x, control, entry) as options:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     @contextmanager
@@ -136,8 +124,9 @@ class Forwards:
 
     @contextmanager
     def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
+               entry: Entry | None) -> Iterator[dict]:
         with ExitStack() as stack:
+            rows = _all_rows
             if units is not None and all(step.settings.options.share_prefix for step in self.passes):
                 firsts = [step.first_unit for step in self.passes]
                 # Rows join at one unit; of several, at that which saves most. Those altered before it run from the
@@ -152,38 +141,38 @@ class Forwards:
 
                 prefix = JointPrefix(units, first, sources, decline)
                 stack.enter_context(prefix.around(options, x.shape[0]))
-            yield self._perturbed(stack, network, options)
+                rows = prefix.rows
+            yield self._perturbed(stack, network, options, rows)
 
     @contextmanager
     def _alone(self, store: PrefixStore | None, network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
+               entry: Entry | None) -> Iterator[dict]:
         (step,) = self.passes
+        is_told = _names_rows(options, x)
+        if not options.get("uuids"):  # another node has dropped them; all rows of this call are weak
+            options = {**options, "uuids": [next(iter(step.sources))], "cond_or_uncond": [0]}
         with ExitStack() as stack:
             self._watch_altered(stack, units)
             options = self._perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
-                if is_moved:
+                if not is_told:
                     self.decline(MOVED)
                 elif not units.is_stateless:
                     self.decline(STATEFUL)
                 elif step.run.proof.is_given is False:
                     self.decline(CHANCE)
-                elif step.run.proof.enters_alike is False:
-                    self.decline(ENTRY)
                 elif kept is None:
                     for reason in store.lost or {"the conditional rows did not run the network in this step"}:
                         self.decline(reason)
-                elif entry and not self._is_alike(entry, kept, 0):
-                    self._declines_entry()
+                elif entry and not entry.is_alike(kept, 0):
+                    self.decline(ENTRY)
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
                     run_all = stack.enter_context(replaying(units, step.first_unit, kept, x.device, proof))
                     if entry:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
-            if step.run.proof.enters_alike is None:
-                step.run.proof.enters_alike = True  # once in a run is enough
 
     def _watch_altered(self, stack: ExitStack, units: Units | None) -> None:
         def note(*_) -> None:
@@ -195,35 +184,21 @@ class Forwards:
         for index in self.altered:
             stack.callback(units.modules[index].register_forward_pre_hook(note).remove)
 
-    def _entry(self, rows: int, batch: int) -> Entry | None:
-        """Notes what enters a forward, where it has to be known whether that is the same for the weak rows."""
-        run = self.passes[0].run
-        wanted = run.store is not None and run.store.has_others and run.proof.enters_alike is None
-        return Entry(rows, batch) if wanted and rows else None
-
-    def _is_alike(self, entry: Entry, kept: list, place: int) -> bool:
-        """Whether the weak rows entered at this place as their conditional rows did."""
-        return all(row.entered is None or (place < len(row.entered) and entered_alike(
-            entry.of_row(index)[place], row.entered[place])) for index, row in enumerate(kept))
-
     def _checking(self, entry: Entry, kept: list, run_all: Callable[[], None]) -> Callable[..., None]:
         def enter(*values) -> None:
             entry.note(*values)
-            if not self._is_alike(entry, kept, len(entry.seen) - 1):
+            if not entry.is_alike(kept, len(entry.seen) - 1):
                 run_all()
-                self._declines_entry()
+                self.decline(ENTRY)
         return enter
-
-    def _declines_entry(self) -> None:
-        self.passes[0].run.proof.enters_alike = False
-        self.decline(ENTRY)
 
     @contextmanager
     def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
-               is_moved: bool, entry: Entry | None) -> Iterator[dict]:
-        packed = self.passes[0].run.found.is_apart and len(options["uuids"]) > 1
-        if is_moved or units is None or packed:
-            store.lost.add(MOVED if is_moved else PACKED if packed else UNKNOWN_NETWORK)
+               entry: Entry | None) -> Iterator[dict]:
+        is_told = _names_rows(options, x)
+        packed = self.passes[0].run.found.is_apart and is_told and len(options["uuids"]) > 1
+        if not is_told or units is None or packed:
+            store.lost.add(MOVED if not is_told else PACKED if packed else UNKNOWN_NETWORK)
             yield options
             return
         with ExitStack() as stack:
@@ -237,8 +212,15 @@ class Forwards:
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
             yield noting(options, KEY, entry.note) if entry else options
 
-    def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
+    def _perturbed(self, stack: ExitStack, network, options: dict,
+                   rows: Callable[[dict], Sequence[UUID]] = _all_rows) -> dict:
         for step in self.passes:
             options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
-                                                            step.run.skipped.add, step.noise_key))
+                                                            step.run.skipped.add, step.noise_key, rows))
         return options
+
+
+def _names_rows(options: dict, x: torch.Tensor) -> bool:
+    """Whether the transformer_options of a forward say which rows its batch has."""
+    rows = len(options.get("uuids") or ())
+    return rows > 0 and rows == len(options.get("cond_or_uncond") or ()) and x.shape[0] % rows == 0

@@ -14,7 +14,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..hooks.compiled import uncompiled
 from ..hooks.ways import Patch
-from .neighbours import CALC_COND_BATCH
+from .neighbours import CALC_COND_BATCH, wrappers_around_calls
 from .run import Run
 
 _KEY = "perturbed_attention_guidance_negative"
@@ -41,7 +41,9 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     # A graph of the whole network would hold the weak rows, or none: the negative's call runs uncompiled.
     apply_model = {key: found for key, found in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if key != COMPILE_KEY}
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
-    if (run.found.is_apart or patch.is_apart or run.apart) and CALC_COND_BATCH not in options:
+    # Others' wrappers may lay a batch out anew: then nothing but a batch of its own tells the negative's rows.
+    is_apart = run.found.is_apart or patch.is_apart or run.apart or wrappers_around_calls(model_options)
+    if is_apart and CALC_COND_BATCH not in options:
         options[CALC_COND_BATCH] = _one_by_one
     return options
 

@@ -42,17 +42,12 @@ def others_in_options(model_options: dict) -> str | None:
     return None
 
 
-def theirs(wrapper: Callable) -> Callable:
-    """Another node's function wrapper, where ours is around it."""
-    return getattr(wrapper, "theirs", wrapper)
-
-
 def wrappers_around_calls(model_options: dict) -> list[Callable]:
     """What other nodes have put around the calls of the model and of its network."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    found = [theirs(model_options[FUNCTION_WRAPPER])] if FUNCTION_WRAPPER in model_options else []
-    return found + [wrapper for kind in _AROUND_CALLS for key, some in wrappers.get(kind, {}).items() if key != KEY
-                    for wrapper in some]
+    found = [model_options[FUNCTION_WRAPPER]] if FUNCTION_WRAPPER in model_options else []
+    return found + [wrapper for kind in _AROUND_CALLS for key, some in wrappers.get(kind, {}).items()
+                    if key not in (KEY, COMPILE_KEY) for wrapper in some]
 
 
 def others_in_conds(conds: list[dict]) -> str | None:

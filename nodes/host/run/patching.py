@@ -255,7 +255,7 @@ class Guidance:
         store = options.get(_STORE)
         if store is None:
             store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
-                                reason is not None)
+                                bool(wrappers_around_calls(options)) or not is_free)
             options = Forwards((step,), run.declined.add).plain(store).added_to(options)
             options[_STORE] = store
         if reason:

@@ -30,12 +30,10 @@ class Proof:
 
     Attributes:
         is_given: whether patches inside the units treat both alike; None until it was tried, see `hooks.proof`.
-        enters_alike: whether both enter the network with the same; None until it was looked at, see `hooks.entry`.
     """
 
     def __init__(self) -> None:
         self.is_given: bool | None = None
-        self.enters_alike: bool | None = None
 
     def add(self, is_same: bool) -> None:
         """What came of trying a unit."""
