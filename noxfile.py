@@ -21,6 +21,7 @@ TESTS = ("lint", "test", "train")
 COVERAGE = ("test", "train", "coverage")
 # One process for each core, for small tensors leave all cores but one idle. What the tests of a file share, they share.
 AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+QUICK = ("-m", "not slow")
 sys.path.insert(0, str(ROOT / "tools"))
 
 from harness import host as hosts  # noqa: E402
@@ -84,22 +85,24 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs ruff and every test; -- --short leaves out the browser and the evaluation, all else after -- is pytest's."""
+    """Runs ruff and the tests; -- --all adds the slow ones, the browser, the evaluation and the training, all else
+    after -- is pytest's."""
     lint(session)
-    short = session.posargs == ["--short"]
-    if session.posargs and not short:
+    everything = session.posargs == ["--all"]
+    if session.posargs and not everything:
         run(session, "-m", "pytest", *session.posargs, groups=TESTS)
         return
     parts = ["unit (the core, with no ComfyUI in reach)", "host (in a ComfyUI process)", "server (over its API)",
-             "training", *([] if short else ["browser (the editor in chromium)", "evaluation"])]
+             *(["browser (the editor in chromium)", "evaluation and training"] if everything else [])]
     session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
-    run(session, "-m", "pytest", "tests/unit", *AT_ONCE, groups=TESTS, without_host=True)
-    run(session, "-m", "pytest", "tests/host", *AT_ONCE, groups=TESTS)
-    run(session, "-m", "pytest", "tests/server", "tests/training", *AT_ONCE, groups=TESTS)
-    if not short:
+    options = AT_ONCE if everything else (*AT_ONCE, *QUICK)
+    run(session, "-m", "pytest", "tests/unit", *options, groups=TESTS, without_host=True)
+    run(session, "-m", "pytest", "tests/host", *options, groups=TESTS)
+    run(session, "-m", "pytest", "tests/server", *options, groups=TESTS)
+    if everything:
         # It skips itself, and says so, without a chromium.
         run(session, "-m", "pytest", "tests/browser", *AT_ONCE, groups=TESTS)
-        run(session, "-m", "pytest", "tests/evaluation", *AT_ONCE, groups=TESTS)
+        run(session, "-m", "pytest", "tests/evaluation", "tests/training", *AT_ONCE, groups=TESTS)
 
 
 @nox.session
@@ -128,8 +131,9 @@ def other_hosts(session: nox.Session) -> None:
         reports = ROOT / "build" / "hosts" / version
         run(session, "-m", "commands.internals", comfyui=version)
         for folder in ("host", "server"):
-            run(session, "-m", "pytest", f"tests/{folder}", f"--junitxml={reports / folder}.xml", *options,
-                comfyui=version, groups=TESTS, success_codes=(0, 1) if with_table else (0,))  # a row says what failed
+            run(session, "-m", "pytest", f"tests/{folder}", *AT_ONCE, *QUICK, f"--junitxml={reports / folder}.xml",
+                *options, comfyui=version, groups=TESTS,
+                success_codes=(0, 1) if with_table else (0,))  # a row says what failed
         if with_table:
             run(session, "-m", "commands.hosts_table", version, str(reports), comfyui=version)
 
@@ -179,7 +183,7 @@ def evaluate(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Plies a server with mixed prompts for an hour and looks for leaks; -- --minutes 5, --json FILE and the like."""
+    """Stress-tests a server with mixed prompts for an hour and looks for leaks; -- --minutes 5, --json FILE etc."""
     run(session, "-m", "soak.soak", *session.posargs, groups=("test",))
 
 

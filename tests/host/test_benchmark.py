@@ -17,6 +17,10 @@ SD15_ALL = replace(SD15, name="SD 1.5, all layers", layers="all")
 names = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "name", None))
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @functools.cache
 def counted(name: str) -> dict:
     """What `count` says of the shape."""
@@ -31,9 +35,9 @@ def flops(name: str) -> dict[str, int]:
 @names(("shape", "guided", "alone"), [
     # The ratio to a CFG step, and without CFG to one forward. A transformer perturbed at layer d of N: 1 + (N - d)/2N.
     (SD15, 1.35, 1.72),
-    (SDXL, 1.35, 1.72),
-    (SD3, 1.02 * (1 + (24 - 9) / 48), 1.02 * (1 + (24 - 9) / 24)),
-    (FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
+    slow(SDXL, 1.35, 1.72),
+    slow(SD3, 1.02 * (1 + (24 - 9) / 48), 1.02 * (1 + (24 - 9) / 24)),
+    slow(FLUX, 1.02 * (1 + (57 - 28) / 114), 1.02 * (1 + (57 - 28) / 57)),
 ])
 def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):
     cost = flops(shape.name)
@@ -42,7 +46,7 @@ def test_a_guided_step_costs_no_more_than_its_floor(shape, guided, alone):
     assert cost["CFG + PAG, shared prefix"] < cost["CFG + PAG, full batch"] <= 1.5 * cost["CFG"]
 
 
-@names("shape", [SD15, SDXL, SD3, FLUX, ADM])
+@names("shape", [SD15, slow(SDXL), slow(SD3), slow(FLUX), ADM])
 def test_memory_is_at_most_a_row_more(shape):
     """A row: what CFG takes more than no guidance."""
     memory = counted(shape.name)["bytes"]
@@ -54,8 +58,8 @@ def test_memory_is_at_most_a_row_more(shape):
 
 
 @names(("shape", "error"), [
-    (SD15, 1e-5), (SD15_ALL, 1e-5), (SDXL, 1e-5), (ADM, 1e-4),
-    (SD3, 1e-3), (FLUX, 1e-3),  # transformers are not counted, only their blocks are
+    (SD15, 1e-5), slow(SD15_ALL, 1e-5), slow(SDXL, 1e-5), (ADM, 1e-4),
+    slow(SD3, 1e-3), slow(FLUX, 1e-3),  # transformers are not counted, only their blocks are
 ])
 def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
     found = network_layers(shape.build("meta", torch.float32))
@@ -67,7 +71,7 @@ def test_what_the_extra_pass_is_said_to_cost_is_what_was_counted(shape, error):
     assert found.share(chosen, shares_prefix=False) == pytest.approx(extra / cost["no guidance"], abs=error)
 
 
-SKIPPED = [(SD15, 1e-5), (SD3, 0.02), (FLUX, 0.02)]  # of transformers only the blocks are counted
+SKIPPED = [(SD15, 1e-5), slow(SD3, 0.02), slow(FLUX, 0.02)]  # of transformers only the blocks are counted
 
 
 @names(("shape", "error"), SKIPPED)
@@ -84,7 +88,7 @@ def test_what_a_skipped_block_is_said_to_save_is_what_was_counted(shape, error):
         saved / cost["no guidance"], abs=error)
 
 
-@names("shape", [SD15, SDXL, SD3, FLUX])
+@names("shape", [SD15, slow(SDXL), slow(SD3), slow(FLUX)])
 def test_a_weak_negative_costs_no_more_than_cfg(shape):
     assert counted(shape.name)["negative"] <= 1.005 * flops(shape.name)["CFG"]
 
@@ -116,6 +120,7 @@ def undisturbed(family: str, layer: str | None) -> float:
 DECLINED = ("NAG", "token merging")  # what they keep of one row for another is not the same from the middle on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "family", "layer", "set_up"), [
     pytest.param(what, family, layer, set_up, id=f"{what}, {family}")
     for what, families, layer, set_up in beside.SET_UPS for family in families
@@ -124,6 +129,7 @@ def test_the_prefix_is_shared_beside_other_nodes(what, family, layer, set_up):
     assert beside.ratio(family, set_up, layer) <= undisturbed(family, layer) + 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DECLINED)
 def test_where_it_is_not_shared_pag_costs_a_pass(what):
     set_up = next(set_up for name, *_, set_up in beside.SET_UPS if name == what)

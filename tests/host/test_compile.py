@@ -27,7 +27,8 @@ def compiled(model, backend="eager", keys=("diffusion_model",)):
     return model
 
 
-@pytest.mark.parametrize(("build", "cfg_end"), [(models.sd15, 0.5), (models.flux, 1.0)])
+@pytest.mark.parametrize(("build", "cfg_end"),
+                         [pytest.param(models.sd15, 0.5, marks=pytest.mark.slow), (models.flux, 1.0)])
 def test_compiled_equals_plain(build, cfg_end, composed):
     """On SD 1.5 two rows are first cond and uncond, then cond and perturbed: the same shapes with another meaning."""
     channels = 16 if build is models.flux else 4
@@ -38,6 +39,7 @@ def test_compiled_equals_plain(build, cfg_end, composed):
     assert relative_error(plain, run.pag_ksampler(build(), 0.0, "auto")) > 1e-4
 
 
+@pytest.mark.slow
 def test_one_compiled_model_serves_every_setting():
     model = compiled(models.sd15())
     run = Run(steps=2)

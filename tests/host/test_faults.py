@@ -157,6 +157,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_picture_again_after_other_nodes_and_in_another_process():
     settings = Run(sampler="euler_ancestral")
     found = []

@@ -365,6 +365,7 @@ def test_clips_that_cannot_judge_are_refused_before_the_first_run(given, message
 # --- the shipped model ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_on_the_shipped_model_the_search_finds_what_trying_everything_finds():
     """The reference is drawn with one pair of heads, so that the best pair is known. The search draws 9 heads and
     8 pairs, trying everything 36 pairs."""

@@ -11,14 +11,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
-RUN = """
-import asyncio, os, socket, sys
-from harness.in_process import import_pack, start_host
-
-start_host(os.environ["COMFYUI_PATH"], "--cpu", "--use-pytorch-cross-attention")
-import torch, comfy.sample, comfy.sd, folder_paths, latent_preview  # the host's part, which may do as it likes
-from comfy.ldm.models.autoencoder import AutoencoderKL
-
+WATCH = """
 FORBIDDEN = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen", "os.system",
              "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class"}
 CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -33,9 +26,15 @@ def watch(event, arguments):
 
 sys.dont_write_bytecode = True
 sys.addaudithook(watch)
-if "attack" in sys.argv:
-    socket.create_connection(("127.0.0.1", 9))
+"""
+RUN = """
+import asyncio, os, sys
+from harness.in_process import import_pack, start_host
 
+start_host(os.environ["COMFYUI_PATH"], "--cpu", "--use-pytorch-cross-attention")
+import torch, comfy.sample, comfy.sd, folder_paths, latent_preview  # the host's part, which may do as it likes
+from comfy.ldm.models.autoencoder import AutoencoderKL
+""" + WATCH + """
 import_pack()
 pack = sys.modules["pag_pack"].nodes
 waiting = {node.__name__ for node in asyncio.run(pack.PAGExtension().get_node_list())}
@@ -90,19 +89,22 @@ os._exit(0)  # past the clean-up of the host's folders
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True,
+ATTACK = "import socket, sys" + WATCH + "socket.create_connection(('127.0.0.1', 9))"
+
+
+def run(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(TOOLS)})
 
 
 def test_the_nodes_reach_nothing_outside():
-    done = run()
+    done = run(RUN)
     assert "FORBIDDEN" not in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not run: []" in done.stdout, "every node is to be run here"
 
 
 def test_the_watch_would_have_seen_it():
-    done = run("attack")
+    done = run(ATTACK)
     assert done.returncode != 0
     assert "FORBIDDEN socket." in done.stdout

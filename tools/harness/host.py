@@ -51,7 +51,9 @@ class Host:
     def environment(self) -> dict[str, str]:
         """The variables under which our code and that ComfyUI run."""
         return {"COMFYUI_PATH": str(self.comfyui), "PYTHONPATH": str(ROOT / "tools"),
-                "PYTHONPYCACHEPREFIX": str(CACHE / "pycache"),  # no __pycache__ beside a user's files
+                # No __pycache__ beside a user's files. A ComfyUI imports thousands of modules: compiling them anew for
+                # every process and server is what most of a short command's time would go into.
+                "PYTHONPYCACHEPREFIX": str(CACHE / "pycache"), "PYTHONDONTWRITEBYTECODE": "",
                 # On a CPU, glibc gives large tensors back to the system and fetches them anew in every operation, which
                 # costs large batches up to a third of their time. Other systems ignore these.
                 "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
