@@ -19,7 +19,7 @@ from .host.run.patching import attach
 from .host.run.preview import Progress
 from .host.sampling.decoding import Decoder
 from .host.sampling.guider import CFGWindowGuider
-from .host.sampling.sampling import sample_latent
+from .host.sampling.sampling import check_options_fit, sample_latent
 
 MAX_CELLS = 64
 
@@ -70,9 +70,11 @@ class PAGGrid(io.ComfyNode):
                 cell_size: int = 256, paper: str = "dark") -> io.NodeOutput:
         inputs.check_sheet(cell_size, paper)
         inputs.check_samples_pictures(denoise, latent_image, vae, model)
+        options = PAGOptions() if options is None else options
+        check_options_fit(options, model, latent_image)
         decoder = Decoder(model, vae)
         columns = parse_scales(scales)
-        rows = parse_rows(layer_selections, perturbations, PAGOptions() if options is None else options)
+        rows = parse_rows(layer_selections, perturbations, options)
         check_count(len(columns), len(rows))
         # All of them, so that a mistake in the last cell shows before the first is sampled.
         guiders = {cell_of(index, scale, row.options): CFGWindowGuider(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checks import check_percent_range, check_range
+from .checks import SettingError, check_percent_range, check_range
 from .schedule import PercentToSigma, percent_from_sigma, window_from_percent
-from .settings import PAGSettings
+from .settings import NO_NEGATIVE, PAGSettings
 
 
 def relative_cost(share: float, uncond: float, perturbed: float, further: float = 0.0) -> float:
@@ -54,16 +54,21 @@ def plan_run(sigmas: Iterable[float], settings: PAGSettings, percent_to_sigma: P
     if cfg is not None:
         check_range("cfg", cfg, 0.0, 100.0)
     check_percent_range("cfg_start_percent", cfg_start_percent, "cfg_end_percent", cfg_end_percent)
+    is_negative = settings.options.row == "negative" and not settings.is_off
+    if is_negative and cfg == 1.0:
+        raise SettingError(NO_NEGATIVE)
     cfg_window = window_from_percent(cfg_start_percent, cfg_end_percent, percent_to_sigma)
     schedule = settings.schedule(percent_to_sigma)
     steps: list[Step] = []
     acted = 0
     for sigma in sigmas:
         pag = 0.0 if settings.is_off else schedule.scale_at(sigma)
+        scale = cfg if cfg is None or sigma in cfg_window else 1.0
+        if is_negative and scale == 1.0:
+            pag = 0.0  # there is no negative
         # As in a run: the delta is computed in every n-th of the steps in which PAG acts.
         computes = pag > 0.0 and acted % settings.options.reuse_every == 0
         acted += pag > 0.0
-        scale = cfg if cfg is None or sigma in cfg_window else 1.0
         percent = round(percent_from_sigma(sigma, percent_to_sigma), 6)
         steps.append(Step(percent, scale, pag, scale != 1.0, computes))
     return steps

@@ -77,6 +77,8 @@ def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, *, scale: 
 
     Args:
         delta: s·(cond − perturbed), with s = `scale`.
+        cond: the conditional prediction of this step, also where the delta is an earlier step's.
+        perturbed: the delta's own.
         x: the noisy latent x_t.
         sigma: its noise level; of no matter without momentum.
         history: of this run.

@@ -105,6 +105,11 @@ class Perturbation:
         return self.strength == 0.0 or (self.kind.neutral is not None and self.setting == self.kind.neutral[1])
 
     @property
+    def skips_blocks(self) -> bool:
+        """Whether it leaves out whole blocks, however many of their layers are selected."""
+        return self.kind.acts_on_block and not self.kind.needs_map
+
+    @property
     def needs_map(self) -> bool:
         """Whether the attention map, or the block, has to be computed in the weak row."""
         return self.kind.needs_map or self.strength < 1.0

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from .attention import seeded
+from .checks import SettingError
 from .schedule import PercentToSigma, window_from_percent
 from .selection import Layer, SelectionError, meant, select
 
@@ -75,12 +76,27 @@ def all_layers(stages: Iterable[Stage]) -> Chosen:
     return found
 
 
+def _drawn(layers: int, share: float) -> int:
+    """How many of so many layers are drawn, one at least."""
+    return max(1, round(share * layers))
+
+
+def check_draws(stages: Iterable[Stage], share: float) -> None:
+    """Raise SettingError where a share of a stage's layers is all of them, so that nothing would be random."""
+    for stage in stages:
+        count = len(stage.chosen)
+        if share and _drawn(count, share) == count:
+            raise SettingError(f"random_share is {share:g}, and of the {count} that layers selects, that is "
+                               f"{'it' if count == 1 else 'all of them'} in every step. Select more, such as all, "
+                               f"lower random_share, or set it to 0 to perturb them all.")
+
+
 def draw(chosen: Mapping[Layer, T], share: float, seed: int, sigma: float | None) -> dict[Layer, T]:
-    """A share of the chosen layers, one at least, in their order (S², arXiv 2508.12880).
+    """A share of the chosen layers, in their order (S², arXiv 2508.12880).
 
     Drawn by seed and noise level alone, so that neither the batch nor how the host splits it matters.
     """
-    count = max(1, round(share * len(chosen)))
+    count = _drawn(len(chosen), share)
     numbers = set(torch.randperm(len(chosen), generator=seeded("random_share", seed, sigma))[:count].tolist())
     return {layer: heads for number, (layer, heads) in enumerate(chosen.items()) if number in numbers}
 

@@ -1,12 +1,15 @@
 """PAG beside other nodes: replacements of the same layer, taken slots, other guiders, the host's own PAG."""
 
+from dataclasses import replace
+
 import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from comfy_extras.nodes_custom_sampler import CFGOverride, DualCFGGuider, DualModelGuider
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
+from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
 from .composed import HOST, SEPARATE
@@ -155,6 +158,23 @@ def test_other_guiders_give_what_they_give_with_the_hosts_own_pag(guider, compos
     composed.check(request.node.callspec.id.partition(" ")[0], HOST, run.advanced(guider(patched(model, 0.5), run)),
                    reference)
     assert relative_error(run.advanced(guider(model, run)), reference) > 1e-3
+
+
+@pytest.mark.parametrize("sample", [
+    lambda model, run: run.advanced(dual_cfg(model, run, 5.0, 2.0, "regular")),
+    lambda model, run: replace(run, cfg=1.0).ksampler(CFGOverride.execute(model, 5.0, 0.0, 1.0).result[0]),
+], ids=["two scales of its own", "cfg changed by another node"])
+def test_a_negative_that_cfg_does_not_tell_of_is_made_weak(sample):
+    weak = patched(models.sd15(), SCALE, options=PAGOptions(row="negative"))
+    assert relative_error(sample(weak, Run()), sample(models.sd15(), Run())) > 1e-3
+
+
+def test_a_guider_without_post_cfg_functions_is_named(caplog):
+    run = Run(steps=1)
+    guider = DualModelGuider.execute(patched(models.sd15(), SCALE), run.positive, 1.0, models.sd15(), run.negative
+                                     ).result[0]
+    run.advanced(guider)
+    assert "the guider of this run (Guider_DualModel) runs no post-CFG functions" in caplog.text
 
 
 def test_dual_cfg_with_both_scales_1_hands_pag_no_conditioning_and_stays_as_it_is():

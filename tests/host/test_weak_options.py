@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.nodes.host.run.negative import NoNegativeError
 from pag_pack.pag_core.checks import SettingError
 from pag_pack.pag_core.selection import SelectionError
 from pag_pack.pag_core.settings import PAGOptions
+from pag_pack.pag_core.stages import select_stages
 
 from . import models
 from .runs import Run, counted, patched, relative_error
+from .sampled_families import SAMPLED
 
 SCALE = 3.0
 RUN = Run(steps=4, cfg=5.0, latent=models.empty_latent(2, 8, 8))
@@ -49,6 +52,20 @@ def test_a_random_share_is_the_same_however_the_batch_is_split(kind, monkeypatch
     assert relative_error(sampled("all", **share), together) < 1e-4
 
 
+@pytest.mark.parametrize(("layers", "share"), [("m0", 0.1), ("all", 0.95), ("50%: all; 100%: m0", 0.3)])
+def test_a_share_that_draws_all_layers_is_refused_before_sampling(layers, share):
+    with pytest.raises(SettingError, match=rf"random_share is {share}, and of the \d that layers selects"):
+        patched(models.sd15(), SCALE, layers, PAGOptions(random_share=share))
+
+
+def test_of_a_block_with_two_layers_one_is_drawn_where_blocks_are_skipped():
+    found = model_layers(next(how for how in SAMPLED if how.name == "LTX-Video with sound").build())
+    stages = select_stages("all", tuple(found.layers), found.auto)
+    names = [layer.name for layer in found.drawn_from(stages, PAGOptions("skip_block", random_share=0.5))[0].chosen]
+    assert names == ["0", "1"]
+    assert len(found.drawn_from(stages, PAGOptions(random_share=0.5))[0].chosen) == 4
+
+
 def test_stages_are_the_layers_of_two_nodes_with_ranges_of_their_own():
     model = patched(models.sd15(), SCALE, "m0", PAGOptions(end_percent=0.5))
     model = patched(model, SCALE, "u0", PAGOptions(start_percent=0.5))
@@ -81,6 +98,11 @@ def test_a_mask_says_where_pag_acts():
     assert relative_error(masked[..., 4:], without[..., 4:]) < 1e-5
 
 
+def test_a_black_mask_says_so(caplog):
+    sampled(scale_mask=torch.zeros(1, 64, 64))
+    assert "scale_mask is black everywhere" in caplog.text
+
+
 def test_a_mask_for_another_batch_is_refused_before_sampling():
     watched, rows = counted(models.sd15())
     with pytest.raises(SettingError, match="has 3 images, but the batch has 2"):
@@ -99,6 +121,11 @@ def test_rules_on_the_delta_cost_no_row_and_start_anew_in_each_run(rule):
     plain, plain_rows = counted(models.sd15())
     RUN.ksampler(patched(plain, SCALE, "m0", PAGOptions(share_prefix=False)))
     assert rows == plain_rows * 2
+
+
+def test_momentum_is_of_every_step_also_where_the_push_is_reused():
+    every, third = (sampled(momentum=0.5, strength=1e-6, reuse_every=n) for n in (1, 3))
+    assert relative_error(third, every) < 1e-3
 
 
 def test_damping_is_of_the_networks_output():

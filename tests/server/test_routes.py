@@ -263,3 +263,12 @@ def test_the_plot_takes_options_with_a_preset_and_a_skipped_block_costs_less(ask
     assert costs[1] < costs[0] - 0.03
     negative = ask("/pag/plot", {**question, "options": {"perturbation": "skip_block", "row": "negative"}})[1]["cost"]
     assert negative == pytest.approx(1 - 3 / 24 / 2, abs=1e-6)
+    assert "no negative" in ask("/pag/plot", {**question, "cfg": 1.0, "options": {"row": "negative"}})[1]["error"]
+
+
+def test_the_plot_counts_each_stage_by_the_steps_in_which_pag_acts(ask):
+    question = {"model": SD3, "steps": 20, "cfg": 4.0}
+    late = {"options": {"start_percent": 0.6}}
+    staged, plain = (ask("/pag/plot", {**question, **late, "layers": layers})[1]["cost"]
+                     for layers in ("50%: 0; 100%: 20", "20"))
+    assert staged == plain

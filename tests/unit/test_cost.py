@@ -69,6 +69,15 @@ def test_cfg_1_runs_no_unconditional_pass():
     assert run_cost(plan(cfg=1.0), 0.5) == 0.75
 
 
+def test_the_negatives_own_row_is_weak_only_where_there_is_a_negative():
+    steps = plan(cfg_window=(0.0, 0.55), row="negative", perturbation="skip_block")
+    assert [step.runs_perturbed for step in steps] == [True] * 6 + [False] * 5
+    assert run_cost(steps, -0.5) == pytest.approx((11 + 6 - 3) / 22)
+    with pytest.raises(SettingError, match="at cfg 1 there is no negative"):
+        plan(cfg=1.0, row="negative")
+    assert run_cost(plan(0.0, cfg=1.0, row="negative"), 0.5) == 0.5
+
+
 def test_a_sampler_that_is_not_known_is_taken_to_use_cfg():
     steps = plan(cfg=None)
     assert {step.cfg for step in steps} == {None}

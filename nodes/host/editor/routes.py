@@ -206,7 +206,7 @@ def plot_answer(body: dict) -> dict:
     share = None
     if known:
         stages = select_stages(layers, tuple(known.layers.layers), known.layers.auto)
-        share = known.layers.extra(stages, options)
+        share = known.layers.extra(stages, options, [step.percent for step in steps if step.runs_perturbed])
     cost = run_cost(steps, share, float(bool(body.get("exchange")))) if share is not None and steps else None
     points = [asdict(step) for step in steps]
     for point, step in zip(points, plans[-1], strict=True) if len(plans) > 1 else ():

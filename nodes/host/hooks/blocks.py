@@ -7,12 +7,10 @@ weak rows; a block that is skipped at full strength is not computed for these.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from operator import itemgetter
-from uuid import UUID
 
 import torch
 from torch import nn
@@ -27,7 +25,7 @@ from .attention import LayerPerturbation, flags
 from .causal import untouched
 from .compiled import other_forward
 from .module_calls import ModuleCall
-from .rows import map_tensors, pick
+from .rows import map_tensors, pick, running
 from .tokens import TokenCount
 
 
@@ -75,10 +73,10 @@ class BlockPatch:
 
     @contextmanager
     def around(self, network: nn.Module, options: dict, is_ours: Callable[[object], bool],
-               skipped: Callable[[str], None], noise_key: tuple,
-               rows: Callable[[dict], Sequence[UUID]] = itemgetter("uuids")) -> Iterator[dict]:
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
         """For one forward of `network`; arguments as for `TransformerPatch.around`."""
-        if not any(map(is_ours, options["uuids"])):
+        uuids = options["uuids"]
+        if not any(map(is_ours, uuids)):
             yield options
             return
         count, blocks = TokenCount(self.family), blocks_of(network, self.family)
@@ -91,8 +89,7 @@ class BlockPatch:
                 stack.callback(handle.remove)
             for module, parts in of_module.items():
                 def altered(forward: Callable, parts=tuple(parts)) -> Callable:
-                    return _Altered(forward, parts, axes, count, noise_key, skipped,
-                                    lambda batch: flags(rows(options), is_ours, batch))
+                    return _Altered(forward, parts, axes, count, noise_key, skipped, uuids, is_ours)
 
                 stack.enter_context(other_forward(module, altered))
             yield stack.enter_context(untouched(network, options))
@@ -115,7 +112,7 @@ class _Altered:
         parts: the selected layers that the block holds: the video's, the sound's.
         axes: as in `Family.axes`.
         count: where the image tokens are.
-        ours: one flag for each row of a batch.
+        uuids: of the rows that are in the batch at the moment; see `rows.running`.
     """
 
     forward: Callable
@@ -124,7 +121,8 @@ class _Altered:
     count: TokenCount
     noise_key: tuple
     skipped: Callable[[str], None]
-    ours: Callable[[torch.Tensor], list[bool]]
+    uuids: list
+    is_ours: Callable[[object], bool]
 
     @property
     def group(self) -> Group:
@@ -139,7 +137,7 @@ class _Altered:
             return self._by_shape(args, kwargs)
         call = ModuleCall(self.group, self.axes, args, kwargs)
         axis = result_axis(self.axes)
-        ours = self.ours(call.streams[0].movedim(axis, 0))
+        ours = flags(self.uuids, self.is_ours, call.streams[0].movedim(axis, 0))
         if all(ours) and not self.layer.perturbation.kind.is_random:
             ours = [True]  # how they lie in the batch is of no matter
         if call.streams[0].shape[axis] % len(ours):
@@ -149,21 +147,28 @@ class _Altered:
         streams: dict[int, tuple] = {}
         rest: tuple = ()
         if plain:
-            out, rest = call.run(self.forward, call.of_rows(plain, len(ours)))
+            given = call.of_rows(plain, len(ours))
+            with self._running(plain, ours):
+                out, rest = call.run(self.forward, given)
             for place, row in enumerate(plain):
                 streams[row] = tuple(None if x is None else pick(x, [place], len(plain), axis) for x in out)
         for row, weak in enumerate(ours):
             if weak:
-                streams[row], more = self._weak(call.of_rows([row], len(ours)), axis)
+                given = call.of_rows([row], len(ours))
+                with self._running([row], ours):
+                    streams[row], more = self._weak(given, axis)
                 rest = rest or more
         joined = tuple(None if None in parts else parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
                        for parts in zip(*(streams[row] for row in range(len(ours))), strict=True))
         return joined[0] if not call.is_tuple else (*joined, *rest)
 
+    def _running(self, rows: list[int], ours: list[bool]) -> AbstractContextManager[None]:
+        return running(self.uuids, rows if len(ours) == len(self.uuids) else range(len(self.uuids)))
+
     def _by_shape(self, args: tuple, kwargs: dict):
         """The block's result with each tensor moved towards the argument of the same shape; for calls of weak rows
         alone. It runs even where it is skipped, for no one else knows what it returns."""
-        if not all(self.ours(next(iter((*args, *kwargs.values()))))):
+        if not all(map(self.is_ours, self.uuids)):
             raise PerturbationError(f"{self.layer.name} got plain and weak rows in one call, which needs a network "
                                     f"that is known.")
         given: list[torch.Tensor] = []

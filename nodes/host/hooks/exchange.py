@@ -30,7 +30,7 @@ class ExchangePatch:
 
     @contextmanager
     def around(self, network: torch.nn.Module, options: dict, is_ours: Callable[[object], bool],
-               skipped: Callable[[str], None], noise_key: tuple, rows: Callable | None = None) -> Iterator[dict]:
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
         """For one forward of `network`; arguments as for `TransformerPatch.around`."""
         if not any(map(is_ours, options["uuids"])):
             yield options

@@ -8,13 +8,13 @@ earlier units again (Stable Cascade). For calls in which nothing of another node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
 from ..models.families import STACKED, result_axis
 from ..models.units import Units
-from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, pick_stacked
+from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, pick_stacked, running
 
 SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
 
@@ -83,10 +83,7 @@ class JointPrefix:
         self.sources = sources
         self.decline = decline
         self.forward: _Forward | None = None  # while rows are left out
-
-    def rows(self, options: dict) -> Sequence[UUID]:
-        """The uuids of the rows that the batch has at present, in a forward with these transformer_options."""
-        return (self.forward.options if self.forward else options)["uuids"]
+        self.unit = ExitStack()  # what lasts while a unit runs
 
     @contextmanager
     def around(self, options: dict, batch: int) -> Iterator[None]:
@@ -100,7 +97,8 @@ class JointPrefix:
             yield
             return
         self.forward = _Forward(plan, options, batch)
-        with ExitStack() as stack:
+        self.uuids = options["uuids"]
+        with self.unit, ExitStack() as stack:
             for unit in self.units.modules[:self.first]:
                 stack.callback(unit.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 stack.callback(unit.register_forward_hook(self._leave).remove)
@@ -111,13 +109,16 @@ class JointPrefix:
         if self.forward is None:
             return None
         try:
-            return self.forward.left_out(args, kwargs, self.units.axes)
+            left_out = self.forward.left_out(args, kwargs, self.units.axes)
+            self.unit.enter_context(running(self.uuids, self.forward.plan.plain))
+            return left_out
         except UnclearError:
             self.decline(UNCLEAR)
             self.forward = None  # every row runs from here on: the same result
             return None
 
     def _leave(self, module, args, output):
+        self.unit.close()
         return None if self.forward is None else self.forward.put_back(output, result_axis(self.units.axes))
 
     def _finish(self, *_) -> None:

@@ -66,7 +66,7 @@ class ModuleCall:
         def cut(value, place: str | int):
             axis = self.axes.get(place, 0)
             if isinstance(value, dict) and "uuids" in value:
-                return {**value, **{key: [value[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
+                return _options_of_rows(value, rows, of)
             if axis == STACKED:
                 return map_tensors(value, lambda t: pick_stacked(t, rows, of, size))
             if place in self.axes:
@@ -83,3 +83,12 @@ class ModuleCall:
         out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
         count = len(self.streams)
         return out[:count], out[count:]
+
+
+def _options_of_rows(options: dict, rows: list[int], of: int) -> dict:
+    """The host's transformer_options for these rows; U-Nets tell a block in them how large its batch is."""
+    options = {**options, **{key: [options[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
+    if "activations_shape" in options:
+        batch, *shape = options["activations_shape"]
+        options["activations_shape"] = [batch // of * len(rows), *shape]
+    return options

@@ -16,7 +16,7 @@ from ..models.families import result_axis
 from ..models.units import SELF_ATTENTION, Units
 from .entry import is_same
 from .joint import plain_rows
-from .rows import RowPlan, UnclearError, map_tensors, pick, tensors_in
+from .rows import RowPlan, UnclearError, map_tensors, pick, running, tensors_in
 
 
 @contextmanager
@@ -58,7 +58,7 @@ class _Trial:
         # Copies, for the unit may change what it is given. Other random numbers, so that chance shows.
         args = map_tensors(args, torch.clone)
         kwargs = {name: map_tensors(value, torch.clone) for name, value in kwargs.items()}
-        with torch.random.fork_rng(devices=_devices(args)):
+        with running(self.options["uuids"], self.plan.plain), torch.random.fork_rng(devices=_devices(args)):
             torch.manual_seed(torch.initial_seed() ^ 1)
             self.alone = unit.forward(*args, **kwargs)
 

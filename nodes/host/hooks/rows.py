@@ -5,7 +5,8 @@ The host stacks rows (one for each conditioning) of equally many samples along t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -49,6 +50,17 @@ class RowPlan:
     def put_back(self, batch: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """All rows, from a batch of the plain ones."""
         return pick(batch, self.places, len(self.plain), axis)
+
+
+@contextmanager
+def running(uuids: list, rows: Sequence[int]) -> Iterator[None]:
+    """While only these rows of a forward are in the batch: its list of uuids, which all patches of it hold, says so."""
+    every = list(uuids)
+    uuids[:] = [every[row] for row in rows]
+    try:
+        yield
+    finally:
+        uuids[:] = every
 
 
 def pick(batch: torch.Tensor, rows: Sequence[int], of: int, axis: int = 0) -> torch.Tensor:

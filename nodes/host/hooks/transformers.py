@@ -8,11 +8,9 @@ whatever happens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from operator import itemgetter
-from uuid import UUID
 
 import torch
 
@@ -56,8 +54,7 @@ class TransformerPatch:
 
     @contextmanager
     def around(self, network: torch.nn.Module, options: dict, is_ours: Callable[[object], bool],
-               skipped: Callable[[str], None], noise_key: tuple,
-               rows: Callable[[dict], Sequence[UUID]] = itemgetter("uuids")) -> Iterator[dict]:
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
         """Hooks for one forward of `network`; the transformer_options to run it with.
 
         Args:
@@ -65,10 +62,9 @@ class TransformerPatch:
             is_ours: whether a row, by its uuid, is perturbed.
             skipped: called with a layer's name where a call cannot be perturbed.
             noise_key: what the randomness of the layers depends on besides seed and layer.
-            rows: which rows the batch has where it is asked, by their uuids; some may join later.
         """
         if any(is_ours(row) for row in options["uuids"]):
-            forward = _Forward(self.family, self.layers, partial(rows, options), is_ours, skipped, noise_key)
+            forward = _Forward(self.family, self.layers, options["uuids"], is_ours, skipped, noise_key)
             with ExitStack() as stack:
                 for handle in forward.hooks(network):
                     stack.callback(handle.remove)
@@ -80,11 +76,11 @@ class TransformerPatch:
 class _Forward:
     """One forward of a network: where its text ends, as far as it has got."""
 
-    def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation],
-                 rows: Callable[[], Sequence[UUID]], is_ours, skipped, noise_key: tuple) -> None:
+    def __init__(self, family: Family, layers: dict[TransformerKey, LayerPerturbation], uuids, is_ours, skipped,
+                 noise_key: tuple) -> None:
         self.family = family
         self.layers = layers
-        self.rows = rows
+        self.uuids = uuids  # of the rows that are in the batch at the moment; see `rows.running`
         self.is_ours = is_ours
         self.skipped = skipped
         self.noise_key = noise_key
@@ -96,7 +92,7 @@ class _Forward:
         for group, module, layer in selected_modules(network, self.family, self.layers):
             if group.values:
                 yield from value_hooks(module, group.values, num_heads(module, group), layer,
-                                       lambda batch: flags(self.rows(), self.is_ours, batch))
+                                       lambda batch: flags(self.uuids, self.is_ours, batch))
             else:
                 yield module.register_forward_pre_hook(self._enter(layer, group), with_kwargs=True)
                 yield module.register_forward_hook(self._leave)
@@ -131,7 +127,7 @@ class _Forward:
 
     def _perturbed(self, layer: LayerPerturbation, group: Group, func, whole, q, k, v, heads, mask=None, *args,
                    skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
-        ours = flags(self.rows(), self.is_ours, q)
+        ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
         image = self.count.image_tokens(group.tokens, keys)

@@ -22,7 +22,7 @@ class UNetPatch:
 
     @contextmanager
     def around(self, network: torch.nn.Module, options: dict, is_ours: Callable[[object], bool],
-               skipped: Callable[[str], None], noise_key: tuple, rows: Callable | None = None) -> Iterator[dict]:
+               skipped: Callable[[str], None], noise_key: tuple) -> Iterator[dict]:
         """For one forward of `network`: the transformer_options to run it with, our replacements around those that are
         there. Arguments as for `TransformerPatch.around`."""
         replace = options.get("patches_replace", {})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from ....pag_core.selection import Layer, SelectionError, select
 from ....pag_core.settings import PAGOptions
-from ....pag_core.stages import Stage, draw
+from ....pag_core.stages import Chosen, Stage, draw
 from .adm_model import ADMNetwork
 from .defaults import published_for
 from .families import (
@@ -79,19 +79,32 @@ class ModelLayers:
         """What the perturbed pass of these layers costs as a share of a whole forward; `how` as in `PassCost.share`."""
         return self.cost.share({self.layers[layer]: heads for layer, heads in chosen.items()}, **how)
 
+    def drawn_from(self, stages: Iterable[Stage], options: PAGOptions) -> tuple[Stage, ...]:
+        """The stages with the layers of which a random share is drawn: of a block that is skipped, one."""
+        if not (options.random_share and options.skips_blocks):
+            return tuple(stages)
+        return tuple(replace(stage, chosen=self._one_a_block(stage.chosen)) for stage in stages)
 
-    def extra(self, stages: Iterable[Stage], options: PAGOptions) -> float:
-        """What PAG's weak rows cost as a share of a whole forward, on average over a run; below 0 where the negative's
-        own row is spared blocks."""
+    def _one_a_block(self, chosen: Chosen) -> Chosen:
+        first = {}
+        for layer in chosen:
+            first.setdefault(self.cost.blocks[self.layers[layer]][0], layer)
+        return {layer: chosen[layer] for layer in first.values()}
+
+    def extra(self, stages: Iterable[Stage], options: PAGOptions, steps: Collection[float] | None = None) -> float:
+        """What PAG's weak rows cost as a share of a whole forward, on average over some steps, by their progress from 0
+        to 1; over a whole run where these are not given. Below 0 where the negative's own row is spared blocks."""
         how = {"needs_maps": options.needs_map, "shares_prefix": options.share_prefix,
-               "skips_blocks": options.kind.acts_on_block and not options.needs_map}
+               "skips_blocks": options.skips_blocks and not options.needs_map}
         if options.row == "negative":
             how["shares_prefix"] = False
         total = 0.0
-        for stage in stages:
+        for stage in self.drawn_from(stages, options):
             draws = [draw(stage.chosen, options.random_share, options.perturbation_seed, float(step))
                      for step in range(_DRAWS)] if options.random_share else [stage.chosen]
-            total += (stage.end - stage.start) * sum(self.share(chosen, **how) for chosen in draws) / len(draws)
+            part = stage.end - stage.start if not steps else sum(
+                stage.start < step <= stage.end or step == stage.start == 0 for step in steps) / len(steps)
+            total += part * sum(self.share(chosen, **how) for chosen in draws) / len(draws)
         return total - 1.0 if options.row == "negative" else total
 
 

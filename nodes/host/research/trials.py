@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pag_core.mask import fit_mask
 from ....pag_core.settings import PAGOptions, PAGSettings
 from ..run.negative import check_negative
 from ..run.patching import attach
 from ..run.preview import Progress
 from ..sampling.decoding import Decoder
 from ..sampling.guider import CFGWindowGuider
-from ..sampling.sampling import sample_latent
+from ..sampling.sampling import check_options_fit, sample_latent
 from .kept import KeptPictures, eight_bits
 
 
@@ -51,8 +50,7 @@ class Sampling:
 
     def check(self, group: Group, selections: Iterable[str]) -> None:
         """Raise, before anything is sampled, what sampling these selections would raise."""
-        if self.options.scale_mask is not None:
-            fit_mask(self.options.scale_mask, tuple(self.latent["samples"].shape))
+        check_options_fit(self.options, self.model, self.latent)
         for layers in selections:
             guider = self.guider(group, layers, self.scale)
             if self.options.row == "negative":

@@ -23,6 +23,7 @@ from ..hooks.kept import PrefixLostError, PrefixStore
 from ..hooks.rows import UnclearError
 from .control import with_kept_controls
 from .forwards import Forwards
+from .latents import latent_by_latent
 from .neighbours import others_in_conds
 from .predictions import Pair
 from .run import Run
@@ -149,26 +150,37 @@ class WeakPass:
 
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − weak) (PAG Eq. 14)."""
+        cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
         if self.pair is None:
-            cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
             self.pair = Pair(cond, self._call_of_its_own(args), self.sigma)
         if self.scale == 0.0:
             return args["denoised"]
         options = self.settings.options
-        if options.reuse_every > 1:
-            self.run.keep(self.pair)
         # What the model makes of a network output of zero; the parts of the prediction are measured from there.
         origin = args["model"].model_sampling.calculate_denoised(
             args["sigma"], torch.zeros_like(args["input"]),
             args["input"]) if options.rescale or options.early_damping else None
-        delta = shaped(perturbed_attention_delta(self.pair.cond, self.pair.perturbed, self.scale), *self.pair[:2],
-                       args["input"], scale=self.scale, sigma=self.sigma or 0.0, history=self.run.history,
-                       early_damping=options.early_damping, momentum=options.momentum,
-                       coarse_scale=options.coarse_scale, tangential_scale=options.tangential_scale, origin=origin)
+        if options.early_damping and self.pair.origin is None:
+            self.pair = self.pair._replace(origin=origin)
+        if options.reuse_every > 1:
+            self.run.keep(self.pair)
+
+        def ruled(number: int, delta, cond, perturbed, x, origin) -> torch.Tensor:
+            return shaped(delta, cond, perturbed, x, scale=self.scale, sigma=self.sigma or 0.0,
+                          history=self.run.history[number], early_damping=options.early_damping,
+                          momentum=options.momentum, coarse_scale=options.coarse_scale,
+                          tangential_scale=options.tangential_scale, origin=origin)
+
+        def guided(_: int, denoised, cond, delta, origin, uncond) -> torch.Tensor:
+            return guide(denoised, cond, delta, options.rescale, options.rescale_mode, origin=origin, uncond=uncond)
+
+        shapes = self.run.latent_shapes
+        delta = latent_by_latent(ruled, shapes, perturbed_attention_delta(*self.pair[:2], self.scale), cond,
+                                 self.pair.perturbed, args["input"], self.pair.origin)
         delta = self.run.weighed(delta)
         self.run.record(delta)
-        return guide(args["denoised"], args["cond_denoised"], delta, options.rescale, options.rescale_mode,
-                     origin=origin, uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
+        return latent_by_latent(guided, shapes, args["denoised"], args["cond_denoised"], delta, origin,
+                                args["uncond_denoised"] if args["uncond"] is not None else None)
 
     def _call_of_its_own(self, args: dict) -> torch.Tensor:
         """The weak prediction [B, C, ...] from a call of the weak rows alone.

@@ -6,10 +6,9 @@ which a node swaps for the length of a call (compiled ones) are there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from uuid import UUID
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -29,10 +28,6 @@ STATEFUL = "the network keeps tensors from call to call"
 PACKED = "the network lays out the rows of a batch in a way of its own"
 MOVED = "another node calls the model without saying which rows the batch has"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
-
-
-def _all_rows(options: dict) -> Sequence[UUID]:
-    return options["uuids"]
 
 
 class Forwards:
@@ -126,7 +121,6 @@ class Forwards:
     def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,
                entry: Entry | None) -> Iterator[dict]:
         with ExitStack() as stack:
-            rows = _all_rows
             if units is not None and all(step.settings.options.share_prefix for step in self.passes):
                 firsts = [step.first_unit for step in self.passes]
                 # Rows join at one unit; of several, at that which saves most. Those altered before it run from the
@@ -141,8 +135,7 @@ class Forwards:
 
                 prefix = JointPrefix(units, first, sources, decline)
                 stack.enter_context(prefix.around(options, x.shape[0]))
-                rows = prefix.rows
-            yield self._perturbed(stack, network, options, rows)
+            yield self._perturbed(stack, network, options)
 
     @contextmanager
     def _alone(self, store: PrefixStore | None, network, units, options: dict, x: torch.Tensor, control,
@@ -212,11 +205,10 @@ class Forwards:
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
             yield noting(options, KEY, entry.note) if entry else options
 
-    def _perturbed(self, stack: ExitStack, network, options: dict,
-                   rows: Callable[[dict], Sequence[UUID]] = _all_rows) -> dict:
+    def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
         for step in self.passes:
             options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
-                                                            step.run.skipped.add, step.noise_key, rows))
+                                                            step.run.skipped.add, step.noise_key))
         return options
 
 

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import comfy.utils
 import torch
 
+from ....pag_core.checks import SettingError
+from ....pag_core.mask import fit_mask
 
-def spread(values: Sequence[float], shapes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[1, 1, N] one value for all numbers of each latent.
+Shapes = Sequence[Sequence[int]]
+"""[B, ...] of the latents, in their order; one or none where nothing is packed."""
 
-    Args:
-        shapes: of the latents, [B, ...], in their order.
-    """
+
+def spread(values: Sequence[float], shapes: Shapes) -> torch.Tensor:
+    """[1, 1, N] one value for all numbers of each latent."""
     return torch.cat([torch.full((1, 1, math.prod(shape[1:])), value)
                       for value, shape in zip(values, shapes, strict=True)], dim=-1)
+
+
+def latent_by_latent(rule: Callable[..., torch.Tensor], shapes: Shapes, *tensors: torch.Tensor | None) -> torch.Tensor:
+    """What `rule` makes of each latent, from its number and its part of these tensors, in one tensor again."""
+    if len(shapes) < 2:
+        return rule(0, *tensors)
+    parts = ([None] * len(shapes) if t is None else comfy.utils.unpack_latents(t, shapes) for t in tensors)
+    return comfy.utils.pack_latents([rule(number, *of_one) for number, of_one in enumerate(zip(*parts, strict=True))]
+                                    )[0]
+
+
+def check_mask(mask: torch.Tensor | None, shapes: Shapes) -> None:
+    """Raise SettingError where a scale_mask fits no latent of these shapes."""
+    if mask is None:
+        return
+    if len(shapes) > 1:
+        raise SettingError("scale_mask needs a latent of images or video alone; this one holds several latents. "
+                           "Disconnect the mask.")
+    fit_mask(mask, tuple(shapes[0]))

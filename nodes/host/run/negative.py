@@ -12,9 +12,11 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
+from ....pag_core.settings import NO_NEGATIVE
 from ..hooks.compiled import uncompiled
 from ..hooks.ways import Patch
-from .neighbours import CALC_COND_BATCH, wrappers_around_calls
+from .calls import JointCall
+from .neighbours import CALC_COND_BATCH, has_others, wrappers_around_calls
 from .run import Run
 
 _KEY = "perturbed_attention_guidance_negative"
@@ -25,10 +27,13 @@ class NoNegativeError(ValueError):
 
 
 def check_negative(guider) -> None:
-    """Raise NoNegativeError where a guider computes no negative in any step, before it samples."""
-    if getattr(guider, "cfg", None) == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False):
-        raise NoNegativeError("row is negative, but at cfg 1 there is no negative whose row could be weak. Raise cfg, "
-                              "or set row to extra in PAG Options.")
+    """Raise NoNegativeError where a guider computes no negative in any step, before it samples. Of guiders with a
+    formula of their own, and of nodes that change cfg during a run, the end of the run will tell."""
+    has_own_scales = getattr(type(guider), "set_cfg", None) is not comfy.samplers.CFGGuider.set_cfg
+    if has_own_scales or has_others(guider.model_patcher.wrappers.get(WrappersMP.PREDICT_NOISE, {})):
+        return
+    if guider.cfg == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False):
+        raise NoNegativeError(NO_NEGATIVE)
 
 
 def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tuple, run: Run) -> dict:
@@ -43,7 +48,8 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
     # Others' wrappers may lay a batch out anew: then nothing but a batch of its own tells the negative's rows.
     is_apart = run.found.is_apart or patch.is_apart or run.apart or wrappers_around_calls(model_options)
-    if is_apart and CALC_COND_BATCH not in options:
+    chained = options.get(CALC_COND_BATCH)  # another PAG's call of all rows, maybe; its own rows then run apart too
+    if is_apart and (chained is None or isinstance(chained, JointCall)):
         options[CALC_COND_BATCH] = _one_by_one
     return options
 

@@ -31,7 +31,7 @@ def others_in_options(model_options: dict) -> str | None:
     if is_compiled(model_options):
         return "the model is compiled"
     for kind in _AROUND_CALLS:
-        if _others(options.get("wrappers", {}).get(kind, {})):
+        if has_others(options.get("wrappers", {}).get(kind, {})):
             return "another node wraps the model's calls"
     if any(options.get("patches", {}).values()):
         return "another node patches the network's blocks"
@@ -96,7 +96,7 @@ def looks_between_units(model_options: dict) -> bool:
     options = model_options.get("transformer_options", {})
     return (FUNCTION_WRAPPER in model_options or any(options.get("patches", {}).values())
             or any(name != "attn1" and name != "attn2" for name in options.get("patches_replace", {}))
-            or _others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})))
+            or has_others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})))
 
 
 def acts_in_units(options: dict) -> bool:
@@ -105,5 +105,6 @@ def acts_in_units(options: dict) -> bool:
         options.get("patches_replace", {}).get(name) for name in ("attn1", "attn2"))
 
 
-def _others(wrappers: dict) -> bool:
+def has_others(wrappers: dict) -> bool:
+    """Whether there are any but ours among the wrappers of one kind."""
     return any(found for key, found in wrappers.items() if key != KEY)

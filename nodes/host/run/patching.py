@@ -22,7 +22,7 @@ from ....pag_core.checks import SettingError
 from ....pag_core.mask import fit_mask
 from ....pag_core.selection import SelectionError, heads_text
 from ....pag_core.settings import PAGSettings
-from ....pag_core.stages import Chosen, LayerPlan, Stage, select_stages
+from ....pag_core.stages import Chosen, LayerPlan, Stage, check_draws, select_stages
 from ..hooks.attention import LayerPerturbation
 from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
@@ -35,7 +35,7 @@ from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
 from .guiders import asked
-from .latents import spread
+from .latents import check_mask, spread
 from .negative import check_negative, with_weak_negative
 from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options, wrappers_around_calls
 from .observation import Observer, observed_callback, watched_step
@@ -66,6 +66,8 @@ def attach(model: ModelPatcher, settings: PAGSettings, observer: Observer | None
     stages = select_stages(settings.layers, tuple(found.layers), found.auto)
     weak = {key: layer for stage in stages for key, layer in _weak_layers(found, settings, stage.chosen).items()}
     way_in(found, weak)  # refuses what this model does not allow
+    stages = found.drawn_from(stages, settings.options)
+    check_draws(stages, settings.options.random_share)
     model = model.clone()
     if settings.is_off and observer is None:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked_sample)
@@ -133,11 +135,7 @@ class Guidance:
         if self.found.family and self.found.family.one_sample and noise.shape[0] > 1:
             raise SettingError(f"{self.found.name} mixes up the samples of a batch where PAG has to run it; sample one "
                                f"at a time, not {noise.shape[0]}.")
-        if options.scale_mask is not None:
-            if noise.is_nested:
-                raise SettingError("scale_mask needs a latent of images or video alone; this one holds several "
-                                   "latents. Disconnect the mask.")
-            fit_mask(options.scale_mask, tuple(noise.shape))
+        check_mask(options.scale_mask, kwargs.get("latent_shapes") or [noise.shape])
         if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
             raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
                              f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
@@ -166,7 +164,7 @@ class Guidance:
         plan = LayerPlan(self.stages, to_sigma, self.settings.options.random_share,
                          self.settings.options.perturbation_seed)
         return Run(self.found, schedule, plan, levels, self.observer is not None or self.has_delta_preview,
-                   proof, self._weigh(latent_shapes))
+                   proof, latent_shapes or (), self._weigh(latent_shapes))
 
     def _weigh(self, latent_shapes: list | None) -> Callable[[torch.Size], torch.Tensor] | None:
         """What multiplies a delta of some shape: the user's mask, or each latent's own scale."""
@@ -222,12 +220,14 @@ class Guidance:
                 return guided()
         options = model_options.copy()
         step = None
+        run.wanted += scale != 0.0
         if scale != 0.0 or self._is_shown(run, sigma):
             every = self.settings.options.reuse_every
             earlier = run.reusable(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
             step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
+            options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]
             # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
             after = options.get(_POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
@@ -262,7 +262,6 @@ class Guidance:
             run.memory.begin(wrappers_around_calls(options), [model.diffusion_model for model in models])
         store.add(step.first_unit, run.cond_index)
         run.store = store
-        options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]
         if reason:
             run.declined_joint.add(reason)
         elif is_joined:

@@ -11,12 +11,13 @@ import torch
 class Pair(NamedTuple):
     """The two predictions whose difference PAG adds, [B, C, ...], and the noise level they were made at.
 
-    The level is None where nobody asked for it.
+    The level is None where nobody asked for it, and so is the x̂0 of a network output of zero.
     """
 
     cond: torch.Tensor
     perturbed: torch.Tensor
     sigma: float | None
+    origin: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

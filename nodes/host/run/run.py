@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
@@ -17,6 +18,7 @@ from ..hooks.kept import PrefixStore
 from ..messages import tell
 from ..models.layers import ModelLayers
 from ..models.units import LayerKey, Units
+from .latents import Shapes
 from .neighbours import has_other_forwards, others_in_network
 from .predictions import Pair, Predictions
 from .states import Memory
@@ -49,16 +51,18 @@ class Run:
         plan: in which layers.
         sigmas: the sampler's noise levels; None where nobody asks for steps.
         is_watched: whether somebody looks at the predictions of every step; see `observation`.
+        latent_shapes: of the latents that are packed into one.
         weigh: what PAG's delta of this shape is multiplied by; None for nothing.
     """
 
     def __init__(self, found: ModelLayers, schedule: ScaleSchedule, plan: LayerPlan, sigmas: list[float] | None = None,
-                 is_watched: bool = False, proof: Proof | None = None,
+                 is_watched: bool = False, proof: Proof | None = None, latent_shapes: Shapes = (),
                  weigh: Callable[[torch.Size], torch.Tensor] | None = None) -> None:
         self.found = found
         self.schedule = schedule
         self.plan = plan
-        self.history = History()
+        self.latent_shapes = latent_shapes
+        self.history: dict[int, History] = defaultdict(History)  # of each latent
         self.is_negative = False  # whether the negative's own row is to be weak
         self.weak_negatives = 0  # forwards in which the negative's own row was weak
         self.sigmas = sigmas
@@ -68,6 +72,7 @@ class Run:
         self.predictions: Predictions | None = None  # the latest, where the run is watched
         self.calls = 0  # of PAG, by the guider
         self.is_asked = False  # whether it is in one of these
+        self.wanted = 0  # evaluations in which it was to add something
         self.steps = 0  # in which it added something
         self.largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
         self.skipped: set[str] = set()  # layers whose attention was left alone
@@ -206,12 +211,17 @@ class Run:
                   "Raise cfg, or set row to extra in PAG Options.")
         elif self.is_negative:
             return
+        elif self.wanted and self.steps == 0:
+            _tell(f"PAG had no effect: the guider of this run ({guider}) runs no post-CFG functions, by which PAG "
+                  f"acts. Raise its cfg above 1, or use another guider, for example PAG Guider.")
         elif self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")
         elif not torch.isfinite(self.largest_delta):
             _tell("PAG: the model returned NaN or infinite values, so the image is unusable. If the model runs in half "
                   "precision, start ComfyUI with --force-fp32; otherwise lower the scales.")
+        elif self._weights is not None and not self._weights.any():
+            _tell("PAG had no effect: scale_mask is black everywhere.")
         elif self.largest_delta == 0 or self.skipped >= self.selected:
             _tell(f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect.")
 

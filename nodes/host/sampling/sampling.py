@@ -7,7 +7,10 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 
+from ....pag_core.settings import PAGOptions
+from ..run.latents import check_mask
 from ..run.preview import Progress
 from ..sockets import check_latent
 from .guider import CFGWindowGuider
@@ -40,15 +43,26 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
 def run_sampler(guider: comfy.samplers.CFGGuider, latent: dict, seed: int, sampler: comfy.samplers.Sampler,
                 sigmas: torch.Tensor, progress: Progress | None = None) -> dict:
     """The same with a sampler and noise levels [steps + 1] of one's own."""
-    check_latent(latent)
     model = guider.model_patcher
-    samples = comfy.sample.fix_empty_latent_channels(
-        model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})
+    samples = fitted(model, latent)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     samples = guider.sample(
         noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=progress or Progress(model),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
     return {**{key: value for key, value in latent.items() if key not in _DOWNSCALE}, "samples": intermediate(samples)}
+
+
+def fitted(model: ModelPatcher, latent: dict) -> torch.Tensor:
+    """The samples of a LATENT as the host's KSampler gives them to this model: an empty one takes its form."""
+    check_latent(latent)
+    return comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"], **{key: latent[key] for key in _DOWNSCALE if key in latent})
+
+
+def check_options_fit(options: PAGOptions, model: ModelPatcher, latent: dict) -> None:
+    """Raise SettingError where a run of this LATENT would refuse its scale_mask."""
+    samples = fitted(model, latent)
+    check_mask(options.scale_mask, [part.shape for part in (samples.unbind() if samples.is_nested else [samples])])
 
 
 def intermediate(samples: torch.Tensor) -> torch.Tensor:
