@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checks import SettingError, check_percent_range, check_range
+from .checks import check_percent_range, check_range
 from .schedule import PercentToSigma, percent_from_sigma, window_from_percent
-from .settings import NO_NEGATIVE, PAGSettings
+from .settings import PAGSettings, check_has_negative
 
 
 def relative_cost(share: float, uncond: float, perturbed: float, further: float = 0.0) -> float:
@@ -55,8 +55,8 @@ def plan_run(sigmas: Iterable[float], settings: PAGSettings, percent_to_sigma: P
         check_range("cfg", cfg, 0.0, 100.0)
     check_percent_range("cfg_start_percent", cfg_start_percent, "cfg_end_percent", cfg_end_percent)
     is_negative = settings.options.row == "negative" and not settings.is_off
-    if is_negative and cfg == 1.0:
-        raise SettingError(NO_NEGATIVE)
+    if is_negative:
+        check_has_negative(cfg)
     cfg_window = window_from_percent(cfg_start_percent, cfg_end_percent, percent_to_sigma)
     schedule = settings.schedule(percent_to_sigma)
     steps: list[Step] = []

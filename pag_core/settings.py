@@ -16,11 +16,20 @@ from .schedule import ADAPTIVE_SCHEDULES, SCHEDULES, PercentToSigma, ScaleSchedu
 MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
 PREVIEWS = ("denoised", "delta")
 ROWS = ("extra", "negative")
-NO_NEGATIVE = ("row is negative, but at cfg 1 there is no negative whose row could be weak. Raise cfg, or set row to "
-               "extra in PAG Options.")
 _ON_THE_DELTA = ("schedule", "rescale", "reuse_every", "preview", "early_damping", "momentum", "coarse_scale",
                  "tangential_scale", "scale_mask")
 MAX_SIGMA = 10000.0  # above every model's largest noise level, so that it stands for no limit
+
+
+class NoNegativeError(SettingError):
+    """The negative's row is to be weak, but CFG is off."""
+
+
+def check_has_negative(cfg: float | None) -> None:
+    """Raise NoNegativeError where CFG at this scale computes no negative, whose row could be weak."""
+    if cfg == 1.0:
+        raise NoNegativeError("row is negative, but at cfg 1 there is no negative whose row could be weak. Raise cfg, "
+                              "or set row to extra in PAG Options.")
 
 
 @dataclass(frozen=True)

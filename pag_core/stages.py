@@ -86,9 +86,9 @@ def check_draws(stages: Iterable[Stage], share: float) -> None:
     for stage in stages:
         count = len(stage.chosen)
         if share and _drawn(count, share) == count:
-            raise SettingError(f"random_share is {share:g}, and of the {count} that layers selects, that is "
-                               f"{'it' if count == 1 else 'all of them'} in every step. Select more, such as all, "
-                               f"lower random_share, or set it to 0 to perturb them all.")
+            raise SettingError(f"random_share is {share:g}, but of {count} selected it draws {count}, so nothing is "
+                               f"random. Select more layers, such as all, lower random_share, or set it to 0 to "
+                               f"perturb them all.")
 
 
 def draw(chosen: Mapping[Layer, T], share: float, seed: int, sigma: float | None) -> dict[Layer, T]:

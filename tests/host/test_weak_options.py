@@ -3,10 +3,9 @@
 import pytest
 import torch
 from pag_pack.nodes.host.models.layers import model_layers
-from pag_pack.nodes.host.run.negative import NoNegativeError
 from pag_pack.pag_core.checks import SettingError
 from pag_pack.pag_core.selection import SelectionError
-from pag_pack.pag_core.settings import PAGOptions
+from pag_pack.pag_core.settings import NoNegativeError, PAGOptions
 from pag_pack.pag_core.stages import select_stages
 
 from . import models
@@ -54,7 +53,7 @@ def test_a_random_share_is_the_same_however_the_batch_is_split(kind, monkeypatch
 
 @pytest.mark.parametrize(("layers", "share"), [("m0", 0.1), ("all", 0.95), ("50%: all; 100%: m0", 0.3)])
 def test_a_share_that_draws_all_layers_is_refused_before_sampling(layers, share):
-    with pytest.raises(SettingError, match=rf"random_share is {share}, and of the \d that layers selects"):
+    with pytest.raises(SettingError, match=rf"random_share is {share}, but of (\d) selected it draws \1"):
         patched(models.sd15(), SCALE, layers, PAGOptions(random_share=share))
 
 

@@ -12,7 +12,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
-from ....pag_core.settings import NO_NEGATIVE
+from ....pag_core.settings import check_has_negative
 from ..hooks.compiled import uncompiled
 from ..hooks.ways import Patch
 from .calls import JointCall
@@ -22,18 +22,14 @@ from .run import Run
 _KEY = "perturbed_attention_guidance_negative"
 
 
-class NoNegativeError(ValueError):
-    """The negative's row is to be weak, but CFG is off."""
-
-
 def check_negative(guider) -> None:
     """Raise NoNegativeError where a guider computes no negative in any step, before it samples. Of guiders with a
     formula of their own, and of nodes that change cfg during a run, the end of the run will tell."""
     has_own_scales = getattr(type(guider), "set_cfg", None) is not comfy.samplers.CFGGuider.set_cfg
     if has_own_scales or has_others(guider.model_patcher.wrappers.get(WrappersMP.PREDICT_NOISE, {})):
         return
-    if guider.cfg == 1.0 and not guider.model_options.get("disable_cfg1_optimization", False):
-        raise NoNegativeError(NO_NEGATIVE)
+    if not guider.model_options.get("disable_cfg1_optimization", False):
+        check_has_negative(guider.cfg)
 
 
 def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tuple, run: Run) -> dict:
