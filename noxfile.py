@@ -20,7 +20,8 @@ INTERRUPT_TIMEOUT = 2
 TESTS = ("lint", "test", "train")
 COVERAGE = ("test", "train", "coverage")
 # One process for each core, for small tensors leave all cores but one idle. What the tests of a file share, they share.
-AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+# In their own order: the files of few tests, which xdist would take last, hold the longest ones.
+AT_ONCE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("-m", "not slow")
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -93,7 +94,7 @@ def tests(session: nox.Session) -> None:
         run(session, "-m", "pytest", *session.posargs, groups=TESTS)
         return
     parts = ["unit (the core, with no ComfyUI in reach)", "host (in a ComfyUI process)", "server (over its API)",
-             *(["browser (the editor in chromium)", "evaluation and training"] if everything else [])]
+             *(["browser (the editor in chromium)", "training and evaluation"] if everything else [])]
     session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
     options = AT_ONCE if everything else (*AT_ONCE, *QUICK)
     run(session, "-m", "pytest", "tests/unit", *options, groups=TESTS, without_host=True)
@@ -102,7 +103,7 @@ def tests(session: nox.Session) -> None:
     if everything:
         # It skips itself, and says so, without a chromium.
         run(session, "-m", "pytest", "tests/browser", *AT_ONCE, groups=TESTS)
-        run(session, "-m", "pytest", "tests/evaluation", "tests/training", *AT_ONCE, groups=TESTS)
+        run(session, "-m", "pytest", "tests/training", "tests/evaluation", *AT_ONCE, groups=TESTS)
 
 
 @nox.session
