@@ -125,6 +125,36 @@ def test_the_blocks_of_an_unknown_network_are_found_by_their_structure(strength)
     torch.testing.assert_close(run(network, inputs, [PERTURBED], strength=strength), expected)
 
 
+class Staged(torch.nn.Module):
+    """Its blocks lie in stages, which only hold them; of each it may run the layer alone."""
+
+    def __init__(self, whole: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stages = torch.nn.ModuleList(torch.nn.ModuleDict({"pieces": torch.nn.ModuleList(
+            Block() for _ in range(2))}) for _ in range(3))
+        self.whole = whole
+
+    def forward(self, x, timestep, context, transformer_options=None, **kwargs):
+        for stage in self.stages:
+            for block in stage["pieces"]:
+                x = block(x, context)[0] if self.whole else x + block.linear(x)
+        return x
+
+
+def test_blocks_in_stages_are_found_and_skipped():
+    network, inputs = Staged(), {"x": torch.randn(1, 6, 8), "timesteps": torch.full((1,), 0.5),
+                                 "context": torch.randn(1, 3, 8)}
+    assert [layer.name for layer in network_layers(network).layers] == list("012345")
+    with torch.inference_mode():
+        x = inputs["x"]
+        for index, block in enumerate(block for stage in network.stages for block in stage["pieces"]):
+            x = x if index == 3 else block(x, inputs["context"])[0]
+    torch.testing.assert_close(run(network, inputs, [PERTURBED], layer="3"), x)
+    with pytest.raises(PerturbationError, match=r"layers: 3 of Staged cannot be skipped: the network does not run it"):
+        run(Staged(whole=False), inputs, [PERTURBED], layer="3")
+
+
 def test_a_block_that_changes_size_is_refused_by_name():
     inputs = {"x": torch.randn(1, 6, 8), "timesteps": torch.full((1,), 0.5), "context": torch.randn(1, 5, 8)}
     with pytest.raises(PerturbationError, match=r"layers: 1 cannot be skipped: its output is 1×3×8"):

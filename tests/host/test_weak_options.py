@@ -4,6 +4,7 @@ import pytest
 import torch
 from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.checks import SettingError
+from pag_pack.pag_core.delta import split
 from pag_pack.pag_core.selection import SelectionError
 from pag_pack.pag_core.settings import NoNegativeError, PAGOptions
 from pag_pack.pag_core.stages import select_stages
@@ -11,6 +12,7 @@ from pag_pack.pag_core.stages import select_stages
 from . import models
 from .runs import Run, counted, patched, relative_error
 from .sampled_families import SAMPLED
+from .test_family_sampling import sampled as sampled_family
 
 SCALE = 3.0
 RUN = Run(steps=4, cfg=5.0, latent=models.empty_latent(2, 8, 8))
@@ -120,6 +122,15 @@ def test_rules_on_the_delta_cost_no_row_and_start_anew_in_each_run(rule):
     plain, plain_rows = counted(models.sd15())
     RUN.ksampler(patched(plain, SCALE, "m0", PAGOptions(share_prefix=False)))
     assert rows == plain_rows * 2
+
+
+def test_rules_act_on_each_of_several_latents():
+    """What is coarse in the video is not mixed with the sound, with which it shares one tensor."""
+    how = next(how for how in SAMPLED if how.name == "LTX-Video with sound")
+    model, run = how.build(), sampled_family(how, 1.0, 2, steps=1)
+    fine, whole = (run.model_patch(model, SCALE, "1", PAGOptions(coarse_scale=scale)).unbind() for scale in (0.0, 1.0))
+    for one, other, plain in zip(fine, whole, run.ksampler(model).unbind(), strict=True):
+        torch.testing.assert_close(one - plain, split(other - plain, 0.0), rtol=1e-3, atol=1e-4)
 
 
 def test_momentum_is_of_every_step_also_where_the_push_is_reused():

@@ -87,12 +87,17 @@ class BlockPatch:
         with ExitStack() as stack:
             for handle in count.hooks(network, self.layers if self.family else ()):
                 stack.callback(handle.remove)
+            run: set[str] = set()
             for module, parts in of_module.items():
                 def altered(forward: Callable, parts=tuple(parts)) -> Callable:
-                    return _Altered(forward, parts, axes, count, noise_key, skipped, uuids, is_ours)
+                    return _Altered(forward, parts, axes, count, noise_key, skipped, uuids, is_ours, run)
 
                 stack.enter_context(other_forward(module, altered))
             yield stack.enter_context(untouched(network, options))
+            idle = sorted({layer.name for layer in self.layers.values()} - run)
+            if idle and self.family and self.family.is_found:
+                raise PerturbationError(f"layers: {', '.join(idle)} of {self.family.name} cannot be skipped: the "
+                                        f"network does not run it as a whole. Select other layers.")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class _Altered:
         axes: as in `Family.axes`.
         count: where the image tokens are.
         uuids: of the rows that are in the batch at the moment; see `rows.running`.
+        run: gets the names of the layers whose block has run.
     """
 
     forward: Callable
@@ -123,6 +129,7 @@ class _Altered:
     skipped: Callable[[str], None]
     uuids: list
     is_ours: Callable[[object], bool]
+    run: set[str]
 
     @property
     def group(self) -> Group:
@@ -133,6 +140,7 @@ class _Altered:
         return self.parts[0].layer
 
     def __call__(self, *args, **kwargs):
+        self.run.update(part.layer.name for part in self.parts)
         if self.group.by_shape:
             return self._by_shape(args, kwargs)
         call = ModuleCall(self.group, self.axes, args, kwargs)

@@ -26,6 +26,7 @@ class Published:
         scale: s in this pack's terms; None where the source has none.
         start_percent, end_percent: when it acts.
         strength: SoftPAG's u.
+        rescale: see `guidance.guide`.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Published:
     start_percent: float = 0.0
     end_percent: float = 1.0
     strength: float = 1.0
+    rescale: float = 0.0
 
     def __str__(self) -> str:
         parts = [self.perturbation]
@@ -43,6 +45,8 @@ class Published:
             parts.append(f"scale {self.scale:g}")
         if self.strength != 1.0:
             parts.append(f"strength {self.strength:g}")
+        if self.rescale:
+            parts.append(f"rescale {self.rescale:g}")
         if (self.start_percent, self.end_percent) != (0.0, 1.0):
             parts.append(f"from {self.start_percent:.0%} to {self.end_percent:.0%}")
         return f"{', '.join(parts)}: {self.source}"
@@ -83,15 +87,16 @@ _DEFAULTS: tuple[tuple[Callable[[nn.Module], bool], Published], ...] = (
     (_SD3, Published("SD3 medium", "9", "HeadHunter (arXiv 2506.10978), its figures; 7 to 10 work as well", scale=3.0)),
     (_is("anima.model.Anima", "blocks", 28),
      Published("Anima", "18", "the anima-safe-pag nodes; 16 to 20 work as well", scale=4.0, end_percent=0.7,
-               strength=0.75)),
+               strength=0.75, rescale=0.2)),
     (_is("lightricks.av_model.LTXAVModel", "transformer_blocks", 48, cross_attention_adaln=True),
-     Published("LTX-2.3 and later", "28,audio.28", _LIGHTRICKS, scale=1.0)),
+     Published("LTX-2.3 and later", "28,audio.28", _LIGHTRICKS, scale=1.0, rescale=0.7)),
     (_is("lightricks.av_model.LTXAVModel", "transformer_blocks", 48),
-     Published("LTX-2.0", "29,audio.29", _LIGHTRICKS, scale=1.0)),
+     Published("LTX-2.0", "29,audio.29", _LIGHTRICKS, scale=1.0, rescale=0.7)),
     (_is("lightricks.model.LTXVModel", "transformer_blocks", 28),
-     Published("LTX-Video 2B", "19", "the configurations of LTX-Video", scale=1.0)),
+     Published("LTX-Video 2B", "19", "the configurations of LTX-Video", scale=1.0, rescale=0.7)),
     (_is("lightricks.model.LTXVModel", "transformer_blocks", 48),
-     Published("LTX-Video 13B", "28", "the configurations of LTX-Video, which begin with 11, 25, 35, 39", scale=1.0)),
+     Published("LTX-Video 13B", "28", "the configurations of LTX-Video, which begin with 11, 25, 35, 39", scale=1.0,
+               rescale=0.7)),
     (_is("wan.model.WanModel", "blocks", 40, dim=5120),
      Published("Wan 2.1 and 2.2, 14B", "2", f"{_STG}, for Wan 2.1", "skip_block", 2.0)),
     (_is("wan.model.WanModel", "blocks", 30, dim=1536),

@@ -9,6 +9,7 @@ among those tokens count as image, every other token (text, registers, prepended
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -294,12 +295,15 @@ def family_by_structure(network: torch.nn.Module) -> Family | None:
     """A family for a network that is not in the tables: its lists of like blocks, which can be skipped; None where it
     has none."""
     size = sum(weight.numel() for weight in network.parameters())
-    groups: list[Group] = []
+    lists: dict[str, list[nn.Module]] = defaultdict(list)  # {path: blocks}; like lists in the parts of another are one
     for path, module in network.named_modules():
-        if any(path.startswith(f"{group.path[:-1]}") for group in groups) or not isinstance(module, nn.ModuleList):
-            continue
-        weights = sum(weight.numel() for weight in module.parameters())
-        if len(module) > 2 and len({type(block) for block in module}) == 1 and weights > size / 10:
+        if isinstance(module, nn.ModuleList) and all(map(_runs, module)):
+            lists[re.sub(r"\.\d+(?=\.|$)", ".*", path)].extend(module)
+    groups: list[Group] = []
+    for path, blocks in lists.items():
+        weights = sum(weight.numel() for block in blocks for weight in block.parameters())
+        is_inside = any(path.startswith(group.path) for group in groups)
+        if len(blocks) > 2 and len({type(block) for block in blocks}) == 1 and weights > size / 10 and not is_inside:
             groups.append(Group(path.rpartition(".")[2], f"{path}.*", by_shape=True))
     names = [group.name for group in groups]
     if not groups or len(set(names)) < len(names) or not all(re.fullmatch(r"[a-z][a-z_]*", name) for name in names):
@@ -311,6 +315,11 @@ def family_by_structure(network: torch.nn.Module) -> Family | None:
                   packs_rows=True,
                   blocks_only=f"{name} is not known to Perturbed-Attention Guidance; its blocks were found by their "
                               f"structure")
+
+
+def _runs(module: nn.Module) -> bool:
+    """Whether a module is called, and does not only hold others."""
+    return type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList)
 
 
 def _by_class(network: torch.nn.Module, table: dict):
