@@ -124,6 +124,9 @@ def other_hosts(session: nox.Session) -> None:
     """
     versions = [argument for argument in session.posargs if argument in hosts.ARCHIVES]
     with_table = "--table" in session.posargs
+    if unknown := [argument for argument in session.posargs if argument.replace(".", "").isdigit()
+                   and argument not in versions]:
+        session.error(f"there is no archive of ComfyUI {', '.join(unknown)}; there are {', '.join(hosts.ARCHIVES)}")
     options = [argument for argument in session.posargs if argument not in (*versions, "--table")]
     if with_table and options:
         session.error(f"--table tells what all tests said, so it goes without {' '.join(options)}")

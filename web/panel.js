@@ -109,14 +109,20 @@ export class Panel {
     this.node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** Changes what is shown, and makes the node higher or lower by as much. */
-  resize(change) {
+  /** How much of the node's foot is free. */
+  get room() {
+    return this.element.closest("[data-node-id]") ? this.element.offsetHeight - this.content.offsetHeight
+      : this.node.size[1] - this.node.computeSize()[1];
+  }
+
+  /** Changes what is shown, and makes the node higher or lower by as much, or as high as `fit(height, more)` says. */
+  resize(change, fit = (height, more) => height + more) {
     const before = this.content.offsetHeight;
     change();
     const after = this.content.offsetHeight;
     if (!before || !after || before === after) return;
     this.height = after;
-    this.node.setSize([this.node.size[0], this.node.size[1] + after - before]);
+    this.node.setSize([this.node.size[0], fit(this.node.size[1], after - before)]);
     this.redraw();
   }
 

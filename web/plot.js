@@ -88,8 +88,9 @@ export class Plot {
 
   /** What a curve's highest value is; of video and sound apart, both. */
   entry(key, title, points) {
-    const most = [key, `audio_${key}`].map((name) => Math.max(...points.map((point) => point[name] ?? NaN)))
-      .filter(Number.isFinite).map((value) => Number(value.toFixed(2))); // -Infinity or NaN where there is none
+    const highest = (name) => Math.max(...points.map((point) => point[name] ?? NaN)); // NaN or -Infinity for none
+    const both = [highest(key), highest(`audio_${key}`)].filter(Number.isFinite);
+    const most = [...new Set(both.map((value) => Number(value.toFixed(2))))];
     return most.length
       ? element("span", { class: `pag-${key}`, title: most.length > 1 ? t("video / sound") : null },
         `${title} ${most.join(" / ")}`)

@@ -25,14 +25,18 @@ export class Result {
     // What was there when the node came from a workflow is part of the height that was saved with it, unless the
     // editor had kept the workflow as it was before the run.
     const isSaved = this.asked === undefined && Math.abs(node.size[1] - without) > 1;
+    this.without ??= without;
     this.asked = now;
     this.show(said, (fill) => (isSaved ? fill() : this.grow(fill)));
   }
 
+  /** Fills what room there is below first, where the editor has no use for it; an emptied node is as high as before. */
   grow(fill) {
     const { node } = this.panel;
     if (!this.element.childElementCount) this.without = node.size[1];
-    this.panel.resize(fill);
+    const room = node.hideOutputImages ? Math.max(0, this.panel.room) : 0;
+    this.panel.resize(fill, (height, more) => (
+      more > 0 ? height + Math.max(0, more - room) : Math.max(height + more, Math.min(height, this.without ?? 0))));
     noteHeight(node, this.without);
   }
 

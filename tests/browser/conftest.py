@@ -28,6 +28,26 @@ RENDERERS = ["canvas", "nodes-2.0"]
 one_renderer = pytest.mark.parametrize("page", RENDERERS[-1:], indirect=True)
 
 
+# [what lies on something else, or partly outside its group], titles of nodes included.
+ASTRAY = """() => {
+    const nodes = app.graph.nodes.map(node => {
+        const [x, y] = node.pos, [width, height] = node.size;
+        return { title: node.title, left: x, right: x + width, top: y - LiteGraph.NODE_TITLE_HEIGHT,
+                 bottom: y + (node.flags.collapsed ? 0 : height) };
+    });
+    const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const found = nodes.flatMap((a, index) => nodes.slice(index + 1).filter(b => meet(a, b))
+        .map(b => `${a.title} on ${b.title}`));
+    for (const group of app.graph.groups) {
+        const [x, y, width, height] = group.boundingRect;
+        const area = { left: x, right: x + width, top: y, bottom: y + height };
+        found.push(...nodes.filter(node => meet(node, area) && (node.left < area.left || node.right > area.right
+            || node.top < area.top || node.bottom > area.bottom)).map(node => `${node.title} out of ${group.title}`));
+    }
+    return found;
+}"""
+
+
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
@@ -123,6 +143,10 @@ class Desk(Editor):
         """Evaluates `(node, argument) => script`."""
         return self.page.evaluate(f"([id, argument]) => ((node, argument) => {script})"
                                   "(app.canvas.graph.getNodeById(id), argument)", [node, argument])
+
+    def astray(self) -> list[str]:
+        """What lies on something else, or partly outside its group."""
+        return self.page.evaluate(ASTRAY)
 
     def value(self, node, name: str):
         return self.on(node, "node.widgets.find(w => w.name === argument).value", name)

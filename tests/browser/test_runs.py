@@ -212,6 +212,7 @@ def test_a_sheet_takes_the_place_of_the_live_preview(desk, previews, example, ki
     run(desk)
     desk.until(lambda: loaded(sheets(desk, node)))
     assert desk.page.evaluate("window.seen") > 0
+    assert desk.astray() == []
     assert desk.panel(node).locator("img").count() == 1  # the preview is gone
     if desk.vue:
         assert desk.page.locator(f"[data-node-id='{node}'] img").count() == 1

@@ -18,6 +18,7 @@ def test_opens_without_complaint(desk, path):
     desk.settle(500)
     desk.keep(f"template_{path.stem}")
     assert desk.page.evaluate("app.graph.nodes.every(node => LiteGraph.registered_node_types[node.type])")
+    assert desk.astray() == []
     complaints = desk.page.get_by_text("is missing")
     installed = set(desk.server.client.object_info()["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0])
     lacking = foreign_weights(path) - installed
