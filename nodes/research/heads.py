@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -13,25 +14,17 @@ from torch import Tensor
 
 from ...pag_core.checks import SettingError, check_choice, check_whole
 from ...pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, number, to_images
-from ...pag_core.heads import Head, Round, check_rounds, heads_of, hunt, report, text_of_heads, trials
+from ...pag_core.heads import Head, Round, Score, check_rounds, heads_of, hunt, report, text_of_heads, trials
 from ...pag_core.perturbation import MAX_SEED
 from ...pag_core.selection import Layer, select
 from ...pag_core.settings import PAGOptions, PAGSettings
 from .. import inputs
 from ..host.messages import tell
 from ..host.models.layers import model_layers
-from ..host.research.likeness import (
-    PictureLikeness,
-    PixelLikeness,
-    PromptLikeness,
-    check_clip,
-    check_clip_vision,
-    check_reference,
-)
+from ..host.research.likeness import SCORES, likeness_of
 from ..host.research.trials import Group, Sampling, Trials
 from ..host.sampling.decoding import Decoder
 
-SCORES = ("eye", "prompt", "reference", "pixels")
 MOST_RUNS = 100_000
 Cells = dict[frozenset[Head], list[Image.Image]]
 """{what is perturbed: small pictures, one for each prompt, seed and sample of the batch}."""
@@ -146,6 +139,62 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
         raise ValueError("The list of positive conditionings is empty. Give it one prompt at least.")
     negative, prompts = (as_many(name, given, len(positive)) for name, given in (("negative", negative),
                                                                                  ("prompt", prompts)))
+    plan = planned(model, layers, chosen, rounds, heads_per_round, positive, negative, seed, seeds)
+    if plan.runs > max_runs:
+        raise SettingError(f"This search needs {plan.runs} runs of {steps} steps ({plan.size}), more than max_runs, "
+                           f"which is {max_runs}. Name fewer layers or heads, lower seeds or rounds, or raise "
+                           f"max_runs.")
+    sampling = Sampling(model, latent_image, steps, cfg, pag_scale, options, sampler_name, scheduler, denoise,
+                        cfg_start_percent, cfg_end_percent)
+    made = Trials(sampling, plan.groups, Decoder(model, vae), plan.runs)
+    for group in plan.groups[::seeds]:
+        sampling.check(group, plan.first)
+    batch = len(latent_image["samples"])
+    likeness = likeness_of(score, clip_vision, clip, [prompts[group.prompt] for group in plan.groups], reference, batch)
+
+    _say(f"PAG Head Search: at most {plan.runs} runs of {steps} steps ({plan.size}).")
+    made.sample_plain(layers)
+    if there := made.there(plan.first):
+        _say(f"PAG Head Search: {there} of the first round's {len(plan.first) * len(plan.groups)} runs were made by an "
+             f"earlier search and are not sampled again.")
+    cells: Cells = {}
+    done = list(hunt(plan.heads, plan.before, rounds, heads_per_round if likeness else 0,
+                     scored(made, plan, likeness, cells, cell_size)))
+    chosen_text = text_of_heads((*done[-1].chosen, *done[-1].taken) or plan.heads, plan.every)
+    text = summary(done, score, plan.size, plan.every, chosen_text)
+    names = [f"prompt {group.prompt + 1}, seed {group.seed}{f', image {image + 1}' if batch > 1 else ''}"
+             for group in plan.groups for image in range(batch)]
+    sheets = to_images([draw(one, plan.heads, cells, place, f"{f'round {turn}, ' if rounds > 1 else ''}{name}",
+                             cell_size, PAPERS[paper])
+                        for turn, one in enumerate(done, 1) for place, name in enumerate(names)])
+    return io.NodeOutput(text, sheets, chosen_text, ui={**ui.PreviewImage(sheets).as_dict(), "text": (text,)})
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a search tries.
+
+    Attributes:
+        every: the model's layers.
+        before, heads: the heads that are perturbed in every image, and those that are tried.
+        first: what the first round perturbs, as texts of layers.
+        groups: a prompt and a seed each.
+        runs: how often it samples at most.
+        size: heads, prompts, seeds and rounds, for people.
+    """
+
+    every: tuple[Layer, ...]
+    before: tuple[Head, ...]
+    heads: tuple[Head, ...]
+    first: list[str]
+    groups: list[Group]
+    runs: int
+    size: str
+
+
+def planned(model, layers: str, chosen: str, rounds: int, heads_per_round: int, positive: list, negative: list,
+            seed: int, seeds: int) -> Plan:
+    """Raises SelectionError and SettingError where there is nothing to try, or not enough for the rounds."""
     found = model_layers(model)
     every = tuple(found.layers)
     before = heads_of(select(chosen, every, found.auto)) if chosen.strip() else ()
@@ -153,34 +202,22 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     if not heads:
         raise SettingError(f"chosen holds every head of layers {layers!r} already. Name more layers.")
     check_rounds(len(heads), rounds, heads_per_round)
-    first = [text_of_heads([*before, head], every) for head in heads]
-
     groups = [Group(positive[index], negative[index], index, (seed + offset) % (MAX_SEED + 1))
               for index in range(len(positive)) for offset in range(seeds)]
-    needed = len(groups) * (trials(len(heads), rounds, heads_per_round) + bool(before))
     size = ", ".join(f"{count} {thing}{'s' * (count > 1)}" for count, thing in (
         (len(heads), "head"), (len(positive), "prompt"), (seeds, "seed"), (rounds, "round")))
-    if needed > max_runs:
-        raise SettingError(f"This search needs {needed} runs of {steps} steps ({size}), more than max_runs, which is "
-                           f"{max_runs}. Name fewer layers or heads, lower seeds or rounds, or raise max_runs.")
-    sampling = Sampling(model, latent_image, steps, cfg, pag_scale, options, sampler_name, scheduler, denoise,
-                        cfg_start_percent, cfg_end_percent)
-    made = Trials(sampling, groups, Decoder(model, vae), needed)
-    for group in groups[::seeds]:
-        sampling.check(group, first)
-    batch = len(latent_image["samples"])
-    likeness = likeness_of(score, clip_vision, clip, [prompts[group.prompt] for group in groups], reference, batch)
+    return Plan(every, before, heads, [text_of_heads([*before, head], every) for head in heads], groups,
+                len(groups) * (trials(len(heads), rounds, heads_per_round) + bool(before)), size)
 
-    _say(f"PAG Head Search: at most {needed} runs of {steps} steps ({size}).")
-    made.sample_plain(layers)
-    if there := made.there(first):
-        _say(f"PAG Head Search: {there} of the first round's {len(first) * len(groups)} runs were made by an earlier "
-             f"search and are not sampled again.")
-    cells: Cells = {}
-    base: list[Tensor] = []  # what is asked for first
 
-    def scores(tried: tuple[Head, ...]) -> list[float]:
-        images = made.pictures(text_of_heads(tried, every)) if tried else made.plain
+def scored(made: Trials, plan: Plan, likeness: Callable[[int, Tensor], Tensor] | None, cells: Cells,
+           cell_size: int) -> Score:
+    """What scores a choice of heads, and leaves its pictures in `cells`; without a likeness by how much they differ
+    from those that are asked for first."""
+    base: list[Tensor] = []
+
+    def score(tried: tuple[Head, ...]) -> list[float]:
+        images = made.pictures(text_of_heads(tried, plan.every)) if tried else made.plain
         cells[frozenset(tried)] = [fit(from_image(image), cell_size) for group in images for image in group]
         base.extend([] if base else images)
         if likeness:
@@ -188,15 +225,7 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
         return torch.cat([(one - other).abs().flatten(1).mean(1) for one, other in zip(images, base, strict=True)]
                          ).tolist()
 
-    done = list(hunt(heads, before, rounds, heads_per_round if likeness else 0, scores))
-    chosen_text = text_of_heads((*done[-1].chosen, *done[-1].taken) or heads, every)
-    text = summary(done, score, size, every, chosen_text)
-    names = [f"prompt {group.prompt + 1}, seed {group.seed}{f', image {image + 1}' if batch > 1 else ''}"
-             for group in groups for image in range(batch)]
-    sheets = to_images([draw(one, heads, cells, place, f"{f'round {turn}, ' if rounds > 1 else ''}{name}", cell_size,
-                             PAPERS[paper])
-                        for turn, one in enumerate(done, 1) for place, name in enumerate(names)])
-    return io.NodeOutput(text, sheets, chosen_text, ui={**ui.PreviewImage(sheets).as_dict(), "text": (text,)})
+    return score
 
 
 def check_acts(settings: PAGSettings) -> None:
@@ -214,24 +243,6 @@ def as_many(name: str, values: list, count: int) -> list:
         raise ValueError(f"{name} is a list of {len(values)}, but there are {count} positive prompts. Give one for "
                          f"all, or one for each.")
     return values * count if len(values) == 1 else values
-
-
-def likeness_of(score: str, clip_vision, clip, prompts: list[str], reference, batch: int
-                ) -> Callable[[int, Tensor], Tensor] | None:
-    """(group, [B, H, W, 3]) -> [B], higher is better; None for the user's eye. `prompts`: one for each group."""
-    if score == "eye":
-        return None
-    if score in ("reference", "pixels"):
-        check_reference(reference)
-    if score == "pixels":
-        return PixelLikeness(reference, len(prompts) * batch, batch)
-    check_clip_vision(clip_vision)
-    if score == "reference":
-        return PictureLikeness(clip_vision, reference)
-    check_clip(clip)
-    if not all(text.strip() for text in prompts):
-        raise ValueError("prompt is empty: write what the images should show, or choose another score.")
-    return PromptLikeness(clip_vision, clip, prompts)
 
 
 _MEANINGS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.model_management
 import comfy.utils
 import torch
@@ -10,9 +12,29 @@ from torch import Tensor, nn
 
 from ..sockets import check_pixels
 
+SCORES = ("eye", "prompt", "reference", "pixels")
+
 
 class UnfitModelError(ValueError):
     """CLIP models that do not belong together, or give no embedding; the message says what to load."""
+
+
+def likeness_of(score: str, clip_vision, clip, prompts: list[str], reference, batch: int
+                ) -> Callable[[int, Tensor], Tensor] | None:
+    """(group, [B, H, W, 3]) -> [B], higher is better; None for the user's eye. `prompts`: one for each group."""
+    if score == "eye":
+        return None
+    if score in ("reference", "pixels"):
+        check_reference(reference)
+    if score == "pixels":
+        return PixelLikeness(reference, len(prompts) * batch, batch)
+    check_clip_vision(clip_vision)
+    if score == "reference":
+        return PictureLikeness(clip_vision, reference)
+    check_clip(clip)
+    if not all(text.strip() for text in prompts):
+        raise ValueError("prompt is empty: write what the images should show, or choose another score.")
+    return PromptLikeness(clip_vision, clip, prompts)
 
 
 class PromptLikeness:
