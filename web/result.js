@@ -50,9 +50,8 @@ export class Result {
       this.element,
       ...said.messages.map(({ kind, text }) => message(kind, text)),
       said.text ? element("pre", { class: "pag-list", tabindex: 0, "data-capture-wheel": true }, said.text) : null,
-      ...(said.preview ? found : found.map((image) => element("a", {
-        href: image.src, target: "_blank", class: "pag-sheet",
-      }, image)))));
+      found.length ? element("div", { class: "pag-sheets" }, ...(said.preview ? found : found.map((image) => (
+        element("a", { href: image.src, target: "_blank", class: "pag-sheet" }, image))))) : null));
     // The editor's own menu opens, saves and copies what stands here.
     const { node } = this.panel;
     if (node.hideOutputImages) [node.imgs, node.imageIndex] = found.length ? [found, 0] : [undefined, null];

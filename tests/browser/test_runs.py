@@ -1,6 +1,7 @@
 """What a run had to say: there when it is done, there when the page is loaded again, and gone with the next run."""
 
 import pytest
+from harness.host import ROOT
 
 from .conftest import PATIENCE, one_renderer
 
@@ -225,6 +226,22 @@ def test_a_sheet_takes_the_place_of_the_live_preview(desk, previews, example, ki
     run(desk)
     desk.until(lambda: loaded(sheets(desk, node)) and sheets(desk, node).get_attribute("src") != first)
     assert desk.panel(node).locator("img").count() == 1
+
+
+def test_a_batch_of_small_pictures_stands_in_rows(desk):
+    desk.load(ROOT / "workflows" / "adm_restoration_dps.json")
+    desk.page.evaluate("""() => app.graph.nodes.forEach(node => node.widgets?.forEach(
+        widget => { if (widget.name === "steps") widget.value = 1; }))""")
+    node = desk.find("PAGMeasure")
+    desk.centre(node)
+    run(desk)
+    desk.until(lambda: sheets(desk, node).count() == 4)
+    first, second, third = (sheets(desk, node).nth(index).bounding_box() for index in range(3))
+    assert first["y"] == second["y"] < third["y"]
+    assert first["x"] == third["x"] < second["x"]
+    desk.settle()
+    assert desk.astray() == []
+    desk.keep("batch", node)
 
 
 @one_renderer
