@@ -64,6 +64,22 @@ def test_dragging_a_handle_moves_the_range(desk, sampler):
     assert desk.run()[str(sampler)]["inputs"]["cfg_end_percent"] == end
 
 
+def test_dragging_a_handle_with_a_finger(desk, sampler):
+    box = handle(desk, sampler, "cfg_end_percent").locator(".pag-grip").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    width = desk.panel(sampler).locator(".pag-chart").bounding_box()["width"]
+    finger = desk.page.context.new_cdp_session(desk.page)
+    finger.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        for kind, share in [("Start", 0), *(("Move", step / 20) for step in range(1, 7)), ("End", None)]:
+            points = [] if share is None else [{"x": x - share * width, "y": y}]
+            finger.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+            desk.settle(60)
+    finally:
+        finger.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    assert 0.6 < desk.value(sampler, "cfg_end_percent") < 0.75
+
+
 def test_the_steps_lie_where_the_scheduler_puts_them(desk, sampler):
     """Another share of karras' steps than of those at even distances lies before the middle of the run."""
     desk.put(sampler, "cfg_end_percent", 0.5)
