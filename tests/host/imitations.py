@@ -286,6 +286,45 @@ def feature_kept_for_later(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def attention_kept_for_later(model: ModelPatcher) -> ModelPatcher:
+    """As shared attention: what the encoder's attention looks at comes back in the decoder, row by row."""
+    kept = {}
+
+    def keep(q, k, v, options):
+        if options["block"][0] == "input":
+            kept["mean"] = v.mean((1, 2), keepdim=True)
+        return q, k, v * (1.0 + kept["mean"]) if options["block"][0] == "output" else v
+
+    model = model.clone()
+    model.set_model_attn1_patch(keep)
+    return model
+
+
+def rows_mixed_by_attention(model: ModelPatcher) -> ModelPatcher:
+    """As style alignment: every row's values have a part of the others'."""
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda function, q, k, v, *args, **kwargs: function(q, k, 0.8 * v + 0.2 * v.mean(0, keepdim=True), *args,
+                                                            **kwargs))
+    return model
+
+
+def pushed_from_the_negative(starts_below: float) -> Neighbour:
+    """A cross-attention pushed away from the unconditional row's, where that is in the batch, from a noise level on."""
+    def attn2(q, k, v, extra_options):
+        index = extra_options["cond_or_uncond"]
+        out = optimized_attention(q, k, v, extra_options["n_heads"]).chunk(len(index))
+        if 1 not in index or float(extra_options["sigmas"].max()) > starts_below:
+            return torch.cat(out)
+        return torch.cat([1.5 * rows - 0.5 * out[index.index(1)] for rows in out])
+
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        model.set_model_attn2_replace(attn2, "input", 3)
+        return model
+    return attach
+
+
 def before_cfg(model: ModelPatcher) -> ModelPatcher:
     """As APG: the conditional prediction is another one before CFG."""
     model = model.clone()
@@ -367,6 +406,9 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "negative attention": negative_attention, "an attention override": overridden,
     "an attn1 patch": patched("attn1_patch", lambda q, k, v, options: (0.7 * q, k, v)),
     "an input-block patch": patched("input_block_patch", lambda h, options: 0.9 * h),
+    "an input-block patch that mixes rows": patched(
+        "input_block_patch", lambda h, options: 0.8 * h + 0.2 * h.mean(0, keepdim=True)),
+    "rows mixed by attention": rows_mixed_by_attention, "attention kept for later": attention_kept_for_later,
     "a feature kept for later": feature_kept_for_later, "before CFG": before_cfg,
     "the slot taken, before CFG": slot_taken_before_cfg,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),

@@ -20,10 +20,11 @@ import comfy.model_base
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from pag_pack.nodes.host.hooks import kept as kept_module
+from pag_pack.nodes.host.hooks import replay as replay_module
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.joint import JointPrefix
-from pag_pack.nodes.host.hooks.kept import PrefixStore, replaying
+from pag_pack.nodes.host.hooks.kept import PrefixStore
+from pag_pack.nodes.host.hooks.replay import replaying
 from pag_pack.nodes.host.hooks.u_nets import UNetPatch
 from pag_pack.nodes.host.hooks.ways import Patch, way_in
 from pag_pack.nodes.host.models.families import FAMILIES, family_of, group_modules
@@ -226,7 +227,7 @@ def test_rows_that_join_late_are_the_same(case, network, last):
     if first and units.is_stateless:
         kept = store.take([PERTURBED], {PERTURBED: PLAIN})
         assert kept, store.lost
-        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu")):
+        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: ""):
             resumed, fewer = counted(lambda: perturbed(alone, options))
         assert fewer < all_flops
         assert relative(resumed, own) <= 1e-5
@@ -245,7 +246,7 @@ def part(value, rows: slice, frames: int):
 def blank_is_nan():
     """What stands for outputs that no one reads holds no number, so that reading it shows."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(kept_module, "blank", lambda shape, dtype, _: torch.full(shape, torch.nan, dtype=dtype))
+        monkeypatch.setattr(replay_module, "blank", lambda shape, dtype, _: torch.full(shape, torch.nan, dtype=dtype))
         yield
 
 

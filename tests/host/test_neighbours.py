@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 
 from . import models
-from .imitations import CHANGES_NOTHING, NEIGHBOURS, couple
+from .imitations import CHANGES_NOTHING, NEIGHBOURS, couple, pushed_from_the_negative
 from .runs import Run, identity, patched, relative_error
 
 SCALE = 2.0
@@ -72,6 +72,14 @@ def test_pag_in_front_of_the_other_node(name):
     assert relative_error(beside, expected) > 1e-3, "PAG must do something"
     assert (relative_error(beside, run.ksampler(models.sd15())) > 1e-3) is (name not in CHANGES_NOTHING)
     assert relative_error(run.ksampler(neighbour(guided(models.sd15(), 1))), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("starts_below", [1e6, 8.0])
+def test_what_acts_from_a_later_step_on(starts_below):
+    run, neighbour = replace(sampled(5.0, 1), steps=5), pushed_from_the_negative(starts_below)
+    expected = run.ksampler(separate(neighbour(models.sd15()), 1))
+    assert relative_error(run.ksampler(models.sd15()), run.ksampler(neighbour(models.sd15()))) > 1e-3
+    assert relative_error(run.ksampler(guided(neighbour(models.sd15()), 1)), expected) <= 1e-4
 
 
 @pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)

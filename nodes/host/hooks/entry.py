@@ -60,11 +60,13 @@ def noting(options: dict, key: str, enter: Callable[..., None]) -> dict:
 
 def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Up to the rounding of their precision."""
-    return a.shape == b.shape and bool(_agree(a, b))
+    return bool(agree(a, b))
 
 
-def _agree(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[] whether two tensors of one shape are the same, on their device: asking would wait for it."""
+def agree(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[] whether two tensors are the same, on their device: asking would wait for it."""
+    if a.shape != b.shape:
+        return torch.tensor(False, device=a.device)
     if not a.is_floating_point():
         return (a == b).all()
     error = (a.float() - b.float()).abs().amax() / b.float().abs().amax().clamp_min(1e-12)
@@ -76,7 +78,7 @@ def entered_alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     if len(one) != len(other):
         return False
     pairs = [_repeated(a, b.to(a)) for a, b in zip(one, other, strict=True) if a.numel() or b.numel()]
-    return all(a.shape == b.shape for a, b in pairs) and bool(torch.stack([_agree(a, b) for a, b in pairs]).all())
+    return bool(torch.stack([agree(a, b) for a, b in pairs]).all())
 
 
 def _repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

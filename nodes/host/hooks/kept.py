@@ -1,28 +1,27 @@
-"""The shared prefix across calls: what a conditional row left at the units is kept, and its weak row starts from there.
+"""The shared prefix across calls: what a conditional row left at the units is kept; see `replay` for its weak row.
 
 The host's own call runs exactly as without PAG, and hooks keep what its conditional rows return from the units that
-matter: the last one before the first altered unit, and those whose output is read again later (a U-Net's skips). In the
-call of the weak rows the earlier units are not computed; what was kept stands in for their outputs. Everything around
-and after them runs as in any call, so other nodes see a call like the one for the conditional row alone.
+matter: the last one before the first altered unit, and those whose output is read again later (a U-Net's skips).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from uuid import UUID
 
 import torch
 
 from ..models.families import result_axis
 from ..models.units import Units
-from .compiled import other_forward
-from .entry import Entry, is_same
-from .rows import map_tensors, merged, pick, tensors_in
+from .entry import Entry
+from .remembered import Change, Snapshot, changes, is_plain, snapshot
+from .rows import map_tensors, pick, tensors_in
+
+_SAMPLE = 2048  # numbers
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,16 @@ class Kept:
         is_complete: whether the first altered unit was reached.
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
+        inputs: {unit: samples of what it was given, one for each time that it ran}, where others act between units.
+        remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
 
     outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     is_complete: bool = False
     control: dict[str, list] | None = None
     entered: list[list[torch.Tensor]] | None = None
+    inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
+    remembered: dict[int, list[Change]] = field(default_factory=dict)
 
 
 class PrefixStore:
@@ -75,6 +78,7 @@ class PrefixStore:
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
         self.lost: set[str] = set()  # why something was not kept
+        self.agreed: list[torch.Tensor] = []  # whether others' attention functions gave these rows alone the same
         self.lock = threading.Lock()
 
     def add(self, first: int, index: int) -> None:
@@ -84,9 +88,9 @@ class PrefixStore:
 
     @contextmanager
     def recording(self, units: Units, options: dict, batch: int, control: dict | None,
-                  entry: Entry | None = None) -> Iterator[None]:
+                  entry: Entry | None = None, others: Sequence = ()) -> Iterator[None]:
         """Hooks for one forward of a network with this batch, these transformer_options and these residuals, made
-        without PAG. `entry` notes what enters it."""
+        without PAG. `entry` notes what enters it; `others` is what acts inside its units."""
         uuids, conds = options["uuids"], options["cond_or_uncond"]
         with self.lock:
             for uuid, index in zip(uuids, conds, strict=True):
@@ -96,11 +100,14 @@ class PrefixStore:
         if not wanted:
             yield
             return
-        recorder = _Recorder(self, units, wanted, len(uuids), batch)
+        recorder = _Recorder(self, units, wanted, len(uuids), batch, snapshot(others))
         recorder.keep_control(control)
         with ExitStack() as stack:
             for index in range(last):
                 stack.callback(units.modules[index].register_forward_hook(recorder.leave(index)).remove)
+            for index in range(last + 1 if self.keeps_all else 0):
+                handle = units.modules[index].register_forward_pre_hook(recorder.enter(index), with_kwargs=True)
+                stack.callback(handle.remove)
             for first in self.firsts:
                 stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)
             yield
@@ -145,8 +152,9 @@ class PrefixStore:
 class _Recorder:
     """One forward of the host's own call."""
 
-    def __init__(self, store: PrefixStore, units: Units, wanted: list[int], rows: int, batch: int) -> None:
-        self.store, self.units = store, units
+    def __init__(self, store: PrefixStore, units: Units, wanted: list[int], rows: int, batch: int,
+                 before: Snapshot) -> None:
+        self.store, self.units, self.before = store, units, before
         self.wanted, self.rows, self.batch = wanted, rows, batch
         self.kept = [Kept() for _ in wanted]
         self.latest: int | None = None  # the unit that ran last, whose outputs may turn out to end a prefix
@@ -181,10 +189,24 @@ class _Recorder:
             if self.done:
                 return
             self._pin()  # what was kept last ends the prefix of this unit
+            found = changes(self.before)
+            if not all(is_plain(value) for _, _, value in found):
+                self.problem = "another node's patch keeps something from the blocks before for those after them"
+            for kept in self.kept:
+                kept.remembered.setdefault(first, found)
             if first == last:
                 self.done = True
                 for kept in self.kept:
                     kept.is_complete = True
+        return hook
+
+    def enter(self, index: int) -> Callable:
+        def hook(module, args, kwargs) -> None:
+            if self.done:
+                return
+            given = sampled(self.units, args, kwargs, self.wanted, self.rows)
+            for kept, numbers in zip(self.kept, given, strict=True):
+                kept.inputs[index].append(numbers)
         return hook
 
     def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
@@ -222,69 +244,12 @@ class _Recorder:
                 outputs[-1] = map_tensors(outputs[-1], lambda t: Blank(t.shape, t.dtype, t.device))
 
 
-class PrefixLostError(Exception):
-    """The weak rows' network runs other units than the conditional rows' did."""
-
-
-@contextmanager
-def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
-              proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
-    """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
-    yields on, all units run.
-
-    Args:
-        kept: of each row of the forward, in order.
-        device: where the forward runs.
-        proof: (a unit, who is told whether it gives what was kept): up to this one all units run, and on where it does
-            not.
-
-    Raises:
-        PrefixLostError: from within the forward, where it runs a unit of which nothing was kept.
-    """
-    reached = threading.Event()
-    axis = result_axis(units.axes)
-
-    def stand_in(index: int, forward: Callable) -> Callable:
-        places = iter(range(len(kept[0].outputs[index])))
-
-        def run(*args, **kwargs):
-            if reached.is_set():
-                return forward(*args, **kwargs)
-            place = next(places, None)
-            if place is None:
-                raise PrefixLostError
-            if proof and index < proof[0]:
-                return forward(*args, **kwargs)
-            kept_output = merged([row.outputs[index][place] for row in kept], (torch.Tensor, Blank),
-                                 lambda parts: _joined(parts, axis, device))
-            if not proof or index != proof[0]:
-                return kept_output
-            output = forward(*args, **kwargs)
-            alike = all(map(is_same, tensors_in(output), tensors_in(kept_output)))
-            proof[1](alike)
-            if not alike:
-                reached.set()
-            return output
-        return run
-
-    with ExitStack() as stack:
-        for index in range(first):
-            stack.enter_context(other_forward(units.modules[index], partial(stand_in, index)))
-        handle = units.modules[first].register_forward_pre_hook(lambda *_: reached.set())
-        stack.callback(handle.remove)
-        yield reached.set
-
-
-def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of anything."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _joined(parts: list, axis: int, device: torch.device) -> torch.Tensor:
-    """The rows' tensors as one batch; anything of the right form where no one reads it."""
-    if isinstance(parts[0], Blank):
-        shape = list(parts[0].shape)
-        shape[axis] = sum(part.shape[axis] for part in parts)
-        return blank(shape, parts[0].dtype, device)
-    # A copy in any case: the network goes on to change it in place, and a second PAG starts from the same.
-    return torch.cat([part.to(device) for part in parts], dim=axis)
+def sampled(units: Units, args: tuple, kwargs: dict, rows: Sequence[int], of: int) -> list[torch.Tensor | None]:
+    """Some numbers of each of these rows of what a unit is given first, out of `of` rows; None where they are not
+    known."""
+    place, stream = next(iter((*enumerate(args), *kwargs.items())))
+    axis = units.axes.get(place, 0)
+    if not isinstance(stream, torch.Tensor) or axis is None or axis < 0 or stream.shape[axis] % of:
+        return [None] * len(rows)
+    given = [pick(stream, [row], of, axis).flatten() for row in rows]
+    return [t[::max(1, t.numel() // _SAMPLE)].clone() for t in given]

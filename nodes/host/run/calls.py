@@ -19,7 +19,8 @@ import torch
 from ....pag_core.delta import shaped
 from ....pag_core.guidance import guide, perturbed_attention_delta
 from ....pag_core.settings import PAGSettings
-from ..hooks.kept import PrefixLostError, PrefixStore
+from ..hooks.kept import PrefixStore
+from ..hooks.replay import PrefixLostError
 from ..hooks.rows import UnclearError
 from .control import with_kept_controls
 from .forwards import Forwards
@@ -191,19 +192,20 @@ class WeakPass:
         store = self.run.store
         assert store, "a step whose weak rows run apart has begun with one"
         self.run.learn(store, {cond["uuid"] for cond in args["cond"] or ()})
-        return self.run.memory.call(lambda is_past: self._alone(store, args, is_past))
-
-    def _alone(self, store: PrefixStore, args: dict, is_past: bool) -> tuple[torch.Tensor, bool]:
-        """The weak prediction, and whether an altered unit ran for it; `is_past` as in `Forwards.alone`."""
         # Dual CFG with both scales 1 hands over no conditioning at all.
-        weak, options = self.weak_conds(args["cond"] or []), args["model_options"]
-        forwards = Forwards((self,), self.run.declined.add)
+        weak = self.weak_conds(args["cond"] or [])
         try:
-            (prediction,) = comfy.samplers.calc_cond_batch(
-                args["model"], [with_kept_controls(weak, store, self.sources)], args["input"], args["sigma"],
-                forwards.alone(store if self.settings.options.share_prefix else None, is_past).added_to(options))
-        except PrefixLostError:
-            self.run.declined.add("the network runs other blocks for the weak rows than for the conditional ones")
-            (prediction,) = comfy.samplers.calc_cond_batch(
-                args["model"], [weak], args["input"], args["sigma"], forwards.alone(None).added_to(options))
+            kept = with_kept_controls(weak, store, self.sources)
+            shared = store if self.settings.options.share_prefix else None
+            return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past))
+        except PrefixLostError as lost:
+            self.run.declined.add(str(lost))
+            return self.run.memory.call(lambda is_past: self._alone(weak, None, args, is_past))
+
+    def _alone(self, weak: list[dict], store: PrefixStore | None, args: dict,
+               is_past: bool) -> tuple[torch.Tensor, bool]:
+        """The weak prediction, and whether an altered unit ran for it; arguments as for `Forwards.alone`."""
+        forwards = Forwards((self,), self.run.declined.add).alone(store, is_past)
+        (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],
+                                                       forwards.added_to(args["model_options"]))
         return prediction, forwards.has_run_altered

@@ -16,10 +16,20 @@ from comfy.patcher_extension import WrappersMP
 from ..hooks.compiled import uncompiled
 from ..hooks.entry import Entry, noting
 from ..hooks.joint import JointPrefix
-from ..hooks.kept import PrefixStore, replaying
-from ..hooks.proof import trying
+from ..hooks.kept import PrefixStore
+from ..hooks.proof import Tried, trying
+from ..hooks.replay import replaying
 from ..models.units import Units
-from .neighbours import FUNCTION_WRAPPER, KEY, acts_in_units, is_compiled
+from .neighbours import (
+    FUNCTION_WRAPPER,
+    KEY,
+    OVERRIDE,
+    in_units,
+    is_compiled,
+    patches_units,
+    replaced_attentions,
+    with_attentions,
+)
 
 CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
 ENTRY = ("another node lays the batch out anew, or gives the network other input for the perturbed rows than for the "
@@ -149,6 +159,9 @@ class Forwards:
             options = self._perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
+                if store.agreed:
+                    step.run.proof.add(bool(torch.stack(store.agreed).all()))
+                    store.agreed.clear()
                 if not is_told:
                     self.decline(MOVED)
                 elif not units.is_stateless:
@@ -162,10 +175,15 @@ class Forwards:
                     self.decline(ENTRY)
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
-                    run_all = stack.enter_context(replaying(units, step.first_unit, kept, x.device, proof))
+                    run_all = stack.enter_context(
+                        replaying(units, step.first_unit, kept, x.device, self._differs, proof))
                     if entry:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
+
+    def _differs(self) -> str:
+        self.passes[0].run.proof.add(False)
+        return CHANCE
 
     def _watch_altered(self, stack: ExitStack, units: Units | None) -> None:
         def note(*_) -> None:
@@ -196,14 +214,20 @@ class Forwards:
             return
         with ExitStack() as stack:
             run, first = self.passes[0].run, max(store.firsts)
-            if first and run.proof.is_given is None and acts_in_units(options):
-                rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
-                if rows:
-                    stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add))
+            others, given = in_units(options), options
+            rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
+            if first and rows and run.proof.is_given is not False:
+                replaced = {unit for key, unit in units.places.items() if key[:2] in replaced_attentions(options)}
+                if run.proof.is_given is None and patches_units(options):
+                    stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add, others,
+                                               replaced))
+                elif run.proof.is_given or OVERRIDE in options:
+                    given = with_attentions(options, lambda function, calls: Tried(
+                        function, calls, rows, len(options["uuids"]), x.shape[0], store.agreed.append, others))
             if run.proof.is_given is None:
                 store.has_to_prove = run.has_other_forwards(network, units, first)
-            stack.enter_context(store.recording(units, options, x.shape[0], control, entry))
-            yield noting(options, KEY, entry.note) if entry else options
+            stack.enter_context(store.recording(units, options, x.shape[0], control, entry, others))
+            yield noting(given, KEY, entry.note) if entry else given
 
     def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
         for step in self.passes:

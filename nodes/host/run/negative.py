@@ -46,7 +46,7 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     is_apart = run.found.is_apart or patch.is_apart or run.apart or wrappers_around_calls(model_options)
     chained = options.get(CALC_COND_BATCH)  # another PAG's call of all rows, maybe; its own rows then run apart too
     if is_apart and (chained is None or isinstance(chained, JointCall)):
-        options[CALC_COND_BATCH] = _one_by_one
+        options[CALC_COND_BATCH] = ours.one_by_one
     return options
 
 
@@ -58,10 +58,13 @@ class _Forward:
         self.patch = patch
         self.noise_key = noise_key
         self.run = run
+        self.running: list[UUID] = []  # a row of the call that is made, where it has one kind only
 
     def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                  **kwargs):
         options = transformer_options or {}
+        if not options.get("uuids"):  # another node has dropped them
+            options = {**options, "uuids": self.running, "cond_or_uncond": [0] * len(self.running)}
         if any(row in self.negatives for row in options.get("uuids", ())):
             self.run.weak_negatives += 1
         network = executor.class_obj.diffusion_model
@@ -71,12 +74,12 @@ class _Forward:
                                   self.noise_key) as options:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-
-def _one_by_one(args: dict) -> list:
-    """The host's call, once for each prediction: for networks that lay out the rows of a batch in ways of their own."""
-    outputs = []
-    for index in range(len(args["conds"])):
-        conds = [cond if place == index else None for place, cond in enumerate(args["conds"])]
-        outputs.append(comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
-                                                      args["model_options"])[index])
-    return outputs
+    def one_by_one(self, args: dict) -> list:
+        """The host's call, once for each prediction: for batches in which nothing tells the rows."""
+        outputs = []
+        for index, rows in enumerate(args["conds"]):
+            self.running = [cond["uuid"] for cond in rows or ()][:1]
+            conds = [cond if place == index else None for place, cond in enumerate(args["conds"])]
+            outputs.append(comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
+                                                          args["model_options"])[index])
+        return outputs

@@ -19,6 +19,9 @@ KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 FUNCTION_WRAPPER = "model_function_wrapper"
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
+OVERRIDE = "optimized_attention_override"
+_ATTENTIONS = ("attn1", "attn2")  # in patches_replace
+_HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options
 
 
 def others_in_options(model_options: dict) -> str | None:
@@ -37,7 +40,7 @@ def others_in_options(model_options: dict) -> str | None:
         return "another node patches the network's blocks"
     if any(options.get("patches_replace", {}).values()):
         return "another node replaces attentions or blocks"
-    if "optimized_attention_override" in options:
+    if OVERRIDE in options:
         return "another node overrides every attention"
     return None
 
@@ -48,6 +51,11 @@ def wrappers_around_calls(model_options: dict) -> list[Callable]:
     found = [model_options[FUNCTION_WRAPPER]] if FUNCTION_WRAPPER in model_options else []
     return found + [wrapper for kind in _AROUND_CALLS for key, some in wrappers.get(kind, {}).items()
                     if key not in (KEY, COMPILE_KEY) for wrapper in some]
+
+
+def attachments(model_options: dict) -> list:
+    """All that other nodes have attached, and that may remember something from call to call."""
+    return wrappers_around_calls(model_options) + in_units(model_options.get("transformer_options", {}))
 
 
 def others_in_conds(conds: list[dict]) -> str | None:
@@ -95,14 +103,43 @@ def looks_between_units(model_options: dict) -> bool:
     """Whether another node may look at what goes from one block to the next."""
     options = model_options.get("transformer_options", {})
     return (FUNCTION_WRAPPER in model_options or any(options.get("patches", {}).values())
-            or any(name != "attn1" and name != "attn2" for name in options.get("patches_replace", {}))
+            or any(name not in _ATTENTIONS for name in options.get("patches_replace", {}))
             or has_others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})))
 
 
-def acts_in_units(options: dict) -> bool:
-    """Whether another node's patches act inside the blocks, by the transformer_options of a forward."""
+def in_units(options: dict) -> list:
+    """What other nodes have attached that acts inside the blocks, by the transformer_options of a forward, and what it
+    may keep in these."""
+    patches = options.get("patches", {})
+    found = [patch for name in patches if name.startswith("attn") or name == "middle_patch" for patch in patches[name]]
+    found += [patch for name in _ATTENTIONS for patch in options.get("patches_replace", {}).get(name, {}).values()]
+    if OVERRIDE in options:
+        found.append(options[OVERRIDE])
+    return found + [value for name, value in options.items() if isinstance(value, (dict, list)) and name not in _HOSTS]
+
+
+def patches_units(options: dict) -> bool:
+    """Whether other nodes patch or replace attentions inside the blocks, by the transformer_options of a forward."""
     return any(options.get("patches", {}).values()) or any(
-        options.get("patches_replace", {}).get(name) for name in ("attn1", "attn2"))
+        options.get("patches_replace", {}).get(name) for name in _ATTENTIONS)
+
+
+def with_attentions(options: dict, change: Callable[[Callable, int], Callable]) -> dict:
+    """A copy of a forward's transformer_options in which every attention function of other nodes is what `change` makes
+    of it and of a number of calls: those in which the attention to the image and that to the text show."""
+    replaced = options.get("patches_replace", {})
+    changed = {name: {key: change(function, 1) for key, function in replaced[name].items()}
+               for name in _ATTENTIONS if replaced.get(name)}
+    options = {**options, "patches_replace": {**replaced, **changed}} if changed else options.copy()
+    if OVERRIDE in options:
+        options[OVERRIDE] = change(options[OVERRIDE], 2)
+    return options
+
+
+def replaced_attentions(options: dict) -> set[tuple]:
+    """The blocks, (kind, number), in which another node replaces an attention."""
+    replaced = options.get("patches_replace", {})
+    return {tuple(key[:2]) for name in _ATTENTIONS for key in replaced.get(name, {})}
 
 
 def has_others(wrappers: dict) -> bool:

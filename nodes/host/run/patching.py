@@ -37,7 +37,14 @@ from .forwards import Forwards
 from .guiders import asked
 from .latents import check_mask, spread
 from .negative import check_negative, with_weak_negative
-from .neighbours import CALC_COND_BATCH, KEY, looks_between_units, others_in_options, wrappers_around_calls
+from .neighbours import (
+    CALC_COND_BATCH,
+    KEY,
+    attachments,
+    looks_between_units,
+    others_in_options,
+    wrappers_around_calls,
+)
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Proof, Run
@@ -142,9 +149,9 @@ class Guidance:
         runs = guider.model_options.setdefault(KEY, {})
         run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()),
                                                     kwargs.get("latent_shapes"))
-        wrappers = wrappers_around_calls(guider.model_options)
-        if wrappers:
-            run.memory.begin(wrappers, [guider.model_patcher.model.diffusion_model])
+        others = attachments(guider.model_options)
+        if others:
+            run.memory.begin(others, [guider.model_patcher.model.diffusion_model])
         if self.has_delta_preview:
             callback = delta_preview(callback, run, kwargs.get("latent_shapes"))
         if self.observer:
@@ -259,7 +266,7 @@ class Guidance:
             options = Forwards((step,), run.declined.add).plain(store).added_to(options)
             options[_STORE] = store
         if reason:
-            run.memory.begin(wrappers_around_calls(options), [model.diffusion_model for model in models])
+            run.memory.begin(attachments(options), [model.diffusion_model for model in models])
         store.add(step.first_unit, run.cond_index)
         run.store = store
         if reason:

@@ -1,0 +1,175 @@
+"""What other nodes' code remembers: the variables of its closures, and its objects' attributes.
+
+Told by walking from a function to everything in its reach; modules, classes and the host's own objects are left alone.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+_OURS = __name__.partition(".nodes.")[0]
+_NOT_STATE = ("torch", "comfy", "comfy_api", "server", "execution", "nodes", "folder_paths", "builtins", "numpy",
+              "functools", "logging", "threading", "asyncio", _OURS)  # modules whose objects are left alone
+_DEPTH = 5
+ABSENT = object()
+
+# {what tells a container: (the container, {key: value})}; a container is a cell of a closure, a dict, a list, a set,
+# the attributes of a class or of a network's module, or what a function names of its module
+Snapshot = dict[int, tuple[object, Mapping]]
+Change = tuple[object, object, object]  # container, key, value
+
+
+class _Globals:
+    """The variables of a module that one function names.
+
+    Args:
+        code: the function's.
+        values: the module's.
+    """
+
+    def __init__(self, code: types.CodeType, values: dict) -> None:
+        self.code, self.values = code, values
+
+    def names(self) -> Iterator[str]:
+        return (name for name in self.code.co_names if name in self.values)
+
+
+def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
+    """What these remember now; tensors by reference."""
+    found: Snapshot = {}
+    for value in values:
+        _visit(value, found, _DEPTH)
+    for network in networks:
+        for module in network.modules():
+            if module is network or next(module.children(), None) is not None:
+                found[id(module)] = module, content_of(module)
+                for value in found[id(module)][1].values():
+                    _visit(value, found, _DEPTH)
+    return found
+
+
+def changes(before: Snapshot) -> list[Change]:
+    """What these containers have now that they did not have then."""
+    found = []
+    for container, content in before.values():
+        now = content_of(container)
+        found += [(container, key, now.get(key, ABSENT)) for key in {*content, *now}
+                  if not is_same(now.get(key, ABSENT), content.get(key, ABSENT))]
+    return found
+
+
+def is_plain(value) -> bool:
+    """Whether a value holds numbers and words only, such as a count."""
+    return value is ABSENT or all(part is None or isinstance(part, (bool, int, float, str))
+                                  for part in (value if isinstance(value, tuple) else (value,)))
+
+
+@contextmanager
+def unchanged(values: Iterable) -> Iterator[None]:
+    """What these remember is afterwards what it was before."""
+    before = snapshot(values)
+    try:
+        yield
+    finally:
+        for container, content in before.values():
+            now = content_of(container)
+            for key in {*content, *now}:
+                if not is_same(now.get(key, ABSENT), content.get(key, ABSENT)):
+                    put(container, key, content.get(key, ABSENT))
+
+
+def content_of(container) -> Mapping:
+    """{key: value} of what a container holds now."""
+    if isinstance(container, types.CellType):
+        try:
+            return {0: container.cell_contents}
+        except ValueError:  # no value was given to it yet
+            return {}
+    if isinstance(container, _Globals):
+        return {name: container.values[name] for name in container.names()}
+    if isinstance(container, (nn.Module, type)):
+        return {name: value for name, value in vars(container).items() if not name.startswith("_")}
+    return dict(container) if isinstance(container, dict) else {0: tuple(container)}
+
+
+def put(container, key, value) -> None:
+    """Give a container another value for one of its keys; ABSENT for none."""
+    if isinstance(container, types.CellType):
+        if value is ABSENT:
+            del container.cell_contents
+        else:
+            container.cell_contents = value
+    elif isinstance(container, (list, set)):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(value)
+    else:
+        if isinstance(container, type):
+            (delattr(container, key) if value is ABSENT else setattr(container, key, value))
+            return
+        values = (vars(container) if isinstance(container, nn.Module) else
+                  container.values if isinstance(container, _Globals) else container)
+        if value is ABSENT:
+            values.pop(key, None)
+        else:
+            values[key] = value
+
+
+def is_same(a, b) -> bool:
+    """Whether two such values are the same ones."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
+
+
+def _visit(value, found: Snapshot, depth: int) -> None:
+    """Every container in reach of a wrapper's closure and attributes."""
+    if depth == 0 or id(value) in found:
+        return
+    if isinstance(value, types.MethodType):
+        _visit(value.__func__, found, depth)
+        _visit(value.__self__, found, depth)
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            _visit(cell, found, depth)
+        if _is_others(value.__module__) and id(value.__code__) not in found:
+            # Only what the function names, and what is its own pack's, for a module holds much else.
+            names = _Globals(value.__code__, value.__globals__)
+            found[id(value.__code__)] = names, content_of(names)
+            for item in found[id(value.__code__)][1].values():
+                where = item if isinstance(item, (type, types.FunctionType)) else type(item)
+                if isinstance(item, (dict, list, set)) or _pack(where.__module__) == _pack(value.__module__):
+                    _visit(item, found, depth - 1)
+    elif isinstance(value, type):
+        if _is_others(value.__module__):
+            found[id(value)] = value, content_of(value)
+            for item in found[id(value)][1].values():
+                if not callable(item):
+                    _visit(item, found, depth - 1)
+    elif isinstance(value, (types.CellType, dict, list, set)):
+        found[id(value)] = value, content_of(value)
+        for item in found[id(value)][1].values():
+            _visit(item, found, depth - 1)
+    elif isinstance(value, tuple):
+        for item in value:
+            _visit(item, found, depth - 1)
+    elif _holds_state(value):
+        _visit(vars(value), found, depth)
+        _visit(type(value), found, depth)
+        _visit(vars(type(value)).get("__call__"), found, depth)
+
+
+def _holds_state(value) -> bool:
+    return (hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType, nn.Module))
+            and _is_others(type(value).__module__))
+
+
+def _pack(module: str | None) -> str:
+    return (module or "").partition(".")[0]
+
+
+def _is_others(module: str | None) -> bool:
+    return module is not None and not any(module == other or module.startswith(f"{other}.") for other in _NOT_STATE)
