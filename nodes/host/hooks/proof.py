@@ -2,7 +2,8 @@
 
 Other nodes' patches inside a unit may treat a row by what else is in the batch (NAG looks for the unconditional row) or
 by chance (token merging). Then a weak row in a call of its own would not have got what its conditional row got, and may
-not start from it. Nothing tells such patches from others but what they do, so two units are tried, once in a run.
+not start from it. Nothing tells such patches from others but what they do, so a few units are tried, once in a run, and
+others' attention functions in every step.
 """
 
 from __future__ import annotations
