@@ -247,8 +247,9 @@ def _weak_selves(guided: Config) -> Table:
             *(Row(f"{share:.0%} of all layers, drawn anew (S²){', blocks skipped' * (kind != 'identity')}",
                   everywhere.but(options={"perturbation": kind, "random_share": share}))
               for kind in ("identity", "skip_block") for share in (0.1, 0.25)))
-    checks = tuple(Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:])
-    return Table("weak", "Other weak selves", "", rows, checks, share=0.5)
+    checks = [Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:]]
+    checks += [Check(f"{row.name} raises the score", row.name, "PAG", "score", higher=True) for row in rows[1:]]
+    return Table("weak", "Other weak selves", "", rows, tuple(checks), share=0.5)
 
 
 def _negative_row(cfg: Config, found: Found) -> Table:
