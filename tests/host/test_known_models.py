@@ -19,6 +19,8 @@ from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layer
 from pag_pack.nodes.research.adm import SHIPPED, PAGADMLoader
 from support.safetensors_files import write_sparse
 
+from .older import what_older_hosts_lack
+
 FILE = "model.safetensors"
 CHECKPOINT = {"node": "CheckpointLoaderSimple", "input": "ckpt_name", "file": FILE}
 DIFFUSION_MODEL = {"node": "UNETLoader", "input": "unet_name", "file": FILE}
@@ -43,7 +45,8 @@ def shapes(family: str) -> dict[str, torch.Size]:
     shape = PUBLISHED[family]
     config = HostConfig(shape, {}) if family.startswith("ADM") else \
         comfy.model_detection.model_config_from_unet_config(dict(shape))
-    network = build(config, {}).diffusion_model
+    with what_older_hosts_lack(AttributeError):
+        network = build(config, {}).diffusion_model
     within = "core." if family == "PixelDiT" else ""  # where its authors' file keeps the network
     return {within + name: tensor.shape for name, tensor in network.state_dict().items()}
 
