@@ -38,7 +38,7 @@ def test_another_replacement_on_the_same_layer_goes_on_in_the_plain_rows(key, cf
     reference = run.ksampler(separate_passes(model, SCALE, {(*MIDDLE, 0): identity}))
     seen.clear()
     result = run.model_patch(model, SCALE)
-    assert set(seen) == {2 if cfg == 7.0 else 1, 1}, "it must see the host's call, and one of the weak row alone"
+    assert set(seen) == {2 if cfg == 7.0 else 1}, "it must see the host's call, and remember no trial of it"
     assert relative_error(result, reference) < 1e-4
     assert relative_error(run.model_patch(models.sd15(), SCALE), reference) > 1e-3
 

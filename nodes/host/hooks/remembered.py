@@ -1,6 +1,7 @@
 """What other nodes' code remembers: the variables of its closures, and its objects' attributes.
 
-Told by walking from a function to everything in its reach; modules, classes and the host's own objects are left alone.
+Told by walking from a function to everything in its reach. Of a module it is what the function names, and only of its
+own pack; the host's objects are left alone.
 """
 
 from __future__ import annotations
@@ -139,9 +140,15 @@ def _visit(value, found: Snapshot, depth: int) -> None:
             # Only what the function names, and what is its own pack's, for a module holds much else.
             names = _Globals(value.__code__, value.__globals__)
             found[id(value.__code__)] = names, content_of(names)
+            pack = _pack(value.__module__)
             for item in found[id(value.__code__)][1].values():
+                if isinstance(item, types.ModuleType):
+                    if _pack(item.__name__) == pack:
+                        for name in value.__code__.co_names:
+                            _visit(vars(item).get(name), found, depth - 1)
+                    continue
                 where = item if isinstance(item, (type, types.FunctionType)) else type(item)
-                if isinstance(item, (dict, list, set)) or _pack(where.__module__) == _pack(value.__module__):
+                if isinstance(item, (dict, list, set)) or _pack(where.__module__) == pack:
                     _visit(item, found, depth - 1)
     elif isinstance(value, type):
         if _is_others(value.__module__):

@@ -67,8 +67,10 @@ class Memory:
         self.is_tried = True
         start, failed = self._at_first(), None
         # As the conditional rows found it, as they left it, and as it was before the run.
+        chance = _chance()
         for own in ({**start, **self._before_step(start)}, {}, start):
             self.own = dict(own)
+            _draw_again(chance)
             try:
                 prediction, has_run = self._tried(predict)
             except _Failed as error:
@@ -122,11 +124,12 @@ class Memory:
     def _apart(self, predict: Predict) -> tuple[torch.Tensor, bool]:
         """One call with the weak rows' own memory, after which others remember what they did before it. That of a call
         which is to be made again is forgotten."""
-        own = dict(self.own)
+        own, chance = dict(self.own), _chance()
         try:
             return self._with_own(predict)
         except PrefixLostError:
             self.own = own
+            _draw_again(chance)
             raise
 
     def _with_own(self, predict: Predict) -> tuple[torch.Tensor, bool]:
@@ -136,13 +139,27 @@ class Memory:
         try:
             return predict(self.is_past)
         finally:
+            # All are read before one is put back: what two functions name of a module is the same variable.
+            after = {place: content_of(container) for place, (container, _) in others.items()}
             for place, (container, content) in others.items():
-                now = content_of(container)
+                now = after[place]
                 for key in {*content, *now}:
                     value, before = now.get(key, ABSENT), content.get(key, ABSENT)
                     if (place, key) in self.own or not is_same(value, before):
                         self.own[place, key] = container, value
                         put(container, key, before)
+
+
+def _chance() -> tuple:
+    """Where torch's random numbers stand, from which others may draw."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _draw_again(chance: tuple) -> None:
+    """A call that is made again draws what it drew the first time."""
+    on_cpu, on_gpus = chance
+    torch.set_rng_state(on_cpu)
+    torch.cuda.set_rng_state_all(on_gpus)
 
 
 class _Failed(Exception):
