@@ -85,12 +85,13 @@ class Memory:
         return past if self.is_past else prediction
 
     def _at_first(self) -> Own:
-        """Whatever has changed since, as it was before the run."""
+        """Whatever has changed since, as it was before the run; but what is empty now was an earlier run's."""
         now = snapshot(self.wrappers, self.networks)
         return {(place, key): (container, content.get(key, ABSENT))
                 for place, (container, content) in self.start.items() if place in now
                 for key in {*content, *now[place][1]}
-                if not is_same(content.get(key, ABSENT), now[place][1].get(key, ABSENT))}
+                if not is_same(content.get(key, ABSENT), now[place][1].get(key, ABSENT))
+                and not _is_empty(now[place][1].get(key, ABSENT))}
 
     def _before_step(self, changed: Own) -> Own:
         """The numbers and words among these as they were before the host's call of this step."""
@@ -148,6 +149,10 @@ class Memory:
                     if (place, key) in self.own or not is_same(value, before):
                         self.own[place, key] = container, value
                         put(container, key, before)
+
+
+def _is_empty(value) -> bool:
+    return value is None or (isinstance(value, (list, tuple, dict, set)) and not value)
 
 
 def _chance() -> tuple:
