@@ -65,24 +65,25 @@ class Memory:
         if self.is_tried:
             return self._apart(predict)[0]
         self.is_tried = True
-        start, failed = self._at_first(), None
+        start, chance = self._at_first(), _chance()
+        failed, prediction = None, None
         # As the conditional rows found it, as they left it, and as it was before the run.
-        chance = _chance()
         for own in ({**start, **self._before_step(start)}, {}, start):
-            self.own = dict(own)
-            _draw_again(chance)
-            try:
-                prediction, has_run = self._tried(predict)
-            except _Failed as error:
-                failed = error
-                continue
-            if has_run:
-                return prediction
-        if failed:
+            for self.is_past in (False, True):
+                self.own = dict(own)
+                _draw_again(chance)
+                try:
+                    prediction, has_run = self._tried(predict)
+                except _Failed as error:
+                    failed = error
+                    break
+                if has_run:
+                    return prediction
+        self.is_past = False
+        if prediction is None:
+            assert failed, "a call gives a prediction or fails"
             raise self._error(failed.__cause__) from failed.__cause__
-        self.own, self.is_past = start, True
-        past, self.is_past = self._tried(predict)
-        return past if self.is_past else prediction
+        return prediction
 
     def _at_first(self) -> Own:
         """Whatever has changed since, as it was before the run; but what is empty now was an earlier run's."""
