@@ -82,7 +82,11 @@ class Memory:
         self.is_past = False
         if prediction is None:
             assert failed, "a call gives a prediction or fails"
-            raise self._error(failed.__cause__) from failed.__cause__
+            cause = failed.__cause__
+            raise NeighbourError(
+                f"PAG's perturbed rows cannot run beside another node on this model ({self._names()}). The model's "
+                f"call went well without them and fails for them: {cause}. Such nodes count calls, keep results of "
+                f"one call for the next, or know pairs of rows only. Remove that node, or PAG.") from cause
         return prediction
 
     def _at_first(self) -> Own:
@@ -103,13 +107,10 @@ class Memory:
                 found[place, key] = container, value
         return found
 
-    def _error(self, cause: BaseException | None) -> NeighbourError:
-        names = ", ".join(sorted({f"{wrapper.__module__}.{wrapper.__qualname__}" for wrapper in self.wrappers
-                                  if hasattr(wrapper, "__qualname__")})) or "one that changed the network"
-        return NeighbourError(
-            f"PAG's perturbed rows cannot run beside another node on this model ({names}). The model's call went "
-            f"well without them and fails for them: {cause}. Such nodes count calls, keep results of one call for the "
-            f"next, or know pairs of rows only. Remove that node, or PAG.")
+    def _names(self) -> str:
+        names = {f"{wrapper.__module__}.{wrapper.__qualname__}" for wrapper in self.wrappers
+                 if hasattr(wrapper, "__qualname__")}
+        return ", ".join(sorted(names)) or "one that changed the network"
 
     def _tried(self, predict: Predict) -> tuple[torch.Tensor, bool]:
         try:
