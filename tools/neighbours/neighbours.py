@@ -31,14 +31,14 @@ NOTES = """
 What costs more, and why; the log of a run says it too:
 
 - 1.50 where the perturbed rows may not start from what the conditional rows left: a pack draws random numbers in each
-  call (reference adain), adds rows in the network by which others are in the batch (ComfyUI-NAG with CFG), or averages
-  over the batch (Enhance-A-Video). Part of what PAG adds then comes from there: the host's own PAG node does the same.
-- 1.50 where a pack lays the batch out anew (TiledDiffusion): the rows are not followed through its tiles.
+  call (reference adain), or averages over the batch (Enhance-A-Video). Part of what PAG adds then comes from there: the
+  host's own PAG node does the same.
+- 1.50 where a pack lays the batch out anew in one call (TiledDiffusion, several tiles at a time): the rows are not
+  followed through its tiles.
 - More than 1.35 where CFG is off in some steps, which makes the run itself cheaper (CFG Limiter, Automatic CFG): the
   passes are the same.
-- More where a pack that counts calls is met for the first time in a run (DeepCache): the first perturbed call is made
-  again with a memory of its own, and for a pack that runs the network by itself once more with the layers perturbed
-  there. Later steps cost nothing extra.
+- More where a pack runs the network by itself, past the model's own call of it (DeepCache): a run's first perturbed call
+  is made again, with the layers perturbed there. Later steps cost nothing extra.
 
 Layers whose attention a pack gives other tokens than the picture's (reference attn) are left alone, and the run says
 which.
