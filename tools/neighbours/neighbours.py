@@ -37,8 +37,8 @@ What costs more, and why; the log of a run says it too:
   followed through its tiles.
 - More than 1.35 where CFG is off in some steps, which makes the run itself cheaper (CFG Limiter, Automatic CFG): the
   passes are the same.
-- More where a pack runs the network by itself, past the model's own call of it (DeepCache): a run's first perturbed call
-  is made again, with the layers perturbed there. Later steps cost nothing extra.
+- More where a pack runs the network by itself, past the model's own call of it (DeepCache): the first perturbed call of
+  a run is made again, with the layers perturbed there. Later steps cost nothing extra.
 
 Layers whose attention a pack gives other tokens than the picture's (reference attn) are left alone, and the run says
 which.
