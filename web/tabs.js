@@ -8,7 +8,7 @@ const idOf = (tab) => tab?.activeState?.id;
 /** The tab whose graph is shown. The editor changes the tab a moment after the graph; a new one is the last. */
 export function shownTab() {
   const { activeWorkflow } = app.extensionManager.workflow;
-  if (idOf(activeWorkflow) === app.rootGraph.id) return activeWorkflow;
+  if ([undefined, app.rootGraph.id].includes(idOf(activeWorkflow))) return activeWorkflow;
   return open().findLast((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
 }
 
