@@ -5,11 +5,11 @@ import { app } from "../../scripts/app.js";
 const open = () => app.extensionManager.workflow.openWorkflows ?? [];
 const idOf = (tab) => tab?.activeState?.id;
 
-/** The tab whose graph is shown. The editor changes the tab a moment after the graph; a new one is the last. */
+/** The tab whose graph is shown. The editor changes the tab a moment after the graph. */
 export function shownTab() {
   const { activeWorkflow } = app.extensionManager.workflow;
-  if ([undefined, app.rootGraph.id].includes(idOf(activeWorkflow))) return activeWorkflow;
-  return open().findLast((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
+  if (idOf(activeWorkflow) === app.rootGraph.id) return activeWorkflow;
+  return open().find((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
 }
 
 export const isOpen = (tab) => open().includes(tab);

@@ -153,7 +153,6 @@ def test_words_go_to_the_workflow_that_ran_whichever_is_shown(desk):
     notes(desk, sampler, NO_STEP).wait_for()
 
 
-@pytest.mark.xfail(reason="where earlier tests have left more tabs of the same file open, the words may not appear")
 @one_renderer
 def test_tabs_made_from_one_file_do_not_share_their_words(desk):
     ids = []
@@ -163,6 +162,7 @@ def test_tabs_made_from_one_file_do_not_share_their_words(desk):
         sampler = desk.find("PAGKSampler")
         desk.centre(sampler)
         if len(ids) == 1:
+            desk.put(sampler, "seed", 77)  # else the server may hold the run of another test, and says nothing
             limited_options(desk, sampler)
             run(desk)
             notes(desk, sampler, NO_STEP).wait_for()

@@ -61,12 +61,7 @@ class Editor:
 
     def load(self, workflow: Path | dict) -> None:
         content = workflow if isinstance(workflow, dict) else json.loads(workflow.read_text(encoding="utf-8"))
-        # The graph is shown a moment before its tab is.
-        self.page.evaluate("""async workflow => {
-            const tab = () => app.extensionManager.workflow.activeWorkflow, before = tab();
-            await app.loadGraphData(workflow, true, true);
-            for (let i = 0; i < 40 && tab() === before; i++) await new Promise(done => setTimeout(done, 50));
-        }""", content)
+        self.page.evaluate("workflow => app.loadGraphData(workflow, true, true)", content)
 
     def show(self, left: float, top: float, scale: float) -> None:
         """Puts a point of the graph into the upper left corner."""
