@@ -14,7 +14,7 @@ from uuid import UUID
 
 from ..models.families import STACKED, result_axis
 from ..models.units import Units
-from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, pick_stacked, running
+from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, options_of_rows, pick_stacked, running
 
 SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
 
@@ -24,20 +24,18 @@ class _Forward:
 
     Args:
         full: the batch of all rows, the first axis of what the network is given.
-        options: the host's transformer_options of this call.
     """
 
-    def __init__(self, plan: RowPlan, options: dict, full: int) -> None:
+    def __init__(self, plan: RowPlan, full: int) -> None:
         self.plan = plan
         self.full = full
         self.plain = full // len(plan.places) * len(plan.plain)
-        self.options = {key: [options[key][i] for i in plan.plain] for key in ("uuids", "cond_or_uncond")}
 
     def leave_out(self, value, argument: str | int, axes: Mapping[str | int, int | None]):
         """`value`, an argument of a unit, with the plain rows only; `axes` as in `Family`. UnclearError where it may
         hold rows in a way that these do not say."""
         if isinstance(value, dict) and "uuids" in value:
-            return {**value, **self.options}
+            return options_of_rows(value, self.plan.plain, len(self.plan.places))
         if argument not in axes:
             return map_tensors(value, lambda t: self.plan.leave_out(t) if holds_rows(t, self.full) else t)
         axis = axes[argument]
@@ -57,13 +55,13 @@ class _Forward:
                            if axis is not None and t.ndim > axis and t.shape[axis] % self.plain == 0 else t)
 
 
-def plain_rows(plan: RowPlan, options: dict, batch: int, units: Units, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def plain_rows(plan: RowPlan, batch: int, units: Units, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """A unit's arguments with the plan's plain rows only.
 
     Raises:
         UnclearError: where a tensor may hold rows in a way that nobody says.
     """
-    return _Forward(plan, options, batch).left_out(args, kwargs, units.axes)
+    return _Forward(plan, batch).left_out(args, kwargs, units.axes)
 
 
 class JointPrefix:
@@ -83,6 +81,7 @@ class JointPrefix:
         self.sources = sources
         self.decline = decline
         self.forward: _Forward | None = None  # while rows are left out
+        self.uuids: list = []  # of its rows; see `rows.running`
         self.unit = ExitStack()  # what lasts while a unit runs
 
     @contextmanager
@@ -96,7 +95,7 @@ class JointPrefix:
             self.decline(SPLIT_BATCH)
             yield
             return
-        self.forward = _Forward(plan, options, batch)
+        self.forward = _Forward(plan, batch)
         self.uuids = options["uuids"]
         with self.unit, ExitStack() as stack:
             for unit in self.units.modules[:self.first]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ....pag_core.blocks import Streams
 from ..models.families import STACKED, Group, result_axis
-from .rows import holds_rows, map_tensors, pick, pick_stacked
+from .rows import holds_rows, map_tensors, options_of_rows, pick, pick_stacked
 
 
 class ModuleCall:
@@ -66,7 +66,7 @@ class ModuleCall:
         def cut(value, place: str | int):
             axis = self.axes.get(place, 0)
             if isinstance(value, dict) and "uuids" in value:
-                return _options_of_rows(value, rows, of)
+                return options_of_rows(value, rows, of)
             if axis == STACKED:
                 return map_tensors(value, lambda t: pick_stacked(t, rows, of, size))
             if place in self.axes:
@@ -83,12 +83,3 @@ class ModuleCall:
         out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
         count = len(self.streams)
         return out[:count], out[count:]
-
-
-def _options_of_rows(options: dict, rows: list[int], of: int) -> dict:
-    """The host's transformer_options for these rows; U-Nets tell a block in them how large its batch is."""
-    options = {**options, **{key: [options[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
-    if "activations_shape" in options:
-        batch, *shape = options["activations_shape"]
-        options["activations_shape"] = [batch // of * len(rows), *shape]
-    return options

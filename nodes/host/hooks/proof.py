@@ -18,7 +18,7 @@ from ..models.units import SELF_ATTENTION, Units
 from .entry import agree, is_same
 from .joint import plain_rows
 from .remembered import unchanged
-from .rows import RowPlan, UnclearError, map_tensors, pick, running, tensors_in
+from .rows import RowPlan, UnclearError, map_tensors, options_of_rows, pick, running, tensors_in
 
 
 @contextmanager
@@ -76,9 +76,8 @@ class Tried:
         return out
 
     def _cut(self, value):
-        if isinstance(value, dict):
-            return {**value, **{key: [value[key][row] for row in self.rows] for key in ("uuids", "cond_or_uncond")
-                                if key in value}}
+        if isinstance(value, dict) and "uuids" in value:
+            return options_of_rows(value, self.rows, self.of)
         return map_tensors(value, lambda t: pick(t, self.rows, self.of) if t.shape[0] == self.batch else t)
 
 
@@ -103,7 +102,7 @@ class _Trial:
         if self.is_done:
             return
         try:
-            args, kwargs = plain_rows(self.plan, self.options, self.batch, self.units, args, kwargs)
+            args, kwargs = plain_rows(self.plan, self.batch, self.units, args, kwargs)
         except UnclearError:
             return
         # Copies, for the unit may change what it is given.

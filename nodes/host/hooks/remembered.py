@@ -9,12 +9,15 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
 _OURS = __name__.partition(".nodes.")[0]
 _NOT_STATE = ("torch", "comfy", "comfy_api", "server", "execution", "nodes", "folder_paths", "builtins", "numpy",
               "functools", "logging", "threading", "asyncio", _OURS)  # modules whose objects are left alone
+_NO_CONTAINERS = (type(None), bool, int, float, str, torch.Tensor, nn.Module)  # what most attributes are, told first
 _DEPTH = 5
 ABSENT = object()
 
@@ -22,6 +25,20 @@ ABSENT = object()
 # the attributes of a class or of a network's module, or what a function names of its module
 Snapshot = dict[int, tuple[object, Mapping]]
 Change = tuple[object, object, object]  # container, key, value
+
+
+class Value(NamedTuple):
+    """What a container of a snapshot had for a key, and has now; ABSENT for nothing."""
+
+    place: int
+    container: object
+    key: object
+    then: object
+    now: object
+
+    @property
+    def is_changed(self) -> bool:
+        return not _is_same(self.then, self.now)
 
 
 class _Globals:
@@ -47,20 +64,26 @@ def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
     for network in networks:
         for module in network.modules():
             if module is network or next(module.children(), None) is not None:
-                found[id(module)] = module, content_of(module)
+                found[id(module)] = module, _content_of(module)
                 for value in found[id(module)][1].values():
                     _visit(value, found, _DEPTH)
     return found
 
 
+def compared(before: Snapshot) -> list[Value]:
+    """Every value of these containers, then and now. All are read before the first may be put back, for what two
+    functions name of a module is the same variable."""
+    found = []
+    for place, (container, content) in before.items():
+        now = _content_of(container)
+        found += [Value(place, container, key, content.get(key, ABSENT), now.get(key, ABSENT))
+                  for key in {*content, *now}]
+    return found
+
+
 def changes(before: Snapshot) -> list[Change]:
     """What these containers have now that they did not have then."""
-    found = []
-    for container, content in before.values():
-        now = content_of(container)
-        found += [(container, key, now.get(key, ABSENT)) for key in {*content, *now}
-                  if not is_same(now.get(key, ABSENT), content.get(key, ABSENT))]
-    return found
+    return [(value.container, value.key, value.now) for value in compared(before) if value.is_changed]
 
 
 def is_plain(value) -> bool:
@@ -76,14 +99,12 @@ def unchanged(values: Iterable) -> Iterator[None]:
     try:
         yield
     finally:
-        for container, content in before.values():
-            now = content_of(container)
-            for key in {*content, *now}:
-                if not is_same(now.get(key, ABSENT), content.get(key, ABSENT)):
-                    put(container, key, content.get(key, ABSENT))
+        for value in compared(before):
+            if value.is_changed:
+                put(value.container, value.key, value.then)
 
 
-def content_of(container) -> Mapping:
+def _content_of(container) -> Mapping:
     """{key: value} of what a container holds now."""
     if isinstance(container, types.CellType):
         try:
@@ -119,16 +140,16 @@ def put(container, key, value) -> None:
             values[key] = value
 
 
-def is_same(a, b) -> bool:
+def _is_same(a, b) -> bool:
     """Whether two such values are the same ones."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(is_same, a, b))
+        return len(a) == len(b) and all(map(_is_same, a, b))
     return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
 
 
 def _visit(value, found: Snapshot, depth: int) -> None:
     """Every container in reach of a wrapper's closure and attributes."""
-    if depth == 0 or id(value) in found:
+    if depth == 0 or isinstance(value, _NO_CONTAINERS) or id(value) in found:
         return
     if isinstance(value, types.MethodType):
         _visit(value.__func__, found, depth)
@@ -139,7 +160,7 @@ def _visit(value, found: Snapshot, depth: int) -> None:
         if _is_others(value.__module__) and id(value.__code__) not in found:
             # Only what the function names, and what is its own pack's, for a module holds much else.
             names = _Globals(value.__code__, value.__globals__)
-            found[id(value.__code__)] = names, content_of(names)
+            found[id(value.__code__)] = names, _content_of(names)
             pack = _pack(value.__module__)
             for item in found[id(value.__code__)][1].values():
                 if isinstance(item, types.ModuleType):
@@ -152,12 +173,12 @@ def _visit(value, found: Snapshot, depth: int) -> None:
                     _visit(item, found, depth - 1)
     elif isinstance(value, type):
         if _is_others(value.__module__):
-            found[id(value)] = value, content_of(value)
+            found[id(value)] = value, _content_of(value)
             for item in found[id(value)][1].values():
                 if not callable(item):
                     _visit(item, found, depth - 1)
     elif isinstance(value, (types.CellType, dict, list, set)):
-        found[id(value)] = value, content_of(value)
+        found[id(value)] = value, _content_of(value)
         for item in found[id(value)][1].values():
             _visit(item, found, depth - 1)
     elif isinstance(value, tuple):

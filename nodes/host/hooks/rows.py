@@ -72,6 +72,15 @@ def pick(batch: torch.Tensor, rows: Sequence[int], of: int, axis: int = 0) -> to
     return torch.cat([parts[row] for row in rows], dim=axis)
 
 
+def options_of_rows(options: dict, rows: Sequence[int], of: int) -> dict:
+    """The host's transformer_options for these rows; U-Nets tell a block in them how large its batch is."""
+    options = {**options, **{key: [options[key][row] for row in rows] for key in ("uuids", "cond_or_uncond")}}
+    if "activations_shape" in options:
+        batch, *shape = options["activations_shape"]
+        options["activations_shape"] = [batch // of * len(rows), *shape]
+    return options
+
+
 def pick_stacked(t: torch.Tensor, rows: Sequence[int], of: int, batch: int) -> torch.Tensor:
     """The same of a tensor that holds the batch once or several times, one after the other; others as they are."""
     return t if t.shape[0] % batch else pick(t.unflatten(0, (-1, batch)), rows, of, axis=1).flatten(0, 1)

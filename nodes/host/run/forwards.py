@@ -217,8 +217,9 @@ class Forwards:
             others, given = in_units(options), options
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
-                replaced = {unit for key, unit in units.places.items() if key[:2] in replaced_attentions(options)}
                 if run.proof.is_given is None and patches_units(options):
+                    keys = replaced_attentions(options)
+                    replaced = {unit for key, unit in units.places.items() if key[:2] in keys}
                     stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add, others,
                                                replaced))
                 elif run.proof.is_given or OVERRIDE in options:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ....pag_core.attention import PerturbationError
-from ..hooks.remembered import ABSENT, Snapshot, content_of, is_plain, is_same, put, snapshot
+from ..hooks.remembered import ABSENT, Snapshot, compared, is_plain, put, snapshot
 from ..hooks.replay import PrefixLostError
 
 # (whether a function wrapper runs the network by itself) -> (the prediction, whether anything altered ran for it)
@@ -91,12 +91,9 @@ class Memory:
 
     def _at_first(self) -> Own:
         """Whatever has changed since, as it was before the run; but what is empty now was an earlier run's."""
-        now = snapshot(self.wrappers, self.networks)
-        return {(place, key): (container, content.get(key, ABSENT))
-                for place, (container, content) in self.start.items() if place in now
-                for key in {*content, *now[place][1]}
-                if not is_same(content.get(key, ABSENT), now[place][1].get(key, ABSENT))
-                and not _is_empty(now[place][1].get(key, ABSENT))}
+        there = snapshot(self.wrappers, self.networks)
+        return {(value.place, value.key): (value.container, value.then) for value in compared(self.start)
+                if value.place in there and value.is_changed and not _is_empty(value.now)}
 
     def _before_step(self, changed: Own) -> Own:
         """The numbers and words among these as they were before the host's call of this step."""
@@ -142,15 +139,10 @@ class Memory:
         try:
             return predict(self.is_past)
         finally:
-            # All are read before one is put back: what two functions name of a module is the same variable.
-            after = {place: content_of(container) for place, (container, _) in others.items()}
-            for place, (container, content) in others.items():
-                now = after[place]
-                for key in {*content, *now}:
-                    value, before = now.get(key, ABSENT), content.get(key, ABSENT)
-                    if (place, key) in self.own or not is_same(value, before):
-                        self.own[place, key] = container, value
-                        put(container, key, before)
+            for value in compared(others):
+                if (value.place, value.key) in self.own or value.is_changed:
+                    self.own[value.place, value.key] = value.container, value.now
+                    put(value.container, value.key, value.then)
 
 
 def _is_empty(value) -> bool:
