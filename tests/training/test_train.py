@@ -34,7 +34,6 @@ def data(tmp_path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(train, "CURVE_EVERY", 1)
-    monkeypatch.setattr(train, "MEASURE_EVERY", 2)
     monkeypatch.setattr(watch, "STEPS", 2)
     monkeypatch.setattr(train, "DISTANCE_PICTURES", 2 * train.SHEET)
     whole = train.chosen_recipe
@@ -49,8 +48,8 @@ def small(monkeypatch):
 
 def given(data, name: str, *more: str) -> list[str]:
     return ["--data", str(data), "--out", str(data / f"{name}.safetensors"), "--checkpoint", str(data / f"{name}.pt"),
-            "--size", str(SIZE), "--steps", "4", "--batch-size", "2", "--device", "cpu", "--no-compile", "--no-bf16",
-            *more]
+            "--size", str(SIZE), "--steps", "4", "--batch-size", "2", "--measure-every", "2", "--device", "cpu",
+            "--no-compile", "--no-bf16", "--categories", "Smileys,Animals,Food", *more]
 
 
 def run(data, name: str, *more: str) -> Path:
@@ -153,8 +152,8 @@ def test_several_ranks_share_a_batch_and_the_first_one_writes(data):
 def test_the_learning_rate_begins_to_fall_when_the_distances_have_stopped_falling(data, monkeypatch):
     seen = iter(range(5, 99))  # ever worse
     monkeypatch.setattr(watch, "distances", lambda *_: {"distance_blank": float(next(seen))})
-    monkeypatch.setattr(train, "MEASURE_EVERY", 1)
-    found = facts(run(data, "patient", "--steps", "1000", "--patience", "3", "--cooldown", "0.5"))
+    found = facts(run(data, "patient", "--steps", "1000", "--patience", "3", "--cooldown", "0.5",
+                      "--measure-every", "1"))
     assert found["steps"] == "8"  # 1 and 3 measurements, and as many steps again
 
 

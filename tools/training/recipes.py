@@ -93,6 +93,7 @@ class Recipe:
         return f"adm-{self.name}-{self.config.image_size}"
 
 
+ATTENTION_SIZE = 16  # of the largest maps with self-attention, in pixels of either side
 # Three channels out: no learned sigma. In every network the full size has 64 channels or more. With 32, each of the 32
 # groups of a norm would hold one channel and remove its mean: the network could not tell how bright x_t is, and
 # pictures would get a colour cast.
@@ -138,9 +139,10 @@ def emoji(categories: tuple[str, ...], size: int) -> Recipe:
     return Recipe(
         "emoji", f"ADM Emoji {size}",
         # One block a level, plain up- and downsampling, and most weights at the lowest resolutions: by far the fastest
-        # to train on a CPU of those tried.
-        ADMConfig(channel_mult=(2, 2, 3, 3), num_res_blocks=1, attention_levels=(1, 2, 3), resblock_updown=False,
-                  num_classes=len(categories), image_size=size, **_COMMON),
+        # to train of those tried.
+        ADMConfig(channel_mult=(2, 3, 4, 5), num_res_blocks=1,
+                  attention_levels=tuple(level for level in range(4) if size >> level <= ATTENTION_SIZE),
+                  resblock_updown=False, num_classes=len(categories), image_size=size, **_COMMON),
         categories, pag_layers="", ema_decay=0.9995,
         facts={
             "license": "MIT",

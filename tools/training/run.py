@@ -45,7 +45,8 @@ class Run:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.params = list(self.model.parameters())
         self.ema = [p.detach().clone() for p in self.params]
-        self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.params, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01,
+                                           fused=self.device.type == "cuda")
         self.step, self.seconds = 0, 0.0
         self.origin = ""  # the file whose weights this training started from
         self.curve: list[tuple[int, float]] = []

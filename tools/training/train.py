@@ -39,7 +39,6 @@ from .torch_support import can_compile, has_bfloat16  # noqa: E402
 
 WARMUP_STEPS = 300
 CURVE_EVERY = 100  # steps per point of the training curve
-MEASURE_EVERY = 1000  # steps between looks at held-out pictures
 DISTANCE_PICTURES = 256  # drawn each time
 CHECKPOINT_SECONDS = 120
 EXPORT_SECONDS = 600
@@ -114,7 +113,7 @@ def train(run: Run, data: Data, hooks: ADMHooks, encoders: Mapping[str, nn.Modul
             losses.clear()
             if not math.isfinite(run.curve[-1][1]):
                 raise HarnessError(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
-        if data.held_out is not None and run.step % MEASURE_EVERY == 0:
+        if data.held_out is not None and run.step % args.measure_every == 0:
             measure(run, data, encoders, hooks)
             if run.end == math.inf and watch.stopped_falling(run.measured, args.patience):
                 run.cool_down()
@@ -157,9 +156,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     budget.add_argument("--minutes", type=float, default=600, help="training time (default: 600)")
     budget.add_argument("--steps", type=int, default=0, help="optimiser steps, instead of --minutes")
     parser.add_argument("--recipe", choices=("emoji", "fashion"), default="emoji", help="what to learn")
-    parser.add_argument("--categories", default="Smileys,Animals,Food", metavar="NAMES",
+    parser.add_argument("--categories", default="Smileys,Animals,Food,People", metavar="NAMES",
                         help=f"of the emoji, separated by commas: {', '.join(CATEGORIES)} (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=32, help="of the emoji in pixels (default: 32)")
+    parser.add_argument("--size", type=int, default=64, help="of the emoji in pixels (default: 64)")
     parser.add_argument("--data", type=Path, help=f"folder of the npm archives (default: {CACHE}, fetched where they "
                                                   "are not there) or of Fashion-MNIST's .gz files")
     parser.add_argument("--out", type=Path, help="the file to write (default: in models/)")
@@ -173,8 +172,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cooldown", type=float, default=0.2, metavar="SHARE",
                         help="the learning rate falls to 0 over this last share of the budget (default: 0.2)")
     parser.add_argument("--patience", type=int, default=8, metavar="TIMES",
-                        help=f"begin that last part when the Fréchet distance to held-out drawings, taken every "
-                             f"{MEASURE_EVERY} steps, has not fallen so many times (default: 8)")
+                        help="begin that last part when the Fréchet distance to held-out drawings has not fallen so "
+                             "many times (default: 8)")
+    parser.add_argument("--measure-every", type=int, default=1000, metavar="STEPS",
+                        help="steps between looks at held-out drawings (default: 1000)")
     parser.add_argument("--distances", action=argparse.BooleanOptionalAction, default=True,
                         help="measure them; two small networks are trained for it first (default: on)")
     parser.add_argument("--seed", type=int, default=0)
@@ -194,8 +195,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.minutes <= 0 or args.steps < 0 or args.batch_size < 1:
         parser.error("--minutes and --batch-size must be above 0, --steps not below")
-    if args.patience < 1:
-        parser.error(f"--patience must be at least 1, got {args.patience}")
+    for name in ("patience", "measure_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if not 0 < args.cooldown <= 1:
         parser.error(f"--cooldown {args.cooldown}: expected a share above 0, up to 1")
     if args.ranks < 1 or args.batch_size % args.ranks:

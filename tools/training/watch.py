@@ -18,8 +18,12 @@ from .recipes import Data
 from .run import alphas_cumprod
 
 PICTURES = 192  # of either side, for the errors
-BATCH = 32
+BATCH = {"cpu": 32, "cuda": 256}
 STEPS = 25  # of DDIM, as in the evaluation
+
+
+def _batch(device: torch.device | str) -> int:
+    return BATCH.get(torch.device(device).type, BATCH["cpu"])
 
 
 @torch.inference_mode()
@@ -41,9 +45,8 @@ def errors(model: ADMUNet, data: Data, hooks: ADMHooks) -> dict[str, float]:
         x0, y = images[rows].to(device), labels[rows].to(device)
         a = alphas_cumprod().to(device)[t][:, None, None, None]
         x = a.sqrt() * x0.float().div(127.5).sub(1) + (1 - a).sqrt() * noise
-        predicted = torch.cat([model(*batch, hooks) for batch in zip(x.split(BATCH), t.split(BATCH),
-                                                                     y.split(BATCH),
-                                                                     strict=True)])
+        predicted = torch.cat([model(*batch, hooks) for batch in zip(*(part.split(_batch(device))
+                                                                       for part in (x, t, y)), strict=True)])
         found[name] = round(float((predicted - noise).square().mean()), 5)
     return found
 
@@ -67,7 +70,7 @@ def ddim(predict: Callable[[Tensor, Tensor], Tensor], size: int, seeds: range, d
     levels = [float(alphas[t]) for t in times] + [1.0]
     noise = [torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     drawn = []
-    for x in torch.stack(noise).to(device).split(BATCH):
+    for x in torch.stack(noise).to(device).split(_batch(device)):
         for t, alpha, following in zip(times, levels, levels[1:], strict=False):
             epsilon = predict(x, torch.full([len(x)], float(t), device=device))
             x0 = ((x - (1 - alpha) ** 0.5 * epsilon) / alpha**0.5).clamp(-1, 1)
