@@ -71,7 +71,8 @@ def category_classifier(folder: Path, drawings: Drawings) -> tuple[Classifier, f
     data = _data(drawings, drawings.labels)
 
     def loss(model: nn.Module, rows: Tensor, rand: torch.Generator) -> Tensor:
-        return F.cross_entropy(model(_shown(data, rows, rand))[2], data.labels[rows], label_smoothing=0.1)
+        seen = model(_shown(data, rows, rand).to(_device()))[2]
+        return F.cross_entropy(seen, data.labels[rows].to(_device()), label_smoothing=0.1)
 
     model = _trained(folder, "category", Classifier(3, len(drawings.categories)), data, loss)
     images, labels = drawings.part(held_out=True)
@@ -91,8 +92,8 @@ def concept_encoder(folder: Path, drawings: Drawings) -> tuple[ConceptEncoder, f
     def loss(model: nn.Module, rows: Tensor, rand: torch.Generator) -> Tensor:
         chosen = torch.randint(len(several), (BATCH // 2,), generator=rand)
         rows = torch.cat([several[c][torch.randperm(len(several[c]), generator=rand)[:2]] for c in chosen])
-        seen = model(_shown(data, rows, rand))[2]
-        return contrast(seen, data.labels[rows])
+        seen = model(_shown(data, rows, rand).to(_device()))[2]
+        return contrast(seen, data.labels[rows].to(_device()))
 
     model = _trained(folder, "concept", ConceptEncoder(), data, loss)
     images, _ = drawings.part(held_out=True)
@@ -104,7 +105,7 @@ def concept_encoder(folder: Path, drawings: Drawings) -> tuple[ConceptEncoder, f
 
 def contrast(seen: Tensor, labels: Tensor) -> Tensor:
     """Khosla et al. 2020, Eq. 2 (the sum outside the logarithm), of unit vectors [N, D] and labels [N]."""
-    apart = torch.eye(len(seen), dtype=torch.bool)
+    apart = torch.eye(len(seen), dtype=torch.bool, device=seen.device)
     alike = (labels[:, None] == labels) & ~apart
     logs = (seen @ seen.T / TEMPERATURE).masked_fill(apart, -torch.inf).log_softmax(1).masked_fill(~alike, 0)
     return -(logs.sum(1) / alike.sum(1).clamp(min=1)).mean()
@@ -122,6 +123,11 @@ def _data(drawings: Drawings, labels: Tensor) -> Data:
     rows = ~drawings.held_out
     mirrors = torch.tensor([name != "Symbols" for name in drawings.categories])[drawings.labels]
     return Data(drawings.images[rows], labels[rows], flips=mirrors[rows], shift=SHIFT)
+
+
+def _device() -> torch.device:
+    """Where the two learn. The data stays where it is drawn from."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _shown(data: Data, rows: Tensor, rand: torch.Generator) -> Tensor:
@@ -143,6 +149,7 @@ def _trained(folder: Path, name: str, model: nn.Module, data: Data,
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+    model.to(_device())
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     rand = torch.Generator().manual_seed(SEED)
@@ -152,6 +159,7 @@ def _trained(folder: Path, name: str, model: nn.Module, data: Data,
         loss(model, rows, rand).backward()
         optimizer.step()
         schedule.step()
+    model.cpu()
     with written_whole(path) as partial:
         save_file(model.state_dict(), partial)
     return model.eval().requires_grad_(False)
