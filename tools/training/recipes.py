@@ -143,7 +143,7 @@ def emoji(categories: tuple[str, ...], size: int) -> Recipe:
         ADMConfig(channel_mult=(2, 3, 4, 5), num_res_blocks=1,
                   attention_levels=tuple(level for level in range(4) if size >> level <= ATTENTION_SIZE),
                   resblock_updown=False, num_classes=len(categories), image_size=size, **_COMMON),
-        categories, pag_layers="", ema_decay=0.9995,
+        categories, pag_layers="m0", ema_decay=0.9995,
         facts={
             "license": "MIT",
             "data": f"emoji drawings of the categories {', '.join(categories)}, rendered on white, without flags and "
