@@ -193,7 +193,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def train(session: nox.Session) -> None:
-    """Trains a model on emoji drawings; -- --minutes 60 and the like go to the trainer, --recipe fashion too."""
+    """Trains a model on emoji drawings; -- --minutes 60 and the like go to the trainer."""
     run(session, "-m", "training.train", *session.posargs, groups=("evaluate", "train"))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import evaluation.sampling as sampling
@@ -13,7 +14,10 @@ from evaluation.config import Config, pag
 from evaluation.plan import SCALES, SINGLE_LAYERS, Found
 from evaluation.store import Store
 from evaluation.work import Ranks
+from harness.errors import HarnessError
 from harness.in_process import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 
 @pytest.mark.parametrize(("given", "complaint"), [
@@ -98,35 +102,72 @@ def test_an_interrupted_run_goes_on_and_nothing_is_sampled_twice(tiny, monkeypat
     assert {check["verdict"] for check in table["checks"]} <= {"yes", "no", "undecided"}
 
 
+def test_what_is_judged_is_written_before_the_next_table_is_sampled(tiny, monkeypatch, tmp_path):
+    table, made = evaluate.wanted, []
+
+    def interrupted(args, plan):
+        if len(plan) == 1 and made:
+            raise KeyboardInterrupt
+        made.extend(plan if len(plan) == 1 else [])
+        return table(args, plan)
+
+    monkeypatch.setattr(evaluate, "wanted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, "--only", "heads,rescale", "--json", str(tmp_path / "figures.json"))
+    for path in (tmp_path / "figures.json", tmp_path / "out" / "results" / "001" / "evaluation.json"):
+        assert [each["key"] for each in json.loads(path.read_text())["tables"]] == ["heads"]
+
+
+def test_a_model_of_other_things_is_refused(tiny, small_model):
+    import folder_paths
+
+    path = Path(folder_paths.get_full_path_or_raise("pag_adm", small_model))
+    weights = load_file(path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    for name, value, message in (("class_names", '["Cars", "Food"]', "categories Cars: expected some of Smileys"),
+                                 ("image_size", "0", "names no size or no classes")):
+        save_file(weights, path.with_name("other.safetensors"), {**facts, name: value})
+        with pytest.raises(HarnessError, match=message):
+            run(tiny, "--model", "other.safetensors")
+
+
 RANKS = """
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
 from harness.in_process import import_pack, start_host
 start_host(sys.argv[1], "--cpu")
 import_pack()
+import folder_paths
 import evaluation.sampling as sampling
 from evaluation.config import Config, pag
 from evaluation.store import Store
-from evaluation.work import Ranks
 from evaluation.work import Ranks, Worker
 sampling.STEPS = 2
 ranks = Ranks.join()
-Worker(sampling.Sampler(), Store(Path(sys.argv[2])), ranks, 2).run([(Config(), range(4)), (pag(2, "u2"), range(3))])
+folder_paths.add_model_folder_path("pag_adm", sys.argv[3])
+sampler = sampling.Sampler(sys.argv[4])
+Worker(sampler, Store(Path(sys.argv[2])), ranks, 2).run([(Config(), range(4)), (pag(2, "u2"), range(3))])
 Path(sys.argv[2], f"rank-{ranks.rank}").touch()
 ranks.leave()
 """
 
 
-def test_two_ranks_make_the_samples_of_one(tmp_path, monkeypatch):
+def test_two_ranks_make_the_samples_of_one(tmp_path, monkeypatch, small_model):
+    import folder_paths
+
+    path = Path(folder_paths.get_full_path_or_raise("pag_adm", small_model))
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                    str(script), os.environ["COMFYUI_PATH"], str(tmp_path / "two")], check=True, timeout=300,
+                    str(script), os.environ["COMFYUI_PATH"], str(tmp_path / "two"), str(path.parent), path.name],
+                   check=True, timeout=300,
                    env={**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1"})
     assert {path.name for path in (tmp_path / "two").glob("rank-*")} == {"rank-0", "rank-1"}
     monkeypatch.setattr(sampling, "STEPS", 2)
-    sampler, two = sampling.Sampler(), Store(tmp_path / "two")
+    sampler, two = sampling.Sampler(small_model), Store(tmp_path / "two")
     for config, count in ((Config(), 4), (pag(2, "u2"), 3)):
         alone = sampler.sample(config, list(range(count)))
         assert (alone.int() - two.load(config, range(count)).int()).abs().max() <= 1

@@ -31,7 +31,7 @@ def test_every_operation_and_rule_has_a_row():
 
 
 def test_scale_zero_is_no_guidance_whatever_else_is_set():
-    assert pag(0, "u2-5", strength=0.5) == Config()
+    assert pag(0, "u2-3", strength=0.5) == Config()
     assert pag(0, "m0").key == Config().key
 
 
@@ -41,8 +41,8 @@ def test_configurations_that_differ_have_keys_that_differ(every_config):
 
 
 def test_labels_go_round():
-    assert [Config(True).label(i) for i in (0, 9, 10, 1_000_003)] == [0, 9, 0, 3]
-    assert Config().label(5) == -1
+    assert [Config(True).label(i, 10) for i in (0, 9, 10, 1_000_003)] == [0, 9, 0, 3]
+    assert Config().label(5, 10) == -1
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from evaluation import arguments, evaluate
 from evaluation.arguments import SEARCH_FIRST
-from evaluation.metrics import mean, paired, perceptual_distance
+from evaluation.networks import perceptual_distance
 from evaluation.restoration import latent, restorer
 from evaluation.restoration.plan import (
     EXPERIMENTS,
@@ -20,7 +20,6 @@ from evaluation.restoration.plan import (
     step_size_search,
 )
 from evaluation.restoration.restorer import LatentRestorer, PixelRestorer, Restorer, Truths
-from evaluation.sampling import SHIPPED
 from PIL import Image
 
 
@@ -29,12 +28,12 @@ def small(monkeypatch):
     """Two steps, batches of two."""
     for key, experiment in EXPERIMENTS.items():
         monkeypatch.setitem(EXPERIMENTS, key, replace(experiment, steps=2))
-    monkeypatch.setattr(restorer, "BATCH", 2)
+    monkeypatch.setattr(restorer, "BATCH", {"cpu": 2})
 
 
 @pytest.fixture
 def pictures():
-    return torch.randint(256, (40, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -42,7 +41,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_no_picture_is_both_searched_with_and_judged_by(pictures):
-    pictures[:, 0, 0] = torch.arange(40)
+    pictures[:, 0, 0, 0] = torch.arange(40)
     truths = Truths(pictures)
     table, held_out = (set(truths[ids][:, 0, 0, 0].tolist())
                        for ids in (range(20), range(SEARCH_FIRST, SEARCH_FIRST + 20)))
@@ -62,8 +61,8 @@ def test_configurations_that_differ_have_keys_that_differ():
 @pytest.fixture(scope="module")
 def latent_model(tmp_path_factory):
     """Two steps of training, which the second call must not repeat."""
-    folder, images = tmp_path_factory.mktemp("latent"), torch.zeros(40, 32, 32, dtype=torch.uint8)
-    images[:, 8:24, 8:24] = torch.arange(40, dtype=torch.uint8)[:, None, None]
+    folder, images = tmp_path_factory.mktemp("latent"), torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 4:12, 4:12] = torch.arange(40, dtype=torch.uint8)[:, None, None, None]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("VAE_STEPS", "U_NET_STEPS", "VAE_BATCH", "U_NET_BATCH"):
             patch.setattr(latent, name, 2)
@@ -74,19 +73,19 @@ def latent_model(tmp_path_factory):
 
 
 @pytest.fixture(params=EXPERIMENTS)
-def made(request, small, pictures) -> Restorer:
+def made(request, small, small_model, pictures) -> Restorer:
     experiment = EXPERIMENTS[request.param]
     if experiment.method == "DPS":
-        return PixelRestorer(experiment, SHIPPED, Truths(pictures))
+        return PixelRestorer(experiment, small_model, Truths(pictures))
     model, vae = request.getfixturevalue("latent_model")
     return LatentRestorer(experiment, model, vae, latent.nothing(), Truths(pictures))
 
 
 def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(made):
-    both = pair(made.experiment, "sr4", 3.0, 4.0, "u5")
+    both = pair(made.experiment, "sr4", 3.0, 4.0, "all")
     assert made.batches(both.plain, range(5), {0, 1}, 25) == [[2, 3], [4, 5]]
     plain, guided = (made.sample(config, [2, 3]) for config in (both.plain, both.guided))
-    assert plain.shape == (2, 3, 32, 32)
+    assert plain.shape == (2, 3, 16, 16)
     assert torch.equal(plain, made.sample(both.plain, [2, 3]))
     assert not close(plain, guided)
     assert not close(plain, made.sample(both.plain, [4, 5]))
@@ -94,19 +93,11 @@ def test_a_picture_is_restored_the_same_in_every_run_and_pag_changes_it(made):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_measures_pictures_of_the_data(task, pictures):
+def test_every_task_measures_pictures_of_the_data(task, small_model, pictures):
     with torch.inference_mode():
-        operator, y, shown = PixelRestorer(EXPERIMENTS["table8"], SHIPPED, Truths(pictures)).measure(task, [0, 1])
-    assert operator.picture_size(tuple(y.shape[1:3])) == (32, 32)
-    assert shown.shape == (2, 32, 32, 3)
-
-
-def test_paired_differences_leave_out_what_the_pictures_have_in_common():
-    easy = torch.linspace(10, 30, 50)
-    gained = easy + 1 + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(0))
-    found = paired(gained, easy)
-    assert found.value == pytest.approx(1, abs=0.1)
-    assert found.margin < 0.1 < mean(easy).margin
+        operator, y, shown = PixelRestorer(EXPERIMENTS["table8"], small_model, Truths(pictures)).measure(task, [0, 1])
+    assert operator.picture_size(tuple(y.shape[1:3])) == (16, 16)
+    assert shown.shape == (2, 16, 16, 3)
 
 
 def test_the_perceptual_distance_looks_at_directions_alone():
@@ -128,8 +119,7 @@ def test_it_is_part_of_full_runs_only():
 def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp_path):
     """On one task, with few settings."""
     monkeypatch.setitem(EXPERIMENTS, "table8", replace(EXPERIMENTS["table8"], tasks={"box": Settings((1.0, 5.0), 1.0)},
-                                                       guidance=((1.0, "u5"),)))
-    monkeypatch.setattr("evaluation.restoration.run.BATCH", 2)
+                                                       guidance=((1.0, "u3"),)))
     sample, made = Restorer.sample, []
 
     def counted(self, config, ids):
@@ -152,7 +142,7 @@ def test_the_command_searches_restores_and_goes_on(tiny, small, monkeypatch, tmp
     assert [row["name"] for row in table["rows"]] == ["box inpainting: DPS", "box inpainting: DPS + PAG"]
     assert table["samples"] == 2
     for row in table["rows"]:
-        assert set(row["metrics"]) == {"fd", "lpips", "psnr", "flops"}
+        assert set(row["metrics"]) == {"fd", "fd_concept", "lpips", "psnr", "flops"}
     assert [check["metric"] for check in table["checks"]] == ["fd", "lpips", "psnr"]
     results = tmp_path / "out" / "results" / "001"
     assert {path.name for path in results.iterdir()} == {

@@ -6,6 +6,7 @@ import evaluation.sampling as sampling
 import pytest
 import torch
 from evaluation.config import Config, pag
+from evaluation.plan import HEADS
 from evaluation.sampling import Sampler, batches
 from pag_pack.nodes.sampling import PAGKSampler
 
@@ -15,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")
-def sampler():
+def sampler(small_model):
     """Four steps, for what is tested does not depend on how many there are."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sampling, "STEPS", 4)
-        yield Sampler()
+        yield Sampler(small_model)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -28,12 +29,17 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_the_nodes_accept_every_configuration_of_the_plan(sampler, every_config):
+    """The layers and heads are those of the shipped model."""
+    shipped = Sampler("adm-emoji-64.safetensors")
+    for each in (shipped, sampler):
+        assert {layer.name: layer.heads for layer in each.found.layers} == HEADS
     for config in every_config:
+        shipped.check(config)
         sampler.check(config)
         assert sampler.cost(config) >= 1
 
 
-@pytest.mark.parametrize("config", [Config(), pag(1, "u2-5"), Config(sag=0.5, sag_sigma=2)], ids=str)
+@pytest.mark.parametrize("config", [Config(), pag(1, "all"), Config(sag=0.5, sag_sigma=2)], ids=str)
 def test_batches_make_no_difference(sampler, config):
     together = sampler.sample(config, [0, 1, 2, 7])
     assert close(together, torch.cat([sampler.sample(config, [0, 1]), sampler.sample(config, [2, 7])]))
@@ -50,24 +56,24 @@ def test_labels_are_followed_and_do_not_mix(sampler):
 
 def test_they_are_what_the_pag_ksampler_makes_of_the_same_noise(sampler, monkeypatch):
     """The loop adds nothing of its own."""
-    config = pag(2, "u2-5", True, strength=0.5).but(cfg=2.0)
+    config = pag(2, "all", True, strength=0.5).but(cfg=2.0)
     monkeypatch.setattr("comfy.sample.prepare_noise", lambda latent, seed, batch_index=None:
-                        sampling.SampleNoise([3, 13]).generate_noise({"samples": latent}))
-    positive, negative = (sampling.PAGADMClassLabel.execute(sampler.model, label).result[0] for label in (3, -1))
-    latent = nodes.EmptyLatentImage().generate(32, 32, 2)[0]
+                        sampling.SampleNoise([3, 5]).generate_noise({"samples": latent}))
+    positive, negative = (sampling.PAGADMClassLabel.execute(sampler.model, label).result[0] for label in (1, -1))
+    latent = nodes.EmptyLatentImage().generate(16, 16, 2)[0]
     options = sampling.PAGOptionsNode.execute(strength=0.5).result[0]
-    made = PAGKSampler.execute(sampler.model, 0, 4, 2.0, 2.0, "u2-5", "ddim", "ddim_uniform", positive, negative,
+    made = PAGKSampler.execute(sampler.model, 0, 4, 2.0, 2.0, "all", "ddim", "ddim_uniform", positive, negative,
                                latent, options=options).result[0]["samples"]
-    assert torch.equal(made.add(1).mul(127.5).round().clamp(0, 255).byte(), sampler.sample(config, [3, 13]))
+    assert torch.equal(made.add(1).mul(127.5).round().clamp(0, 255).byte(), sampler.sample(config, [3, 5]))
 
 
 def test_random_perturbations_are_the_same_after_an_interruption(sampler, monkeypatch):
     """They look at the place in the batch, so that the whole beginning of a batch is computed again."""
     monkeypatch.setattr(sampling, "BATCH", 3)
-    config = pag(2, "u2-5", perturbation="random_mask")
-    whole = {i: sample for ids in batches(config, range(5), set()) for i, sample in zip(
+    config = pag(2, "all", perturbation="random_mask")
+    whole = {i: sample for ids in batches(config, range(5), set(), 2) for i, sample in zip(
         ids, sampler.sample(config, ids), strict=True)}
-    left = batches(config, range(5), {0, 1, 3}, size=100)
+    left = batches(config, range(5), {0, 1, 3}, 2, size=100)
     assert left == [[0, 1, 2], [3, 4]]
     assert close(sampler.sample(config, left[0])[2:], whole[2][None])
 
@@ -75,7 +81,7 @@ def test_random_perturbations_are_the_same_after_an_interruption(sampler, monkey
 @pytest.mark.parametrize(("conditional", "size"), product((False, True), (1, 7, 25)))
 def test_every_sample_is_made_once_and_batches_have_one_label(conditional, size):
     config = Config(conditional)
-    made = batches(config, range(40, 140), set(range(50, 60)), size)
+    made = batches(config, range(40, 140), set(range(50, 60)), 4, size)
     flat = [i for ids in made for i in ids]
     assert sorted(flat) == [*range(40, 50), *range(60, 140)]
-    assert all(len(ids) <= size and len({config.label(i) for i in ids}) == 1 for ids in made)
+    assert all(len(ids) <= size and len({config.label(i, 4) for i in ids}) == 1 for ids in made)

@@ -34,7 +34,7 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     parser.add_argument("--model", default="", help="an ADM file that PAG ADM Loader lists (default: the shipped one)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the work on this machine")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's .gz files")
+    parser.add_argument("--data", type=Path, help="folder where nox -s train keeps its drawings (default: the same)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="where samples and results go")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON too; must not exist yet")
     args = parser.parse_args(argv)

@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 
 STEPS = 25  # DDIM, as in the paper's ablations
-CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Config:
     """What the nodes are set to. Two configurations that sample the same are equal, so nothing is sampled twice.
 
     Attributes:
-        conditional: every sample has a label (its id modulo 10); else none has.
+        conditional: every sample has a label (its id modulo the model's classes); else none has.
         cfg: ComfyUI's cfg, that is 1 + w of PAG Eq. 7; 1 is off.
         cfg_end: share of the run up to which CFG acts.
         scale, layers: PAG's s (PAG Eq. 10) and its layers.
@@ -63,9 +62,9 @@ class Config:
             parts.append(f"s {self.sag:g}, blur {self.sag_sigma:g}")
         return ", ".join(parts)
 
-    def label(self, sample: int) -> int:
-        """The class label of a sample; -1 is none."""
-        return sample % CLASSES if self.conditional else -1
+    def label(self, sample: int, classes: int) -> int:
+        """The class label of a sample of a model of so many; -1 is none."""
+        return sample % classes if self.conditional else -1
 
 
 def pag(scale: float, layers: str, conditional: bool = False, **options) -> Config:

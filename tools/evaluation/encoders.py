@@ -113,10 +113,11 @@ def contrast(seen: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def encode(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [N, 64] and the last output of a network, of images uint8 [N, 3, S, S]."""
-    seen = [model(batch.float().div(127.5).sub(1))[1:] for batch in images.split(256)]
+    """Features [N, 64] and the last output of a network, on the CPU, of images uint8 [N, 3, S, S]."""
+    device = next(model.parameters()).device
+    seen = [model(batch.to(device).float().div(127.5).sub(1))[1:] for batch in images.split(256)]
     features, last = zip(*seen, strict=True)
-    return torch.cat(features), torch.cat(last)
+    return torch.cat(features).cpu(), torch.cat(last).cpu()
 
 
 def _data(drawings: Drawings, labels: Tensor) -> Data:

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, command
-from harness.in_process import import_pack, start_host
+from harness.in_process import ROOT, import_pack, start_host
+from harness.whole_files import written_whole
 
 from .arguments import LAYERS, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
 from .config import STEPS, Config
 from .plan import Choices, Found, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
 from .restoration.plan import EXPERIMENTS, Experiment
+
+sys.path.append(str(ROOT))  # last: the pack's `nodes` folder must hide no other module
 
 if TYPE_CHECKING:  # these need torch or the host, which start later
     from PIL import Image
@@ -69,9 +72,11 @@ def evaluate(args: argparse.Namespace) -> None:
     import torch
     from pag_pack.nodes.host.models.adm_files import FOLDER
     from pag_pack.nodes.research.adm import SHIPPED
+    from training.drawings import get_drawings
+    from training.recipes import CACHE
 
-    from .classifier import get_classifier
     from .judge import Judge
+    from .networks import Networks
     from .plots import grid
     from .restoration.restorer import Truths
     from .restoration.run import run as restore
@@ -85,16 +90,19 @@ def evaluate(args: argparse.Namespace) -> None:
     if path is None:
         raise HarnessError(f"--model {name}: PAG ADM Loader knows no such file; it lists "
                            f"{', '.join(folder_paths.get_filename_list(FOLDER))}.")
-    train, test = read_data(args.data)
     ranks = Ranks.join()
     key = file_key(Path(path))
     store = Store(args.out / "samples" / f"{key}-{args.device}")
     sampler = Sampler(name)
     worker = Worker(sampler, store, ranks, args.batch)
-    judge = None
+    data, judge = args.data or CACHE, None
     if ranks.rank == 0:
-        classifier, accuracy = get_classifier(args.out, train, test)
-        judge = Judge(store, classifier, train, test)
+        get_drawings(sampler.size, data)
+    ranks.agree(None)  # that they are there
+    everything = get_drawings(sampler.size, data)
+    drawings = everything.only(sampler.classes)
+    if ranks.rank == 0:
+        judge = Judge(store, Networks.load(data, everything, sampler.classes, args.device), drawings)
 
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
@@ -105,26 +113,28 @@ def evaluate(args: argparse.Namespace) -> None:
     if searches:
         found = search(worker, judge, held_out)
         plan = chosen_tables(args, found, sampler.share(found.layers))
-    worker.run(wanted(args, plan))
+    about = {
+        "model": name, "model_sha256": key, "steps": STEPS, "accuracy": judge and judge.networks.accuracy,
+        "found": asdict(found), "torch": torch.__version__,
+        "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(),
+        "search": f"Layers and scales were chosen on {args.search} other samples a setting, PAG's scale without a "
+                  f"label on {FINAL * args.search}."
+                  if searches else "Layers and scales are those that an earlier search found."}
+    results = Results(args, about) if judge else None
+    for table in plan:
+        worker.run(wanted(args, [table]))
+        if results:
+            made = judge.table(table, ids_of(args, table))
+            results.add(made, grid(made, store))
     worker.bar.close()
-    truths = Truths(test[0])
-    restored = []
+    (training, _), (held_out, _) = drawings.part(held_out=False), drawings.part(held_out=True)
     for experiment in chosen_restorations(args):
-        restorer, its_store = restoration_of(experiment, args, name, store, train[0], truths, ranks)
-        restored.append(restore(args, restorer, its_store, ranks, judge and judge.classifier))
-    if judge:
-        about = {
-            "model": name, "model_sha256": key, "steps": STEPS, "accuracy": accuracy, "found": asdict(found),
-            "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(), "torch": torch.__version__,
-            "search": f"Layers and scales were chosen on {args.search} other samples a setting, PAG's scale without a "
-                      f"label on {FINAL * args.search}."
-                      if searches else "Layers and scales are those that an earlier search found."}
-        made = [judge.table(table, ids_of(args, table)) for table in plan]
-        pictures = {table["key"]: grid(table, store) for table in made}
-        for table, picture in restored:
-            pictures[table["key"]] = picture
-            made.append(table)
-        write(args, {"about": about, "tables": made}, pictures)
+        restorer, its_store = restoration_of(experiment, args, name, store, training, Truths(held_out), ranks)
+        made = restore(args, restorer, its_store, ranks, judge and judge.networks)
+        if results:
+            results.add(*made)
+    if results:
+        print(f"\n{markdown(results.report)}\nWritten to {results.folder}")
     ranks.leave()
 
 
@@ -134,7 +144,7 @@ def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, 
 
     Args:
         file, store: the ADM's, for DPS.
-        images: uint8 [N, 32, 32] of the training split, on which PSLD's latent model is trained.
+        images: uint8 [N, 3, S, S], on which PSLD's latent model is trained.
     """
     from .restoration.latent import get_latent_model, latent_model_key, nothing
     from .restoration.restorer import LatentRestorer, PixelRestorer
@@ -148,13 +158,6 @@ def restoration_of(experiment: Experiment, args: argparse.Namespace, file: str, 
     model, vae = get_latent_model(args.out, images)
     place = args.out / "samples" / f"{latent_model_key(images)}-{args.device}"
     return LatentRestorer(experiment, model, vae, nothing(), truths), Store(place)
-
-
-def read_data(folder: Path | None):
-    """((images, labels) of the training split, the same of the test split)."""
-    from training.fashion import DATA, read_data
-
-    return read_data(folder or DATA), read_data(folder or DATA, "t10k")
 
 
 def wanted(args: argparse.Namespace, plan: list[Table]) -> list[tuple[Config, range]]:
@@ -195,22 +198,29 @@ def search_samples(found: Found, ids: range) -> list[tuple[Config, range]]:
             *((config, ids) for options in other_scale_search(found.layers).values() for _, config in options)]
 
 
-def write(args: argparse.Namespace, report: dict, pictures: dict[str, Image.Image]) -> None:
-    """Into a new folder, and to --json. `pictures` are samples, by the table's key."""
-    from .plots import plot
+class Results:
+    """A new folder, and --json; both hold every table from when it is made, however the run ends."""
 
-    folder = new_folder(args.out / "results")
-    text = json.dumps(report, indent=1) + "\n"
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
-    (folder / "evaluation.csv").write_text(as_csv(report), encoding="utf-8")
-    (folder / "evaluation.md").write_text(markdown(report), encoding="utf-8")
-    if args.json:
-        with args.json.open("x", encoding="utf-8") as file:
-            file.write(text)
-    for table in report["tables"]:
-        plot(table, folder / f"{table['key']}.png")
-        pictures[table["key"]].save(folder / f"{table['key']}-samples.jpg", quality=80)
-    print(f"\n{markdown(report)}\nWritten to {folder}")
+    def __init__(self, args: argparse.Namespace, about: dict) -> None:
+        self.args = args
+        self.report = {"about": about, "tables": []}
+
+    def add(self, table: dict, picture: Image.Image) -> None:
+        """A table and a picture of its samples."""
+        from .plots import plot
+
+        if not self.report["tables"]:
+            self.folder = new_folder(self.args.out / "results")
+        self.report["tables"].append(table)
+        text = json.dumps(self.report, indent=1) + "\n"
+        for path, content in ((self.folder / "evaluation.json", text), (self.args.json, text),
+                              (self.folder / "evaluation.csv", as_csv(self.report)),
+                              (self.folder / "evaluation.md", markdown(self.report))):
+            if path:
+                with written_whole(path) as partial:
+                    partial.write_text(content, encoding="utf-8")
+        plot(table, self.folder / f"{table['key']}.png")
+        picture.save(self.folder / f"{table['key']}-samples.jpg", quality=80)
 
 
 def new_folder(parent: Path) -> Path:

@@ -7,75 +7,79 @@ from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
+from training.drawings import Drawings
 
-from .classifier import Classifier, Seen, look
 from .config import Config
-from .metrics import Real, Value, difference, frechet, measure, unpaired
+from .metrics import Moments, Real, Value, difference, frechet, measure
+from .networks import Networks
 from .plan import Check, Found, Row, Table
 from .store import Store
 
 
 class Judge:
-    """Sees the samples of a store through the classifier.
+    """Sees the samples of a store through two networks.
 
     Args:
-        train, test: images uint8 [N, 32, 32] and labels long [N]; the test split is what samples should be like.
+        drawings: of the model's classes, as it numbers them; the held-out ones are what samples should be like.
     """
 
-    def __init__(self, store: Store, classifier: Classifier, train: tuple[Tensor, Tensor],
-                 test: tuple[Tensor, Tensor]) -> None:
-        self.store, self.classifier = store, classifier
-        self.train = train
-        self.real = Real.of(look(classifier, test[0]).features)
-        self.tones = tones(test[0])
-        self._seen: dict[tuple[Config, range, bool], Seen] = {}
-
-    def see(self, config: Config, ids: range, matched: bool = False) -> Seen:
-        if (config, ids, matched) not in self._seen:
-            self._seen[config, ids, matched] = look(self.classifier, self._pictures(config, ids, matched))
-        return self._seen[config, ids, matched]
-
-    def _pictures(self, config: Config, ids: range, matched: bool) -> Tensor:
-        pictures = self.store.load(config, ids)
-        return with_tones(pictures, self.tones) if matched else pictures
+    def __init__(self, store: Store, networks: Networks, drawings: Drawings) -> None:
+        self.store, self.networks = store, networks
+        self.train, held_out = drawings.part(held_out=False), drawings.part(held_out=True)[0]
+        self.real = Real.of(networks.see(held_out).features)
+        self.tones = tones(held_out)
+        self._measured: dict[tuple[Config, range, bool], dict[str, Value]] = {}
 
     def distance(self, config: Config, ids: range) -> float:
-        return frechet(self.see(config, ids).features, self.real)
+        seen = self.networks.see(self.store.load(config, ids))
+        return float(frechet(Moments.of(seen.features["fd"]), self.real.moments["fd"]))
 
     def best(self, choices: Iterable[tuple[object, Config]], ids: range) -> list[object]:
         """The values of these choices, the smallest Fréchet distance first."""
         return [value for value, config in sorted(choices, key=lambda choice: self.distance(choice[1], ids))]
 
     def table(self, table: Table, ids: range) -> dict:
-        """A table's figures as JSON knows them. The first row is of as many real pictures, of the training split: what
-        perfect samples would reach at this count."""
+        """A table's figures as JSON knows them. The first row is of as many training drawings, where there are so many:
+        what perfect samples would reach at this count."""
         values = {row.name: self._row(row, ids, table.matched) for row in table.rows}
-        by_name = {row.name: row for row in table.rows}
         rows = [{"name": row.name, "settings": row.config.settings, "config": asdict(row.config),
                  "metrics": plain(values[row.name])} for row in table.rows]
         order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(1))[:len(ids)]
-        labels = self.train[1][order] if any(row.config.conditional for row in table.rows) else None
-        real = measure(look(self.classifier, self.train[0][order], with_maps=True), self.real, labels)
+        labels = None
+        if any(row.config.conditional for row in table.rows):
+            labels = self.networks.categories[self.train[1][order]]
+        real = measure(self.train[0][order], self.networks, self.real, labels)
         return {
             "key": table.key, "title": table.title, "source": table.source, "samples": len(ids), "first": ids.start,
-            "as_line": table.as_line, "real": plain(real), "rows": rows,
-            "checks": [self._check(check, by_name, values, ids, table.matched) for check in table.checks],
+            "as_line": table.as_line, "real": plain(real), "real_samples": len(order), "rows": rows,
+            "checks": [checked(check, values[check.better], values[check.worse]) for check in table.checks],
         }
 
     def _row(self, row: Row, ids: range, matched: bool) -> dict[str, Value]:
-        labels = torch.tensor([row.config.label(i) for i in ids]) if row.config.conditional else None
-        seen = look(self.classifier, self._pictures(row.config, ids, matched), with_maps=True)
-        values = measure(seen, self.real, labels)
-        flops = self.store.flops(row.config)
-        return values if flops is None else {**values, "flops": Value(flops, 0.0)}
+        config = row.config
+        if (config, ids, matched) not in self._measured:
+            pictures = self.store.load(config, ids)
+            labels = None
+            if config.conditional:
+                count = len(self.networks.categories)
+                labels = self.networks.categories[torch.tensor([config.label(i, count) for i in ids])]
+            pictures = with_tones(pictures, self.tones) if matched else pictures
+            values = measure(pictures, self.networks, self.real, labels)
+            flops = self.store.flops(config)
+            self._measured[config, ids, matched] = values | ({} if flops is None else {"flops": Value(flops, 0.0)})
+        return self._measured[config, ids, matched]
 
-    def _check(self, check: Check, rows: dict[str, Row], values: dict[str, dict[str, Value]], ids: range,
-               matched: bool) -> dict:
-        better, worse = rows[check.better].config, rows[check.worse].config
-        found = difference(check.metric, self.see(better, ids, matched), self.see(worse, ids, matched), self.real)
-        if found is None:
-            found = unpaired(values[check.better][check.metric], values[check.worse][check.metric])
-        return {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+
+def checked(check: Check, better: dict[str, Value], worse: dict[str, Value]) -> dict:
+    """A check and its answer. Of a Fréchet distance, `second` is the difference as the other network sees it, and
+    whether its sign is the same."""
+    found = difference(better[check.metric], worse[check.metric])
+    answer = {**asdict(check), "difference": found.value, "margin": found.margin, "verdict": verdict(check, found)}
+    if check.metric == "fd":
+        other = difference(*(values["fd_concept"] for values in (better, worse)))
+        answer["second"] = {"difference": other.value, "margin": other.margin,
+                            "agrees": (other.value < 0) == (found.value < 0)}
+    return answer
 
 
 def tones(pictures: Tensor) -> tuple[float, float]:
@@ -91,7 +95,7 @@ def with_tones(pictures: Tensor, wanted: tuple[float, float]) -> Tensor:
 
 
 def plain(values: dict[str, Value]) -> dict[str, dict]:
-    return {name: asdict(value) for name, value in values.items()}
+    return {name: {"value": value.value, "margin": value.margin} for name, value in values.items()}
 
 
 def verdict(check: Check, found: Value) -> str:

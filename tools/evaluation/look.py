@@ -33,7 +33,7 @@ from pag_core.adm_config import read_config  # noqa: E402
 from pag_core.guidance import perturbed_attention_delta  # noqa: E402
 
 from .encoders import category_classifier, concept_encoder, encode  # noqa: E402
-from .metrics import Value, frechet_between, with_margin  # noqa: E402
+from .metrics import Moments, Value, difference, frechet, resampled  # noqa: E402
 from .neighbours import copies, images_of, nearest_features, nearest_pixels, neighbours_sheet  # noqa: E402
 
 FIRST = 1_000_000  # seeds that no table uses
@@ -148,18 +148,15 @@ def look(model: ADMUNet, categories: list[str], rows: list[tuple[str, float, fro
 def distances(drawn: dict[str, Tensor], held_out: Tensor, encoder: nn.Module) -> dict[str, tuple[Value, Value]]:
     """{row: its Fréchet distance to held-out drawings, and what that is less than the first row's}; the rows are of the
     same noise, and resampled together."""
-    real = encode(encoder, held_out)[0]
-    seen = {row: encode(encoder, pictures)[0] for row, pictures in drawn.items()}
-    plain = next(iter(seen.values()))
+    real = Moments.of(encode(encoder, held_out)[0])
 
-    def distance(features: Tensor, rows: Tensor) -> float:
-        return frechet_between(features[rows], real)
+    def distance(pictures: Tensor) -> Value:
+        features = encode(encoder, pictures)[0]
+        return resampled(lambda weights: frechet(Moments.of(features, weights), real), len(features))
 
-    def value(features: Tensor) -> tuple[Value, Value]:
-        return (with_margin(lambda rows: distance(features, rows), len(plain)),
-                with_margin(lambda rows: distance(plain, rows) - distance(features, rows), len(plain)))
-
-    return {row: value(features) for row, features in seen.items()}
+    found = {row: distance(pictures) for row, pictures in drawn.items()}
+    plain = next(iter(found.values()))
+    return {row: (value, difference(plain, value)) for row, value in found.items()}
 
 
 def markdown(figures: dict[str, dict[str, Value]]) -> str:

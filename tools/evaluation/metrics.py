@@ -1,25 +1,22 @@
-"""Numbers for a set of pictures, from what the classifier sees in them, with torch-fidelity; and how sure they are.
+"""Numbers for a set of pictures, from what two networks see in them, and how sure they are.
 
 All distances depend on how many pictures there are (the Fréchet distance is biased upwards, the more so the fewer), so
-sets are compared at equal counts only, with the same noise in both: pairs are resampled together, which takes out what
-the noise has in common.
+sets are compared at equal counts only, with the same noise in both. Sets of one size are resampled alike, picture by
+picture, so that in the difference of two of them drops out what the noise has in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from .classifier import Seen
-from .config import CLASSES
+from .networks import METRICS, Networks, Seen
 
 RESAMPLES = 100  # of the bootstrap
 Z = 1.96  # standard deviations to either side: 95 %
@@ -28,74 +25,117 @@ PAIRS = 2000  # for the diversity
 
 
 @dataclass(frozen=True)
+class Value:
+    """A figure and half the width of its 95 % interval, None where it has none; and, if it was resampled, the figures
+    [1 + RESAMPLES] of all pictures and of every resample."""
+
+    value: float
+    margin: float | None = None
+    resampled: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, resampled: Tensor) -> Value:
+        """The interval stands around the value of all rows: resamples hold doubles, which shifts their mean, not their
+        spread."""
+        return cls(float(resampled[0]), Z * float(resampled[1:].std(correction=0)), resampled)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean [..., D] and covariance [..., D, D] of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, weights: Tensor | None = None) -> Moments:
+        """Of features [N, D], each as often as `weights` [R, N] say, or once."""
+        points = features.double()
+        weights = torch.ones(len(points), dtype=torch.float64) if weights is None else weights
+        count = len(points)
+        middle = points.mean(0)
+        points = points - middle
+        mean = weights @ points / count
+        products = (points[:, :, None] * points[:, None, :]).flatten(1)
+        squares = (weights @ products).unflatten(-1, (points.shape[1], -1))
+        return cls(mean + middle, (squares - count * mean[..., :, None] * mean[..., None, :]) / (count - 1))
+
+
+@dataclass(frozen=True)
 class Real:
     """The pictures that samples should be like.
 
     Attributes:
-        statistics: of the whole test split, for the Fréchet distance.
-        features: [N, 64] of the test split, in random order.
+        moments: by metric, for the Fréchet distances.
+        features: [N, 64] of the category network, in random order.
     """
 
-    statistics: dict
+    moments: dict[str, Moments]
     features: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Real:
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-        return cls(fid_features_to_statistics(features.double()), features[order])
+    def of(cls, features: dict[str, Tensor]) -> Real:
+        order = torch.randperm(len(features["fd"]), generator=torch.Generator().manual_seed(0))
+        return cls({name: Moments.of(each) for name, each in features.items()}, features["fd"][order])
 
 
-@dataclass(frozen=True)
-class Value:
-    """A figure and half the width of its 95 % interval; None where it was not resampled."""
-
-    value: float
-    margin: float | None = None
-
-
-def frechet(features: Tensor, real: Real) -> float:
-    """Fréchet distance to the whole test split."""
-    statistics = fid_features_to_statistics(features.double())
-    return fid_statistics_to_metric(statistics, real.statistics, False)[KEY_METRIC_FID]
+def frechet(a: Moments, b: Moments) -> Tensor:
+    """The squared Fréchet distance [...] of Gaussians with these moments (Heusel et al. 2017, Eq. 6)."""
+    values, vectors = torch.linalg.eigh(b.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    common = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp(min=0).sqrt().sum(-1)
+    traces = [each.covariance.diagonal(dim1=-2, dim2=-1).sum(-1) for each in (a, b)]
+    return (a.mean - b.mean).square().sum(-1) + traces[0] + traces[1] - 2 * common
 
 
 def frechet_between(features: Tensor, others: Tensor) -> float:
-    """Fréchet distance of two sets of pictures, both small."""
-    a, b = (fid_features_to_statistics(each.double()) for each in (features, others))
-    return fid_statistics_to_metric(a, b, False)[KEY_METRIC_FID]
+    """Of features [N, D] and [M, D]."""
+    return float(frechet(Moments.of(features), Moments.of(others)))
 
 
-def score(logits: Tensor) -> float:
-    """As the Inception score, with the classifier's ten classes; 1 to 10."""
-    return isc_features_to_metric(logits, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
+def score(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """As the Inception score, of logits [N, C], each as often as `weights` [R, N] say; 1 to C."""
+    log_shares = logits.double().log_softmax(1)
+    shares = log_shares.exp()
+    weights = torch.ones(len(logits), dtype=torch.float64) if weights is None else weights
+    sure = weights @ (shares * log_shares).sum(1) / len(logits)
+    return (sure + torch.special.entr(weights @ shares / len(logits)).sum(-1)).exp()
 
 
-def measure(seen: Seen, real: Real, labels: Tensor | None = None) -> dict[str, Value]:
-    """Everything that the tables show for one set of pictures.
+def measure(pictures: Tensor, networks: Networks, real: Real, labels: Tensor | None = None) -> dict[str, Value]:
+    """Everything that the tables show for one set of pictures uint8 [N, 3, S, S].
 
-    `labels` [N] are those that the samples were asked for; with them come `accuracy`, the share in which the classifier
-    sees the label too, and, over pictures with the same label, `label_diversity` and `label_score`. `classes` is how
-    many labels the pictures are spread over, as the classifier sees it (the exponential of the entropy, 1 to 10).
+    `labels` [N] are the categories that the samples were asked for; with them come `accuracy`, the share in which the
+    network sees the category too, and, over pictures with the same label, `label_diversity` and `label_score`.
+    `classes` is how many categories the pictures are spread over, as the network sees it (the exponential of the
+    entropy).
     """
-    count = len(seen.features)
+    seen, count = networks.see(pictures), len(pictures)
     shares = seen.logits.softmax(1).mean(0)
     values = {
-        "fd": with_margin(lambda rows: frechet(seen.features[rows], real), count),
-        "kd": Value(_kernel_distance(seen.features, real)),
-        "score": with_margin(lambda rows: score(seen.logits[rows]), count),
-        **_precision_recall(seen.features, real),
-        "diversity": _diversity(seen, [torch.arange(count)]),
+        **distances(seen, real),
+        "kd": Value(_kernel_distance(seen.features["fd"], real)),
+        "score": resampled(lambda weights: score(seen.logits, weights), count),
+        **_precision_recall(seen.features["fd"], real),
+        "diversity": _diversity(pictures, networks, [torch.arange(count)]),
         "classes": Value(float(torch.special.entr(shares).sum().exp())),
         "brightness": mean(seen.brightness),
         "contrast": mean(seen.contrast),
     }
     if labels is not None:
-        groups = [(labels == label).nonzero()[:, 0] for label in range(CLASSES)]
-        scores = torch.tensor([score(seen.logits[rows]) for rows in groups if len(rows)])
+        groups = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
         values["accuracy"] = mean((seen.logits.argmax(1) == labels).float())
-        values["label_diversity"] = _diversity(seen, groups)
-        values["label_score"] = mean(scores)
+        values["label_diversity"] = _diversity(pictures, networks, groups)
+        values["label_score"] = mean(torch.stack([score(seen.logits[rows]) for rows in groups]))
     return values
+
+
+def distances(seen: Seen, real: Real) -> dict[str, Value]:
+    """The Fréchet distances to the real pictures, as both networks see them."""
+    def distance(name: str, weights: Tensor) -> Tensor:
+        return frechet(Moments.of(seen.features[name], weights), real.moments[name])
+
+    return {name: resampled(partial(distance, name), len(seen.logits)) for name in METRICS}
 
 
 def mean(values: Tensor) -> Value:
@@ -103,36 +143,23 @@ def mean(values: Tensor) -> Value:
     return Value(float(values.mean()), Z * float(values.std()) / len(values) ** 0.5)
 
 
-def paired(better: Tensor, worse: Tensor) -> Value:
-    """The mean difference of figures [N] of the same pictures."""
-    return mean(better - worse)
-
-
-def _diversity(seen: Seen, groups: list[Tensor]) -> Value:
-    distances = pair_distances(seen, groups)
+def _diversity(pictures: Tensor, networks: Networks, groups: list[Tensor]) -> Value:
+    left, right = random_pairs(groups)
+    found = networks.distance(pictures[left], pictures[right])
     # Pairs share pictures, so that there are no more independent ones than half the pictures.
-    return Value(float(distances.mean()), Z * float(distances.std()) / (len(seen.features) / 2) ** 0.5)
+    return Value(float(found.mean()), Z * float(found.std()) / (len(pictures) / 2) ** 0.5)
 
 
-def difference(metric: str, better: Seen, worse: Seen, real: Real) -> Value | None:
-    """`metric` of `better` minus that of `worse`, where both come from the same noise and are resampled together; None
-    for a metric that is not resampled."""
-    if metric == "fd":
-        return with_margin(lambda rows: frechet(better.features[rows], real) - frechet(worse.features[rows], real),
-                            len(better.features))
-    if metric == "score":
-        return with_margin(lambda rows: score(better.logits[rows]) - score(worse.logits[rows]), len(better.logits))
-    return None
-
-
-def unpaired(better: Value, worse: Value) -> Value:
-    """The difference of two figures that each have an interval of their own."""
+def difference(better: Value, worse: Value) -> Value:
+    """`better` minus `worse`: of the same resamples where there are any, else of two independent figures."""
+    if better.resampled is not None and worse.resampled is not None:
+        return Value.of(better.resampled - worse.resampled)
     margin = None if better.margin is None or worse.margin is None else (better.margin**2 + worse.margin**2) ** 0.5
     return Value(better.value - worse.value, margin)
 
 
-def pair_distances(seen: Seen, groups: list[Tensor]) -> Tensor:
-    """[P] perceptual distances of random pairs, each within one of `groups` (rows)."""
+def random_pairs(groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows [P] of both sides of random pairs, each within one of `groups` (rows)."""
     generator = torch.Generator().manual_seed(0)
     left, right = [], []
     groups = [rows for rows in groups if len(rows) > 1]
@@ -141,31 +168,18 @@ def pair_distances(seen: Seen, groups: list[Tensor]) -> Tensor:
         other = torch.randint(1, len(rows), first.shape, generator=generator)
         left.append(rows[first])
         right.append(rows[(first + other) % len(rows)])
-    left, right = torch.cat(left), torch.cat(right)
-    return torch.cat([perceptual_distance([stage[a] for stage in seen.maps], [stage[b] for stage in seen.maps])
-                      for a, b in zip(left.split(200), right.split(200), strict=True)])
-
-
-def perceptual_distance(maps: list[Tensor], others: list[Tensor]) -> Tensor:
-    """[N] LPIPS-like distances of pictures, of which `maps` and `others` hold each stage's maps [N, C, h, w]: at every
-    place the squared distance of the unit-length channel vectors, averaged over the places and added over the stages
-    (Zhang et al. 2018, without their learned weights)."""
-    total = torch.zeros(len(maps[0]))
-    for stage, other in zip(maps, others, strict=True):
-        a, b = (torch.nn.functional.normalize(each, dim=1) for each in (stage, other))
-        total += (a - b).square().sum(1).mean((1, 2))
-    return total
+    return torch.cat(left), torch.cat(right)
 
 
 def _kernel_distance(features: Tensor, real: Real) -> float:
     """Unbiased kernel distance (Bińkowski et al. 2018), for it does not depend on the count."""
-    size = min(len(features), 1000)
+    size = min(len(features), len(real.features), 1000)
     return kid_features_to_metric(features, real.features, kid_subsets=20, kid_subset_size=size, rng_seed=0,
                                   verbose=False)[KEY_METRIC_KID_MEAN]
 
 
 def _precision_recall(features: Tensor, real: Real) -> dict[str, Value]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019), against as many real pictures as there are samples."""
+    """Improved precision and recall (Kynkäänniemi et al. 2019), of equally many samples and real pictures."""
     equal = real.features[: len(features)]
     found = prc_features_to_metric(features[: len(equal)], equal, prc_neighborhood=NEIGHBOURS, verbose=False)
     count = len(equal)
@@ -176,11 +190,10 @@ def _precision_recall(features: Tensor, real: Real) -> dict[str, Value]:
     return {"precision": value(found[KEY_METRIC_PRECISION]), "recall": value(found[KEY_METRIC_RECALL])}
 
 
-def with_margin(statistic: Callable[[Tensor], float], count: int) -> Value:
-    """The statistic of all rows, and 1.96 standard deviations of it over bootstrap resamples of the rows.
-
-    The interval stands around the value of all rows: resamples hold doubles, which shifts their mean, not their spread.
-    """
+def resampled(statistic: Callable[[Tensor], Tensor], count: int) -> Value:
+    """A statistic [R] of weights float64 [R, count], of all pictures and of bootstrap resamples."""
     generator = torch.Generator().manual_seed(0)
-    resampled = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(RESAMPLES)]
-    return Value(statistic(torch.arange(count)), Z * float(np.std(resampled)))
+    rows = torch.randint(count, (RESAMPLES, count), generator=generator)
+    weights = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
+        1, rows, torch.ones(rows.shape, dtype=torch.float64))
+    return Value.of(statistic(torch.cat([torch.ones(1, count, dtype=torch.float64), weights])))

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from .config import STEPS, Config, pag
 
-SINGLE_LAYERS = (*(f"d{i}" for i in range(4)), "m0", *(f"u{i}" for i in range(6)))
-COMBINATIONS = ("d2-3", "d2-3,m0", "d3,m0,u0", "d2-3,m0,u0-2", "u0-2", "u2-5", "all")
+HEADS = {"d0": 4, "d1": 5, "m0": 5, "u0": 5, "u1": 5, "u2": 4, "u3": 4}  # of the shipped model's layers
+SINGLE_LAYERS = tuple(HEADS)
+COMBINATIONS = ("d1,m0", "m0,u0", "d0-1,m0", "d1,m0,u0", "all")
 LAYER_SCALE = 1.0  # at which layers are compared, as the paper compares them at one scale
-SCALES = (0.5, 1.0, 2.0, 3.0)
+SCALES = (0.25, 0.5, 1.0, 2.0)
 CFG_SCALES = (1.5, 2.0, 3.0, 4.0)
 SAG_SCALES = (0.25, 0.5, 1.0)
 SAG_SIGMA = 2.0  # the host node's default; its kernel spans 9 pixels
@@ -29,11 +30,11 @@ class Found:
         sag: SAG's.
     """
 
-    layers: str = "d2-3"
-    scale: float = 2.0
+    layers: str = "m0"
+    scale: float = 1.0
     conditional_scale: float = 1.0
-    cfg: float = 1.5
-    both: tuple[float, float] = (1.5, 2.0)
+    cfg: float = 2.0
+    both: tuple[float, float] = (2.0, 1.0)
     sag: float = 0.5
 
 
@@ -212,16 +213,17 @@ def _beyond(guided: Config) -> Table:
 
 
 def _single_heads(found: Found) -> Table:
-    """Every layer of the selection with one head of it."""
+    """Every layer of the selection with one head of it, as many as the narrowest has."""
     names = [name for term in found.layers.split(",") for name in _expanded(term.strip())]
     rows = (Row("all heads", pag(found.scale, found.layers)),
-            *(Row(f"head {h} only", pag(found.scale, ",".join(f"{name}:h{h}" for name in names))) for h in range(2)))
+            *(Row(f"head {h} only", pag(found.scale, ",".join(f"{name}:h{h}" for name in names)))
+              for h in range(min(HEADS[name] for name in names))))
     checks = tuple(Check(f"{r.name} beats all heads", r.name, "all heads") for r in rows[1:])
     return Table("heads", "Single heads", "", rows, checks, share=0.5)
 
 
 def _expanded(term: str) -> list[str]:
-    """"u2-5" -> u2, u3, u4, u5; "all" -> every layer."""
+    """"u2-3" -> u2, u3; "all" -> every layer."""
     if term == "all":
         return list(SINGLE_LAYERS)
     first, _, last = term.partition("-")

@@ -6,7 +6,8 @@ import csv
 import io
 
 COLUMNS = {  # metric: (heading, decimals, multiplier)
-    "fd": ("Fréchet distance ↓", 2, 1), "kd": ("kernel distance ↓", 2, 1), "score": ("score ↑", 2, 1),
+    "fd": ("Fréchet distance ↓", 2, 1), "fd_concept": ("by the second network ↓", 2, 1),
+    "kd": ("kernel distance ↓", 2, 1), "score": ("score ↑", 2, 1),
     "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "diversity": ("diversity ↑", 2, 1),
     "classes": ("classes", 1, 1), "brightness": ("brightness", 0, 1), "contrast": ("contrast", 0, 1),
     "accuracy": ("label seen ↑", 2, 1), "label_diversity": ("diversity within a label ↑", 2, 1),
@@ -31,9 +32,11 @@ def markdown(report: dict) -> str:
 def describe(about: dict) -> str:
     found = ", ".join(f"{name} {value}" for name, value in about["found"].items())
     return (f"Model {about['model']} (SHA-256 {about['model_sha256']}), {about['steps']} DDIM steps, the same noise in "
-            f"every row, through this pack's nodes in ComfyUI, on {about['device']}. All distances and scores are of "
-            f"the features of a small Fashion-MNIST classifier trained here (test accuracy {about['accuracy']:.1%}), "
-            f"not of Inception-v3, so they compare with each other and with nothing else. ± is half a 95 % interval, "
+            f"every row, through this pack's nodes in ComfyUI, on {about['device']}. All distances are to drawings of "
+            f"held-out concepts. They and all scores are of the features of a small network trained here on categories "
+            f"(right on {about['accuracy'][0]:.1%} of held-out drawings), not of Inception-v3, so they compare with "
+            f"each other and with nothing else. A second network of another architecture learnt, without categories, "
+            f"which drawings show the same (right on {about['accuracy'][1]:.1%}). ± is half a 95 % interval, "
             f"from resampling the pictures; differences resample both rows together. {about['search']}\n\n"
             f"Settings: {found}.")
 
@@ -42,7 +45,8 @@ def _rows(table: dict) -> str:
     shown = [name for name in COLUMNS if any(name in row["metrics"] for row in table["rows"])]
     lines = ["| | settings | " + " | ".join(COLUMNS[name][0] for name in shown) + " |",
              "|---|---|" + "---:|" * len(shown)]
-    for row in [{"name": "*real pictures*", "settings": "", "metrics": table["real"]}, *table["rows"]]:
+    real = {"name": f"*{table['real_samples']} real pictures*", "settings": "", "metrics": table["real"]}
+    for row in [real, *table["rows"]]:
         cells = [_cell(name, row["metrics"].get(name)) for name in shown]
         lines.append(f"| {row['name']} | {row['settings']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -57,14 +61,20 @@ def _cell(name: str, metric: dict | None) -> str:
 
 
 def _checks(checks: list[dict]) -> str:
-    lines = ["| claim | difference | so? |", "|---|---:|---|"]
+    lines = ["| claim | difference | so? | by the second network | same sign? |", "|---|---:|---|---:|---|"]
     for check in checks:
-        heading, decimals, factor = COLUMNS[check["metric"]]
-        name = heading.rstrip("↑↓ ")
-        margin = f" ± {check['margin'] * factor:.{decimals}f}" if check["margin"] else ""
-        lines.append(f"| {check['claim']} | {name} {check['difference'] * factor:+.{decimals}f}{margin} | "
-                     f"{check['verdict']} |")
+        name = COLUMNS[check["metric"]][0].rstrip("↑↓ ")
+        second = check.get("second")
+        agrees = "" if second is None else "yes" if second["agrees"] else "no"
+        lines.append(f"| {check['claim']} | {name} {_difference(check['metric'], check)} | {check['verdict']} | "
+                     f"{_difference(check['metric'], second) if second else ''} | {agrees} |")
     return "\n".join(lines)
+
+
+def _difference(metric: str, found: dict) -> str:
+    _, decimals, factor = COLUMNS[metric]
+    margin = f" ± {found['margin'] * factor:.{decimals}f}" if found["margin"] else ""
+    return f"{found['difference'] * factor:+.{decimals}f}{margin}"
 
 
 def as_csv(report: dict) -> str:

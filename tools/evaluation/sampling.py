@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, SamplerCustomAdvanced
 from comfy_extras.nodes_sag import SelfAttentionGuidance
+from harness.errors import HarnessError
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.nodes.options import PAGOptionsNode
@@ -20,9 +21,8 @@ from torch import Tensor
 
 import nodes
 
-from .config import CLASSES, STEPS, Config
+from .config import STEPS, Config
 
-SIZE = 32
 BATCH = 25  # rows of a batch; small, so that little is lost when a run is interrupted
 
 
@@ -40,10 +40,18 @@ class SampleNoise:
 
 
 class Sampler:
-    """One model, and everything that is the same for all configurations."""
+    """One model, and everything that is the same for all configurations.
+
+    Raises:
+        HarnessError: where the file does not say what its pictures are.
+    """
 
     def __init__(self, file: str = SHIPPED) -> None:
         self.model, _ = PAGADMLoader.execute(file).result
+        self.size, self.classes = self.model.model.adm_config.image_size, self.model.model.class_names
+        if not self.size or not self.classes:
+            raise HarnessError(f"--model {file} names no size or no classes in its metadata, as the files of nox -s "
+                               "train do; the evaluation has nothing to compare its pictures with")
         self.found = model_layers(self.model)
         self.sampler = KSamplerSelect.execute("ddim").result[0]
         self.sigmas = BasicScheduler.execute(self.model, "ddim_uniform", STEPS, 1.0).result[0]
@@ -71,15 +79,15 @@ class Sampler:
 
     def batches(self, config: Config, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
         """See the function."""
-        return batches(config, wanted, present, size)
+        return batches(config, wanted, present, len(self.classes), size)
 
     @torch.inference_mode()
     def sample(self, config: Config, ids: list[int]) -> Tensor:
-        """uint8 [N, 3, 32, 32] of samples that all have the same label."""
-        labels = {config.label(i) for i in ids}
+        """uint8 [N, 3, S, S] of samples that all have the same label."""
+        labels = {config.label(i, len(self.classes)) for i in ids}
         if len(labels) != 1:
             raise ValueError(f"samples {ids} have several labels: {sorted(labels)}")
-        latent = nodes.EmptyLatentImage().generate(SIZE, SIZE, len(ids))[0]
+        latent = nodes.EmptyLatentImage().generate(self.size, self.size, len(ids))[0]
         guider = self._guider(config, labels.pop(), ids[0])
         output = SamplerCustomAdvanced.execute(SampleNoise(ids), guider, self.sampler, self.sigmas, latent).result[0]
         return output["samples"].float().add(1).mul(127.5).round().clamp(0, 255).byte().cpu()
@@ -105,18 +113,19 @@ def is_random(config: Config) -> bool:
     return KINDS[options.get("perturbation", "identity")].is_random or options.get("random_share", 0.0) > 0.0
 
 
-def batches(config: Config, wanted: Iterable[int], present: set[int], size: int = BATCH) -> list[list[int]]:
-    """The samples to compute, in batches of one label each.
+def batches(config: Config, wanted: Iterable[int], present: set[int], classes: int, size: int = BATCH
+            ) -> list[list[int]]:
+    """The samples of a model of so many classes to compute, in batches of one label each.
 
     A sample's batch follows from its id alone, so that random perturbations, which look at the place in the batch, do
     the same wherever and however often a run is interrupted; for them the size is always BATCH.
     """
-    stride = CLASSES if config.conditional else 1
+    stride = classes if config.conditional else 1
     random = is_random(config)
     size = BATCH if random else size
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i in wanted:
-        groups[i // (size * stride), config.label(i)].append(i)
+        groups[i // (size * stride), config.label(i, classes)].append(i)
     missing = []
     for (number, label), ids in groups.items():
         left = [i for i in ids if i not in present]

@@ -48,7 +48,7 @@ class Store:
         return found
 
     def load(self, config: Configuration, ids: Iterable[int]) -> Tensor:
-        """uint8 [N, 3, 32, 32] of these samples, in this order; KeyError where one is missing."""
+        """uint8 [N, 3, S, S] of these samples, in this order; KeyError where one is missing."""
         found: dict[int, Tensor] = {}
         for path in self._files(config):
             content = load_file(path)
@@ -64,7 +64,7 @@ class Store:
         return None
 
     def add(self, config: Configuration, ids: list[int], samples: Tensor, flops: float | None = None) -> None:
-        """Keep samples uint8 [N, 3, 32, 32], and what one of them cost, if it was counted."""
+        """Keep samples uint8 [N, 3, S, S], and what one of them cost, if it was counted."""
         facts = {"config": json.dumps(asdict(config))} | ({} if flops is None else {"flops": str(flops)})
         with written_whole(self.folder / config.key / f"{ids[0]}-{ids[-1]}-{len(ids)}.safetensors") as path:
             save_file({"samples": samples.contiguous(), "ids": torch.tensor(ids)}, path, facts)

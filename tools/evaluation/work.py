@@ -58,7 +58,7 @@ class Maker(Protocol):
         """The ids to make, in batches of about `size`."""
 
     def sample(self, config: Any, ids: list[int]) -> Tensor:
-        """uint8 [N, 3, 32, 32]."""
+        """uint8 [N, 3, S, S]."""
 
 
 class Worker:
@@ -80,12 +80,14 @@ class Worker:
         missing = self.ranks.agree([(config, ids) for config, samples in wanted
                                     for ids in self.sampler.batches(config, samples, self.store.ids(config),
                                                                     self.batch)])
+        counted = {config for config in {config for config, _ in missing} if self.store.flops(config) is not None}
         for config, ids in missing[self.ranks.rank::self.ranks.count]:
             self.bar.set_postfix_str(config.settings or "no guidance")
-            if self.store.flops(config) is None:
+            if config not in counted:
                 with FlopCounterMode(display=False) as counter:
                     samples = self.sampler.sample(config, ids)
                 self.store.add(config, ids, samples, counter.get_total_flops() / len(ids))
+                counted.add(config)
             else:
                 self.store.add(config, ids, self.sampler.sample(config, ids))
             self.bar.update(self._share(config, len(ids)))

@@ -1,4 +1,4 @@
-"""What `nox -s train` can train: a network's shape, its data, and what a reader of the file should know of both."""
+"""What `nox -s train` trains: a network's shape, its data, and what a reader of the file should know of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pag_core.adm import ADMConfig
 
-from . import drawings, fashion
+from . import drawings
 from .packages import PACKAGES
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perturbed-attention-guidance" / "train"
@@ -25,7 +25,7 @@ class Data:
     Attributes:
         images: uint8 [N, 3, S, S].
         labels: long [N].
-        held_out: images and labels that training never sees; none where a recipe has none.
+        held_out: images and labels that training never sees, if training watches them.
         flips: bool [N], whether a picture may be mirrored.
         shift: pixels by which a picture may move to any side; white comes in.
     """
@@ -35,14 +35,6 @@ class Data:
     held_out: tuple[Tensor, Tensor] | None = None
     flips: Tensor | None = None
     shift: int = 0
-
-    @classmethod
-    def of_grey(cls, images: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor] | None = None) -> Data:
-        """Of grey images uint8 [N, S, S], neither moved nor mirrored."""
-        def rgb(grey: Tensor) -> Tensor:
-            return grey[:, None].expand(-1, 3, -1, -1)
-
-        return cls(rgb(images), labels, held_out and (rgb(held_out[0]), held_out[1]))
 
     def to(self, device: torch.device) -> Data:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device),
@@ -74,8 +66,8 @@ class Recipe:
         pag_layers: what "auto" stands for on this model, or empty where nobody has looked yet.
         facts: metadata of the data: its text, its licences.
         load: the data, from a folder or None for the usual one.
-        encoders: the networks by whose features samples are compared with held-out pictures; none where training does
-            not watch that. The first call trains them.
+        encoders: the networks by whose features samples are compared with held-out pictures. The first call trains
+            them.
     """
 
     name: str
@@ -94,30 +86,6 @@ class Recipe:
 
 
 ATTENTION_SIZE = 16  # of the largest maps with self-attention, in pixels of either side
-# Three channels out: no learned sigma. In every network the full size has 64 channels or more. With 32, each of the 32
-# groups of a norm would hold one channel and remove its mean: the network could not tell how bright x_t is, and
-# pictures would get a colour cast.
-_COMMON = dict(model_channels=32, out_channels=3, head_channels=32, qkv_order="new", noise_schedule="linear")
-
-
-def _fashion(folder: Path | None) -> Data:
-    return Data.of_grey(*(fashion.read_data(folder or fashion.DATA)), fashion.read_data(folder or fashion.DATA, "t10k"))
-
-
-FASHION = Recipe(
-    "fashion", "ADM Fashion-MNIST 32",
-    ADMConfig(channel_mult=(2, 2, 3), num_res_blocks=2, attention_levels=(1, 2), num_classes=10, image_size=32,
-              **_COMMON),
-    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    pag_layers="d2-3",  # best of all layers and sets in the evaluation
-    ema_decay=0.999,
-    facts={
-        "license": "MIT",
-        "data": "Fashion-MNIST, 60,000 training images (Zalando SE, MIT), Debian package dataset-fashion-mnist",
-    },
-    load=_fashion,
-    encoders=lambda folder: {},
-)
 
 
 def emoji(categories: tuple[str, ...], size: int) -> Recipe:
@@ -139,10 +107,13 @@ def emoji(categories: tuple[str, ...], size: int) -> Recipe:
     return Recipe(
         "emoji", f"ADM Emoji {size}",
         # One block a level, plain up- and downsampling, and most weights at the lowest resolutions: by far the fastest
-        # to train of those tried.
-        ADMConfig(channel_mult=(2, 3, 4, 5), num_res_blocks=1,
+        # to train of those tried. Three channels out: no learned sigma. The full size has 64 channels: with 32, each of
+        # the 32 groups of a norm would hold one channel and remove its mean, so that the network could not tell how
+        # bright x_t is, and pictures would get a colour cast.
+        ADMConfig(model_channels=32, channel_mult=(2, 3, 4, 5), num_res_blocks=1, out_channels=3,
                   attention_levels=tuple(level for level in range(4) if size >> level <= ATTENTION_SIZE),
-                  resblock_updown=False, num_classes=len(categories), image_size=size, **_COMMON),
+                  resblock_updown=False, head_channels=32, num_classes=len(categories), image_size=size,
+                  qkv_order="new", noise_schedule="linear"),
         categories, pag_layers="m0", ema_decay=0.9995,
         facts={
             "license": "MIT",

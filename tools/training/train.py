@@ -1,4 +1,4 @@
-"""Train the shipped models: `nox -s train`.
+"""Train the shipped model: `nox -s train`.
 
 Emoji drawings, fetched as npm packages and rendered on white (see `drawings`); their categories are the labels, dropped
 on 20 % of the rows so that one network gives the conditional and the unconditional estimate. Noise prediction under
@@ -6,7 +6,7 @@ guided-diffusion's linear betas: the paper's ImageNet 256 model uses them, and t
 that work in sigma, which cosine betas (sigma above 10,000 at the last step) do not.
 
 Interrupt it at any time; the same command goes on from the last checkpoint. --ranks 2 trains in two processes, which on
-two cores is about 1.6 times as fast as two threads; torchrun works too. --recipe fashion trains on Fashion-MNIST.
+two cores is about 1.6 times as fast as two threads; torchrun works too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pag_core.adm import ADMHooks  # noqa: E402
 
 from . import watch  # noqa: E402
 from .drawings import CATEGORIES  # noqa: E402
-from .recipes import CACHE, FASHION, Data, Recipe, emoji  # noqa: E402
+from .recipes import CACHE, Data, Recipe, emoji  # noqa: E402
 from .run import LABEL_DROPOUT, Run, alphas_cumprod, new_model  # noqa: E402
 from .torch_support import can_compile, has_bfloat16  # noqa: E402
 
@@ -155,12 +155,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=600, help="training time (default: 600)")
     budget.add_argument("--steps", type=int, default=0, help="optimiser steps, instead of --minutes")
-    parser.add_argument("--recipe", choices=("emoji", "fashion"), default="emoji", help="what to learn")
     parser.add_argument("--categories", default="Smileys,Animals,Food,People", metavar="NAMES",
                         help=f"of the emoji, separated by commas: {', '.join(CATEGORIES)} (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="of the emoji in pixels (default: 64)")
-    parser.add_argument("--data", type=Path, help=f"folder of the npm archives (default: {CACHE}, fetched where they "
-                                                  "are not there) or of Fashion-MNIST's .gz files")
+    parser.add_argument("--data", type=Path, help=f"folder of the npm archives, which are fetched where they are not "
+                                                  f"there (default: {CACHE})")
     parser.add_argument("--out", type=Path, help="the file to write (default: in models/)")
     parser.add_argument("--checkpoint", type=Path, help=f"default: in {CACHE}")
     parser.add_argument("--fresh", action="store_true", help="start anew even where a checkpoint exists")
@@ -217,7 +216,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    return FASHION if args.recipe == "fashion" else emoji(args.categories, args.size)
+    return emoji(args.categories, args.size)
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""A small latent model for PSLD, of the host's own classes and trained here, on the training split.
+"""A small latent model for PSLD, of the host's own classes and trained here, on the training drawings.
 
-A VAE makes latents of 4 × 8 × 8 of the pictures of 32 × 32, and a U-Net like SD 1.5's, without a prompt, learns to
-denoise them. Half an hour on a core makes a model that shows signs, not quality.
+A VAE makes latents of 4 × 16 × 16 of the pictures of 64 × 64, and a U-Net like SD 1.5's, without a prompt, learns to
+denoise them. An hour on two cores makes a model that shows signs, not quality.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from training.torch_support import can_compile, has_bfloat16
 SHRINK, CHANNELS = 4, 4
 VAE = {"embed_dim": CHANNELS, "ddconfig": {
     # 64 channels at full size: with 32, each of the 32 groups of the last norm would hold one and lose its brightness.
-    "double_z": True, "z_channels": CHANNELS, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "double_z": True, "z_channels": CHANNELS, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
     "ch_mult": [2, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}}
-U_NET = {"image_size": 8, "in_channels": CHANNELS, "out_channels": CHANNELS, "model_channels": 64,
+U_NET = {"image_size": 16, "in_channels": CHANNELS, "out_channels": CHANNELS, "model_channels": 64,
          "channel_mult": [1, 2], "num_res_blocks": [2, 2], "num_heads": 4, "transformer_depth": [1, 1, 1, 1],
          "transformer_depth_middle": 1, "transformer_depth_output": [1] * 6, "use_spatial_transformer": True,
          "context_dim": 32, "legacy": False, "use_temporal_attention": False, "adm_in_channels": None}
@@ -50,7 +50,7 @@ def get_latent_model(folder: Path, images: Tensor) -> tuple[comfy.model_patcher.
     """MODEL and VAE; trained, if their recipe has not been yet.
 
     Args:
-        images: uint8 [N, 32, 32] of the training split.
+        images: uint8 [N, 3, S, S].
     """
     path = folder / f"{latent_model_key(images)}.safetensors"
     device = comfy.model_management.get_torch_device()
@@ -142,8 +142,8 @@ def training(network: nn.Module, steps: int, rate: float, name: str) -> Iterator
 
 
 def pictures(images: Tensor) -> Tensor:
-    """uint8 [B, 32, 32] -> [B, 3, 32, 32] in [-1, 1]."""
-    return images.float().div(127.5).sub(1)[:, None].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    """uint8 [B, 3, S, S] -> float in [-1, 1]."""
+    return images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
 def compiled(network: nn.Module) -> nn.Module:
@@ -173,7 +173,7 @@ def train_vae(stage: AutoencoderKL, images: Tensor) -> None:
 
 @torch.no_grad()
 def encode_all(stage: AutoencoderKL, images: Tensor) -> Tensor:
-    """[N, 4, 8, 8]"""
+    """[N, 4, S / 4, S / 4]"""
     latents = []
     with bf16(images.device):
         for batch in tqdm(images.split(500), desc="latents", disable=not sys.stderr.isatty()):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..store import Store
 from .plan import TASKS, Pair
-from .restorer import BATCH, Restorer
+from .restorer import Restorer
 
 SHOWN = 2  # pictures of each task
 
@@ -17,12 +17,12 @@ def restorations(restorer: Restorer, store: Store, pairs: list[Pair]) -> Image.I
     """A row for each task, of the table's first pictures."""
     rows, method = [], restorer.experiment.method
     for both in pairs:
-        _, _, measured = restorer.measure(both.task, list(range(BATCH)))
+        _, _, measured = restorer.measure(both.task, list(range(restorer.batch)))
         made = [store.load(config, range(SHOWN)) for config in (both.plain, both.guided)]
         columns = [measured.movedim(-1, 1).mul(255).round().byte(), *made, restorer.truths[range(SHOWN)]]
         images = [image(column[i]) for i in range(SHOWN) for column in columns]
         rows.append(Row(TASKS[both.task].name.replace("×", "x"), both.guided.settings, images))  # the font has no ×
-    subtitle = f"The first {SHOWN} test pictures, not chosen; the same noise with and without PAG."
+    subtitle = f"The first {SHOWN} held-out pictures, not chosen; the same noise with and without PAG."
     return comparison(f"Restoration: {method} with and without PAG", subtitle, [Block("", rows)],
                       ("measured", method, f"{method} + PAG", "truth") * SHOWN)
 

@@ -14,7 +14,7 @@ METRICS = ("fd", "lpips", "psnr")
 
 @dataclass(frozen=True)
 class Task:
-    """What happened to the pictures; `measurement` are inputs of PAG Degradation, for pictures of 32 × 32."""
+    """What happened to the pictures; `measurement` are inputs of PAG Degradation, for pictures of 64 × 64."""
 
     name: str
     measurement: dict[str, str | int | float]
@@ -24,8 +24,8 @@ TASKS = {
     "box": Task("box inpainting", {"task": "box_inpainting"}),
     "sr4": Task("SR ×4", {"task": "super_resolution", "factor": 4}),
     "sr8": Task("SR ×8", {"task": "super_resolution", "factor": 8}),
-    "gaussian": Task("Gaussian deblur", {"task": "gaussian_blur", "blur_sigma": 1.5}),
-    "motion": Task("motion deblur", {"task": "motion_blur", "kernel_size": 9}),
+    "gaussian": Task("Gaussian deblur", {"task": "gaussian_blur", "blur_sigma": 3.0}),
+    "motion": Task("motion deblur", {"task": "motion_blur", "kernel_size": 17}),
 }
 
 
@@ -73,7 +73,7 @@ EXPERIMENTS = {experiment.key: experiment for experiment in (
         "sr8": Settings((1.0, 3.0), 3.0, ((34.00, 0.320), (34.05, 0.327))),
         "gaussian": Settings((3.0, 10.0), 3.0, ((44.05, 0.257), (29.42, 0.259))),
         "motion": Settings((3.0, 10.0), 10.0, ((39.92, 0.242), (30.57, 0.283))),
-    }, ((1.0, "d2-3"), (3.0, "d2-3"), (1.0, "u5")), 3.0, "d2-3"),
+    }, ((0.5, "m0"), (1.0, "m0"), (1.0, "d1")), 1.0, "m0"),
     Experiment("table4", "PSLD", "PAG Table 4", 50, {
         "box": Settings((0.3, 1.0, 3.0), 1.0, ((43.11, 0.167), (21.13, 0.149))),
         "sr4": Settings((0.3, 1.0, 3.0), 3.0),

@@ -18,26 +18,26 @@ from torch import Tensor
 
 from ..arguments import SEARCH_FIRST
 from ..config import STEPS as PLAIN_STEPS
-from ..sampling import SIZE, SampleNoise
+from ..sampling import SampleNoise
 from .plan import GLUING, NOISE_SIGMA, TASKS, Experiment, Restoration
 
-BATCH = 8  # always, for the samplers draw each step's noise for a whole batch
+BATCH = {"cpu": 8, "cuda": 32}  # always, for the samplers draw each step's noise for a whole batch
 
 
 class Truths:
-    """Test pictures in a fixed random order: a table's from the front, those held out for the search from the back.
+    """Held-out pictures in a fixed random order: a table's from the front, those held out for the search from the back.
 
     Args:
-        images: uint8 [N, 32, 32].
+        images: uint8 [N, 3, S, S].
     """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(2))]
 
     def __getitem__(self, ids: Iterable[int]) -> Tensor:
-        """uint8 [B, 3, 32, 32]."""
+        """uint8 [B, 3, S, S]."""
         places = [SEARCH_FIRST - 1 - i if i >= SEARCH_FIRST else i for i in ids]
-        return self.images[places][:, None].expand(-1, 3, -1, -1)
+        return self.images[places]
 
 
 class Restorer(ABC):
@@ -49,6 +49,7 @@ class Restorer(ABC):
 
     def __init__(self, experiment: Experiment, model: ModelPatcher, nothing: list, truths: Truths) -> None:
         self.experiment, self.model, self.nothing, self.truths = experiment, model, nothing, truths
+        self.batch, self.size = BATCH[model.load_device.type], truths.images.shape[-1]
         self.sigmas = BasicScheduler.execute(model, "ddim_uniform", experiment.steps, 1.0).result[0]
 
     @abstractmethod
@@ -61,7 +62,7 @@ class Restorer(ABC):
 
     @abstractmethod
     def pictures(self, latent: Tensor) -> Tensor:
-        """What was sampled, [B, 3, 32, 32], of which black is -1 and white 1."""
+        """What was sampled, [B, 3, S, S], of which black is -1 and white 1."""
 
     def cost(self, config: Restoration) -> float:
         """About how much a picture costs, as a multiple of sampling one without guidance."""
@@ -72,19 +73,19 @@ class Restorer(ABC):
         return passes * self.experiment.steps / PLAIN_STEPS
 
     def batches(self, config: Restoration, wanted: Iterable[int], present: set[int], size: int) -> list[list[int]]:
-        """Whole batches of BATCH, whatever `size` is, so that a picture's noise depends on its id alone."""
-        starts = sorted({i - i % BATCH for i in wanted if i not in present})
-        return [list(range(start, start + BATCH)) for start in starts]
+        """Whole batches of `self.batch`, whatever `size` is, so that a picture's noise depends on its id alone."""
+        starts = sorted({i - i % self.batch for i in wanted if i not in present})
+        return [list(range(start, start + self.batch)) for start in starts]
 
     def measure(self, task: str, ids: list[int]) -> tuple[object, Tensor, Tensor]:
-        """The operator, the measurement that samplers take, and the same to look at: [B, 32, 32, 3] in [0, 1]."""
+        """The operator, the measurement that samplers take, and the same to look at: [B, S, S, 3] in [0, 1]."""
         operator = PAGMeasurement.execute(**TASKS[task].measurement).result[0]
         pictures = self.truths[ids].movedim(1, -1) / 255
         return operator, *PAGMeasure.execute(pictures, operator, NOISE_SIGMA, ids[0]).result
 
     @torch.inference_mode()
     def sample(self, config: Restoration, ids: list[int]) -> Tensor:
-        """uint8 [B, 3, 32, 32]; the noise is the same with and without PAG."""
+        """uint8 [B, 3, S, S]; the noise is the same with and without PAG."""
         operator, measurement, _ = self.measure(config.task, ids)
         guider = PAGGuider.execute(self.model, self.nothing, self.nothing, 1.0, config.scale,
                                    config.layers or "auto").result[0]
@@ -111,7 +112,7 @@ class PixelRestorer(Restorer):
         return PAGDPSSampler.execute(measurement, operator, config.step_size).result[0]
 
     def latent(self, count: int) -> Tensor:
-        return torch.zeros(count, 3, SIZE, SIZE)
+        return torch.zeros(count, 3, self.size, self.size)
 
     def pictures(self, latent: Tensor) -> Tensor:
         return latent
@@ -129,7 +130,7 @@ class LatentRestorer(Restorer):
         return PAGPSLDSampler.execute(measurement, operator, self.vae, size, GLUING * size).result[0]
 
     def latent(self, count: int) -> Tensor:
-        side = SIZE // self.vae.spacial_compression_decode()
+        side = self.size // self.vae.spacial_compression_decode()
         return torch.zeros(count, self.vae.latent_channels, side, side)
 
     def pictures(self, latent: Tensor) -> Tensor:

@@ -6,26 +6,25 @@ import argparse
 from collections.abc import Callable
 
 from PIL import Image
-from torch import Tensor
 
 from ..arguments import SEARCH_FIRST
-from ..classifier import Classifier
+from ..networks import Networks
 from ..store import Store
 from ..work import Ranks, Worker
 from .judge import RestorationJudge
 from .picture import restorations
 from .plan import NOISE_SIGMA, SHARE, Experiment, Pair, found_before, guidance_search, pair, step_size_search
-from .restorer import BATCH, Restorer
+from .restorer import Restorer
 
 
-def run(args: argparse.Namespace, restorer: Restorer, store: Store, ranks: Ranks, classifier: Classifier | None
+def run(args: argparse.Namespace, restorer: Restorer, store: Store, ranks: Ranks, networks: Networks | None
         ) -> tuple[dict, Image.Image] | None:
-    """An experiment's table and its picture; None on all ranks but the first, which has the classifier."""
+    """An experiment's table and its picture; None on all ranks but the first, which has the networks."""
     experiment, truths = restorer.experiment, restorer.truths
-    worker = Worker(restorer, store, ranks, BATCH)
-    judge = classifier and RestorationJudge(experiment, classifier, store, truths)
-    ids = range(count(args.samples, truths.images))
-    held_out = range(SEARCH_FIRST, SEARCH_FIRST + count(args.search, truths.images))
+    worker = Worker(restorer, store, ranks, restorer.batch)
+    judge = networks and RestorationJudge(experiment, networks, store, truths)
+    ids = range(count(args.samples, restorer))
+    held_out = range(SEARCH_FIRST, SEARCH_FIRST + count(args.search, restorer))
 
     pairs = found_before(experiment)
     step_sizes = {name: task.step_size for name, task in experiment.tasks.items()}
@@ -45,9 +44,10 @@ def run(args: argparse.Namespace, restorer: Restorer, store: Store, ranks: Ranks
     return judge.table(pairs, ids, others, note), restorations(restorer, store, pairs)
 
 
-def count(samples: int, images: Tensor) -> int:
-    """Pictures for the table, or for the search, in whole batches; both find theirs among the images."""
-    return min(max(1, round(samples * SHARE) // BATCH), len(images) // 2 // BATCH) * BATCH
+def count(samples: int, restorer: Restorer) -> int:
+    """Pictures for the table, or for the search, in whole batches; both find theirs among the truths."""
+    batch, most = restorer.batch, len(restorer.truths.images) // 2
+    return min(max(1, round(samples * SHARE) // batch), most // batch) * batch
 
 
 def wanted(pairs: list[Pair], ids: range) -> list:
