@@ -1,5 +1,6 @@
 """The fine-tuning experiment: what its hooks do, and that both copies start from the shipped model."""
 
+import json
 from argparse import Namespace
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from training.recipes import Data
 from training.run import Run
 
 from pag_core.adm import ADMUNet
+from pag_core.adm_config import read_config
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +55,14 @@ def predict(model, rows: list[float]):
     return model(x, torch.full([len(rows)], 500.0), None, Chosen(model, rows))
 
 
-def test_the_layers_are_those_that_the_file_recommends():
-    with safe_open(train.parse([]).out, "pt") as file:
-        assert file.metadata()["pag_layers"] == "m0"
-    assert switch.LAYERS == (("middle", 0),)
+def test_the_recipe_is_that_of_the_shipped_file():
+    path = train.parse([]).out
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        facts = file.metadata()
+    recipe = train.chosen_recipe(train.parse([]))
+    assert read_config(shapes, facts) == recipe.config
+    assert tuple(json.loads(facts["class_names"])) == recipe.class_names
 
 
 def test_only_the_chosen_rows_are_perturbed_and_told(model):

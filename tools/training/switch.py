@@ -39,7 +39,7 @@ from .run import Run  # noqa: E402
 
 OPTIONS = train.parse([])  # those that nox -s train made the shipped file with
 RECIPE, SHIPPED = train.chosen_recipe(OPTIONS), OPTIONS.out
-LAYERS = (("middle", 0),)  # m0, which the file recommends
+LAYERS = (("middle", 0),)  # m0, with which PAG gets closest to real pictures
 PERTURBED = 0.25  # share of the rows in training
 ARMS = {"plain": 0.0, "with the switch": PERTURBED}  # share of perturbed rows
 SCALES = (0.0, 1.0, 3.0, 6.0)
