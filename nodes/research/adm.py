@@ -11,7 +11,7 @@ from ..host.models.adm_files import adm_files, load_adm_file, pixel_vae, registe
 from ..host.models.adm_model import ADMModel
 from ..host.sockets import check_model
 
-SHIPPED = "adm-fashion-32.safetensors"
+SHIPPED = "adm-emoji-64.safetensors"
 register_folder()
 
 
@@ -30,8 +30,7 @@ class PAGADMLoader(io.ComfyNode):
                 io.Combo.Input(
                     "ckpt_name", options=files, default=SHIPPED if SHIPPED in files else None,
                     tooltip="An ADM file (.safetensors or .pt) in models/adm, models/checkpoints or "
-                            f"models/diffusion_models. {SHIPPED} comes with this pack: ten kinds of clothing, 32 × 32 "
-                            "pixels."),
+                            f"models/diffusion_models. {SHIPPED} comes with this pack: emoji, 64 × 64 pixels."),
                 io.Int.Input(
                     "head_channels", default=0, min=0, max=1024, optional=True, advanced=True,
                     tooltip="Channels per attention head, which the weights do not reveal. 0 (neutral): from the "

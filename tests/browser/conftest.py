@@ -89,7 +89,7 @@ def sampler(desk):
     node = desk.find("PAGKSampler")
     desk.centre(node)
     desk.tab(node, "Layers")
-    desk.wait_for_lit(node, {"u2", "u3", "u4", "u5"})
+    desk.wait_for_lit(node, {"u0", "u1", "u2", "u3"})
     return node
 
 
@@ -115,7 +115,7 @@ class Desk(Editor):
         self.page.evaluate("""() => app.graph.nodes.forEach(node => node.widgets?.forEach(widget => {
             if (widget.name === "steps") widget.value = 2;
             if (widget.name === "batch_size") widget.value = 1;
-            if (widget.name === "layers") widget.value = "u2-5";
+            if (widget.name === "layers") widget.value = "u0-3";
         }))""")
         self.settle()
 

@@ -147,7 +147,7 @@ def test_a_switch_that_is_decided_later_is_unknown(desk, sampler):
 @one_renderer
 @pytest.mark.parametrize("kind", ["UnetLoaderGGUF", "UNETLoaderMultiGPU", "CheckpointLoader|pysssss"])
 def test_loaders_of_other_packs(desk, sampler, kind):
-    file = {"content": "adm-fashion-32.safetensors"} if "|" in kind else "adm-fashion-32.gguf"
+    file = {"content": "adm-emoji-64.safetensors"} if "|" in kind else "adm-emoji-64.gguf"
     loader = make(desk, kind, [], ["MODEL"], [["unet_name", ""], ["device", "cpu"]])
     desk.on(loader, "{ node.widgets[0].value = argument; }", file)
     asked = []

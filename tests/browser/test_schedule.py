@@ -39,8 +39,8 @@ def test_it_shows_both_weights_and_the_servers_cost(desk, sampler):
     assert "CFG 3" in legend(desk, sampler)
     assert "PAG 1" in legend(desk, sampler)
     question = {"model": {"loader": {"node": "PAGADMLoader", "input": "ckpt_name",
-                                     "file": "adm-fashion-32.safetensors"}},
-                "layers": "u2-5", "steps": 20, "cfg": 3, "scale": 1}
+                                     "file": "adm-emoji-64.safetensors"}},
+                "layers": "u0-3", "steps": 20, "cfg": 3, "scale": 1}
     answer = json.loads(desk.server.client.post("/pag/plot", question))
     assert cost(desk, sampler) == pytest.approx(answer["cost"], abs=0.005)
     assert f"{answer['cost']:.2f}×" in desk.tab(sampler, "Schedule").inner_text()

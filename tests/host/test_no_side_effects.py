@@ -47,7 +47,7 @@ def run(node, *arguments, **named):
 
 with torch.inference_mode():
     model, vae = run(pack.PAGADMLoader, pack.research.adm.SHIPPED)
-    positive, negative = (run(pack.PAGADMClassLabel, model, label)[0] for label in (7, -1))
+    positive, negative = (run(pack.PAGADMClassLabel, model, label)[0] for label in (3, -1))
     (options,) = run(pack.PAGOptionsNode, strength=0.5, rescale=0.5)
     latent = {"samples": torch.zeros(1, 3, 32, 32)}
     common = dict(seed=0, steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", positive=positive,

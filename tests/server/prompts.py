@@ -16,7 +16,7 @@ def adm(label: int = -1, size: int = 32, **sampler) -> Prompt:
     inputs = {"seed": 0, "steps": 2, "cfg": 1.0, "pag_scale": 2.0, "layers": "auto", "sampler_name": "euler",
               "scheduler": "normal", "denoise": 1.0, **sampler}
     return {
-        "1": {"class_type": "PAGADMLoader", "inputs": {"ckpt_name": "adm-fashion-32.safetensors"}},
+        "1": {"class_type": "PAGADMLoader", "inputs": {"ckpt_name": "adm-emoji-64.safetensors"}},
         "2": {"class_type": "PAGADMClassLabel", "inputs": {"model": ["1", 0], "label": label}},
         "3": {"class_type": "PAGADMClassLabel", "inputs": {"model": ["1", 0], "label": -1}},
         "4": {"class_type": "EmptyLatentImage", "inputs": {"width": size, "height": size, "batch_size": 2}},

@@ -281,7 +281,7 @@ def test_an_unknown_comfyui_version_is_named():
 
 def test_demo_without_the_model_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    monkeypatch.setattr(demo, "MODEL", tmp_path / "models" / "adm-fashion-32.safetensors")
+    monkeypatch.setattr(demo, "MODEL", tmp_path / "models" / "adm-emoji-64.safetensors")
     with pytest.raises(HarnessError, match="nox -s train"):
         demo.main([])
 
@@ -289,7 +289,7 @@ def test_demo_without_the_model_says_how_to_get_it(monkeypatch, tmp_path):
 def test_the_demo_tells_times_with_their_spread():
     rows = [demo.Row("b", name, {}, seconds=seconds) for name, seconds in
             (("CFG", [1.0, 2.0, 1.0]), ("PAG", [2.0, 3.0, 1.0]))]
-    text = demo.report(rows, 8)
+    text = demo.report(rows)
     assert re.search(r"b: PAG +1\.50x +1\.00 to 2\.00", text)
     assert "b: CFG" not in text
 

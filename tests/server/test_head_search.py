@@ -28,9 +28,9 @@ def test_it_shows_the_ranking_and_a_grid_for_each_picture_and_keeps_what_it_made
     shown, steps = ran(client, search())
     assert len(shown["images"]) == 2  # of the batch
     (text,) = shown["text"]
-    assert text.startswith("3 heads, 1 prompt, 1 seed, 1 round.")
-    assert text.count("m0:h") == 3
-    assert steps[-1] == (8, 8)
+    assert text.startswith("5 heads, 1 prompt, 1 seed, 1 round.")
+    assert text.count("m0:h") == 5
+    assert steps[-1] == (12, 12)
     again, steps = ran(client, search(pag_scale=2.0, chosen=""))
     assert again["text"] == [text]
     assert max(done for done, _ in steps) <= 2  # without PAG; a step within 0.1 s is not reported
@@ -42,7 +42,7 @@ def test_a_list_of_prompts(client, object_info):
     prompt = search(positive=["6", 0])
     prompt["6"] = {"class_type": "CreateList", "inputs": {"inputs.input0": ["2", 0], "inputs.input1": ["3", 0]}}
     shown, _ = ran(client, prompt)
-    assert shown["text"][0].startswith("3 heads, 2 prompts, 1 seed")
+    assert shown["text"][0].startswith("5 heads, 2 prompts, 1 seed")
     assert len(shown["images"]) == 4
 
 
@@ -58,13 +58,13 @@ def test_an_interrupted_search_goes_on(client):
     with pytest.raises(WorkflowError, match="interrupted"):
         client.run(prompt, progress=interrupt_once, timeout=240)
     shown, steps = ran(client, prompt)
-    assert shown["text"][0].count("m0:h") == 3
+    assert shown["text"][0].count("m0:h") == 5
     numbers = [done for done, _ in steps]
     assert max(after - before for before, after in itertools.pairwise(numbers)) > 12  # a head was passed over
 
 
 def test_a_search_that_is_too_long_is_refused_before_it_samples(client):
     steps = []
-    with pytest.raises(WorkflowError, match=r"needs 4 runs of 2 steps .* more than max_runs, which is 3"):
+    with pytest.raises(WorkflowError, match=r"needs 6 runs of 2 steps .* more than max_runs, which is 3"):
         client.run(search(max_runs=3), progress=lambda *step: steps.append(step))
     assert not steps

@@ -105,7 +105,7 @@ def test_texts_of_the_picker_and_the_plot(client, language):
     translated = json.loads(client.get("/i18n"))[language]["pag"]
     written = {text for path in (ROOT / "web").glob("*.js") for text in texts_in(path.read_text(encoding="utf-8"))}
     models = [json.loads(client.post("/pag/model", source)) for source in (
-        {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}},
+        {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-emoji-64.safetensors"}},
         *({"family": family} for family in json.loads(client.get("/pag/families"))["families"]))]
     answered = {part["title"] for model in models for part in [*model["columns"], *model["presets"]]}
     answered |= {preset["about"] for model in models for preset in model["presets"]

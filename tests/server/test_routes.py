@@ -9,7 +9,7 @@ from urllib.request import Request
 import pytest
 from support.safetensors_files import write_sparse
 
-ADM = {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}}
+ADM = {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-emoji-64.safetensors"}}
 SD = {"family": "SD 1.5"}
 SD3 = {"family": "SD3 medium"}
 posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")

@@ -100,8 +100,8 @@ def trained_adm():
 class TrainedADM:
     """The ADM that comes with this pack, with the interface of a `Shape`."""
 
-    name: str = "the shipped ADM, 8 pictures of 32²"
-    latent: tuple[int, int, int] = (3, 32, 32)
+    name: str = "the shipped ADM, 8 pictures of 64²"
+    latent: tuple[int, int, int] = (3, 64, 64)
     layers: str = "auto"
     batch: int = 8
     has_host_pag: bool = False

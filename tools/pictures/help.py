@@ -22,7 +22,7 @@ QUALITY = 72
 GAP = 30
 # The beginning of a checkpoint's name, and the model that the layer picker shows for it.
 FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL", "flux": "Flux"}
-ADM = "adm-fashion-32.safetensors"
+ADM = "adm-emoji-64.safetensors"
 # {picture: [(node, the checkpoint that feeds it, the view that is open, {input: value})]}
 PICTURES = {
     "picker": [("PAGModelPatch", "v1-5", "layers", {"layers": "m0,u0-2"}),
@@ -30,7 +30,7 @@ PICTURES = {
                ("PAGModelPatch", "flux", "layers", {"layers": "single.9-18"})],
     "schedule": [("PAGOptions", "v1-5", "schedule", {"start_percent": 0.4, "schedule": "cosine_up"}),
                  ("PAGKSampler", "v1-5", "schedule", {"cfg_end_percent": 0.6})],
-    "heads": [("PAGGuider", ADM, "layers", {"layers": "m0:h0+2,u4-5"})],
+    "heads": [("PAGGuider", ADM, "layers", {"layers": "m0:h0+2,u2-3"})],
 }
 MAKE = """nodes => {
   app.graph.clear();

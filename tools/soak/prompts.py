@@ -14,7 +14,7 @@ from harness.workflow import Prompt, inputs_of
 
 FLAWED = 0.25  # share of the prompts, and of the questions
 PACK = "custom_nodes.perturbed-attention-guidance"
-LAYERS = ("auto", "all", "u2-5", "m0", "d0", "u0", "all,!u1", "m0:h0", " u2-4 ,!u3", "mid", "output.3-5")
+LAYERS = ("auto", "all", "u1-3", "m0", "d0", "u0", "all,!u1", "m0:h0", " u1-3 ,!u2", "mid", "output.1-3")
 GARBAGE = ("", ",", "u99", "no such layer", "u3-1", "m0:h99", "!all", "-1", "u0.99", "å" * 50, "u" * 100_000,
            "\0", "d0-999999999999", "__import__('os')", "m0;d0", "{}", "%s%n")
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "lms", "uni_pc", "res_multistep")
@@ -28,7 +28,7 @@ OURS = {
     "steps": lambda rng: rng.randint(2, 5),
     "cfg": lambda rng: rng.choice([1.0, rng.uniform(0.0, 12.0)]),
     "denoise": lambda rng: rng.choice([1.0, rng.uniform(0.3, 1.0)]),
-    "label": lambda rng: rng.randint(-1, 9),
+    "label": lambda rng: rng.randint(-1, 3),
     "layers": lambda rng: rng.choice(LAYERS),
     "layer_selections": lambda rng: "\n".join(rng.sample(LAYERS, rng.randint(1, 2))),
     "perturbations": lambda rng: "\n".join(rng.sample(PERTURBATIONS, rng.randint(0, 1))),
@@ -168,7 +168,7 @@ def question(rng: random.Random) -> Question:
     """What the editor may ask of the /pag routes, or what nobody should."""
     if rng.random() < 0.1:
         return Question("/pag/families", None, True)
-    shipped = {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-fashion-32.safetensors"}
+    shipped = {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-emoji-64.safetensors"}
     model = rng.choice([{"family": rng.choice(["SD 1.5", "SDXL", "Flux"])}, {"loader": shipped}])
     path, body = rng.choice([
         ("/pag/model", model),

@@ -114,7 +114,7 @@ def emoji(categories: tuple[str, ...], size: int) -> Recipe:
                   attention_levels=tuple(level for level in range(4) if size >> level <= ATTENTION_SIZE),
                   resblock_updown=False, head_channels=32, num_classes=len(categories), image_size=size,
                   qkv_order="new", noise_schedule="linear"),
-        categories, pag_layers="m0", ema_decay=0.9995,
+        categories, pag_layers="u1", ema_decay=0.9995,
         facts={
             "license": "MIT",
             "data": f"emoji drawings of the categories {', '.join(categories)}, rendered on white, without flags and "
