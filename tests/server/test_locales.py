@@ -112,7 +112,9 @@ def test_texts_of_the_picker_and_the_plot(client, language):
                  if preset["about"] and preset["about"] != model["source"]}
     answered |= {json.loads(client.post("/pag/plot", question))["note"] for question in ({}, {"cfg": 5})}
     sentences = {text for text in answered if " " in text}  # the others may be words of the layer grammar
-    assert written | sentences <= set(translated) <= written | answered
+    assert written | sentences <= set(translated)
+    presets = (ROOT / "nodes" / "host" / "editor" / "presets.py").read_text(encoding="utf-8")  # some fit other models
+    assert all(f'"{text}"' in presets for text in set(translated) - written - answered)
     for english, text in translated.items():
         assert re.search(SCRIPT[language], text), text
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", english)), text

@@ -53,7 +53,7 @@ def test_the_shipped_file(ask):
 
 
 def test_both_ways_of_a_selection(ask):
-    expected = {"selected": {"d0": None, "d1": None, "m0": [0, 2]}, "share": pytest.approx(0.786, abs=1e-3),
+    expected = {"selected": {"d0": None, "d1": None, "m0": [0, 2]}, "share": pytest.approx(0.818, abs=1e-3),
                 "text": "d0-1,m0:h0+2", "whole": None}
     assert ask("/pag/select", {"model": ADM, "layers": " d1,d0, m0:h2+h0"}) == (200, expected)
     assert ask("/pag/select", {"model": ADM, "selected": expected["selected"]}) == (200, expected)
