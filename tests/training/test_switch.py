@@ -62,7 +62,7 @@ def test_the_recipe_is_that_of_the_shipped_file():
         facts = file.metadata()
     recipe = train.chosen_recipe(train.parse([]))
     assert read_config(shapes, facts) == recipe.config
-    assert tuple(json.loads(facts["class_names"])) == recipe.class_names
+    assert (tuple(json.loads(facts["class_names"])), facts["pag_layers"]) == (recipe.class_names, recipe.pag_layers)
 
 
 def test_only_the_chosen_rows_are_perturbed_and_told(model):
