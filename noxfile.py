@@ -182,7 +182,7 @@ def neighbours(session: nox.Session) -> None:
 @nox.session
 def evaluate(session: nox.Session) -> None:
     """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
-    run(session, "-m", "evaluation.evaluate", *session.posargs, groups=("demo", "evaluate"))
+    run(session, "-m", "evaluation.evaluate", *session.posargs, groups=("demo", "evaluate", "train"))
 
 
 @nox.session

@@ -13,7 +13,7 @@ from .restoration.plan import EXPERIMENTS, Experiment
 
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
 LAYERS = "layers"
-QUICK, FULL = 80, 5000
+QUICK, FULL = 50, 5000
 LEAST = 50  # samples below which the distances say nothing
 
 

@@ -299,7 +299,7 @@ def _rules(guided: Config, found: Found) -> Table:
 
 
 def quick(plan: list[Table]) -> list[Table]:
-    """What fits into ten minutes on two cores: Table 1, and four points of Fig. 12, at the settings found before."""
+    """What a CPU can do while one waits: Table 1, and four points of Fig. 12, at the settings found before."""
     table1, fig12 = plan[:2]
     few = ("s 0", "s 1", "s 3", "s 7")
     return [table1, replace(fig12, rows=tuple(row for row in fig12.rows if row.name in few), share=1.0, checks=tuple(

@@ -1,7 +1,7 @@
 """A small latent model for PSLD, of the host's own classes and trained here, on the training drawings.
 
 A VAE makes latents of 4 × 16 × 16 of the pictures of 64 × 64, and a U-Net like SD 1.5's, without a prompt, learns to
-denoise them. An hour on two cores makes a model that shows signs, not quality.
+denoise them. So short a training shows signs, not quality.
 """
 
 from __future__ import annotations
