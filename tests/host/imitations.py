@@ -242,7 +242,7 @@ def negative_attention(model: ModelPatcher) -> ModelPatcher:
         for i, place in enumerate(index):
             rows = slice(i * batch, (i + 1) * batch)
             if place == 0:
-                other = noise(3, 1, 7, k.shape[2]).expand(batch, -1, -1)
+                other = noise(3, 1, 7, k.shape[2]).to(q).expand(batch, -1, -1)
                 away = optimized_attention(q[rows], other, other, extra_options["n_heads"])
                 out[rows] += 0.5 * (out[rows] - away)
         return out

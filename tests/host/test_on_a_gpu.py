@@ -30,7 +30,7 @@ from pag_pack.pag_core.settings import PAGOptions
 from support.stand_in_gpu import NAME, stand_in
 from torch.utils._pytree import tree_map_only
 
-from . import models
+from . import imitations, models
 from .family_models import CASES, forward
 from .older import what_older_hosts_lack
 from .runs import WAYS, Run, relative_error
@@ -88,6 +88,24 @@ def test_pictures_are_those_of_the_cpu(family, sample, cfg, gpu):
     model = on(gpu.device, family)
     assert torch.equal(sample(ran, model, SCALE, "auto"), expected)
     assert {weight.device.type for weight in model.model.diffusion_model.parameters()} == {NAME}
+
+
+BESIDE = {
+    "another attention": imitations.overridden, "the slot is taken": imitations.slot_taken,
+    "rows one by one": imitations.around_the_model(imitations.one_by_one),
+    "tiles": imitations.wrapped(imitations.tiles_in_turn), "a cache": imitations.first_block_subtracted,
+    "kept for the decoder": imitations.feature_kept_for_later, "a mean over rows": imitations.mean_over_the_batch,
+    "attention kept": imitations.attention_kept_for_later, "NAG": imitations.negative_attention,
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_beside_others(beside, gpu):
+    """The host leaves the texts on the CPU until the network runs."""
+    ran = run(models.sd15)
+    expected = ran.pag_ksampler(beside(models.sd15()), SCALE)
+    found = ran.pag_ksampler(beside(on(gpu.device, models.sd15)), SCALE)
+    assert relative_error(found, expected) < 1e-5
 
 
 OPTIONS = {

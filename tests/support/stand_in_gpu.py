@@ -22,6 +22,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "gpu"  # its type: torch.device("gpu", 0)
 _COPIES = ("copy_", "_to_copy")
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")  # by tensors of either device
+_JOINED = ("cat", "stack")
 # Their result's shape or value is the CPU's to know.
 _AWAITED = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
             "unique_consecutive")
@@ -191,7 +192,9 @@ def _check(name: str, args: tuple, kwargs: dict, tensors: list[torch.Tensor]) ->
     Raises:
         RuntimeError: for tensors of both devices.
     """
-    if name in _COPIES or len({tensor.device.type for tensor in tensors if tensor.ndim}) < 2:
+    # A number of the CPU's may stand beside tensors of the device, but is not joined to them.
+    together = [tensor for tensor in tensors if tensor.ndim or name in _JOINED]
+    if name in _COPIES or len({tensor.device.type for tensor in together}) < 2:
         return
     if name in _INDEXED and isinstance(args[0], DeviceTensor):
         others = [tensor for tensor in args[2:] if isinstance(tensor, torch.Tensor) and tensor.ndim]

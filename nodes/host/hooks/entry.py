@@ -78,7 +78,14 @@ def entered_alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     if len(one) != len(other):
         return False
     pairs = [_repeated(a, b.to(a)) for a, b in zip(one, other, strict=True) if a.numel() or b.numel()]
-    return bool(torch.stack([agree(a, b) for a, b in pairs]).all())
+    return all_agree([agree(a, b) for a, b in pairs])
+
+
+def all_agree(answers: list[torch.Tensor]) -> bool:
+    """Whether all of `agree`'s answers are yes; the CPU waits once for each device. A text may lie on the CPU still."""
+    devices = {answer.device for answer in answers}
+    return all(bool(torch.stack([answer for answer in answers if answer.device == device]).all())
+               for device in devices)
 
 
 def _repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

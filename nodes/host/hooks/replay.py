@@ -16,7 +16,7 @@ import torch
 from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
-from .entry import agree, is_same
+from .entry import agree, all_agree, is_same
 from .kept import Blank, Kept, sampled
 from .remembered import put
 from .rows import merged, tensors_in
@@ -61,7 +61,7 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
             return
         reached.set()
         compare(first, 0, args, kwargs)
-        if agreed and not torch.stack(agreed).all():
+        if not all_agree(agreed):
             raise PrefixLostError(differs())
         for change in kept[0].remembered.get(first, ()):
             put(*change)

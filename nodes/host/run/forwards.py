@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.compiled import uncompiled
-from ..hooks.entry import Entry, noting
+from ..hooks.entry import Entry, all_agree, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Tried, trying
@@ -160,7 +160,7 @@ class Forwards:
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
                 if store.agreed:
-                    step.run.proof.add(bool(torch.stack(store.agreed).all()))
+                    step.run.proof.add(all_agree(store.agreed))
                     store.agreed.clear()
                 if not is_told:
                     self.decline(MOVED)
