@@ -26,6 +26,7 @@ from . import comparison as picture
 WORKFLOWS = ROOT / "workflows"
 HELP_IMAGES = ROOT / "web" / "docs" / "images"
 HELP_WORKFLOW = "adm_unconditional_pag"
+HELP_PICTURES = 5  # a row
 HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
     "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 2, 4, 8)},
     "layers": {"scale 0": {"pag_scale": 0}} | {
@@ -110,6 +111,7 @@ def help_picture(client: Client, rows: dict[str, dict]) -> Image.Image:
     """One row for each set of inputs, with the same noise."""
     prompt = workflow.load(WORKFLOWS / f"{HELP_WORKFLOW}.json", client.object_info())
     prompt = workflow.only_branch_of(prompt, "PAGKSampler")
+    prompt = workflow.set_inputs(prompt, "EmptyLatentImage", batch_size=HELP_PICTURES)
     return picture.comparison("PAG alone, on the shipped model", "The same noise in each column.", [picture.Block("", [
         picture.Row(name, "", fetch(client, client.run(workflow.set_inputs(prompt, "PAGKSampler", **values)).images))
         for name, values in rows.items()])])
