@@ -136,8 +136,8 @@ def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
               for block, title in titles.items()]
     return picture.comparison(
         "Perturbed-Attention Guidance",
-        f"A small model of emoji, {facts['image_size']} × {facts['image_size']} pixels, {steps} steps. Each "
-        f"column starts from the same noise (seed {seed}).", blocks)
+        f"A small model of emoji, {facts['image_size']} by {facts['image_size']} pixels, {steps} steps. Each column "
+        f"starts from the same noise (seed {seed}).", blocks)
 
 
 def report(rows: list[Row]) -> str:
