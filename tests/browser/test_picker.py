@@ -43,9 +43,9 @@ def test_shift_click_takes_a_range(desk, sampler):
     desk.cell(sampler, "u1").click()
     desk.cell(sampler, "u3").click(modifiers=["Shift"])
     desk.wait_for_text(sampler, "u0")
-    desk.cell(sampler, "d0").click()
+    desk.cell(sampler, "d1").click()
     desk.cell(sampler, "m0").click(modifiers=["Shift"])
-    desk.wait_for_text(sampler, "d0-1,m0,u0")
+    desk.wait_for_text(sampler, "d1,m0,u0")
 
 
 def test_double_click_opens_the_heads(desk, sampler):

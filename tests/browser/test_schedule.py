@@ -85,7 +85,7 @@ def test_the_steps_lie_where_the_scheduler_puts_them(desk, sampler):
     desk.put(sampler, "cfg_end_percent", 0.5)
     desk.settle()
     before = cost(desk, sampler)
-    desk.put(sampler, "scheduler", "karras")
+    desk.put(sampler, "scheduler", "normal")
     desk.settle()
     desk.until(lambda: cost(desk, sampler) != before)
 

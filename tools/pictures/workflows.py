@@ -30,7 +30,7 @@ HELP_PICTURES = 5  # a row
 HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
     "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 2, 4, 8)},
     "layers": {"scale 0": {"pag_scale": 0}} | {
-        layers: {"layers": layers} for layers in ("m0", "d0-1", "d1,m0,u0-1", "u2-3", "all")},
+        layers: {"layers": layers} for layers in ("m0", "u1", "d0-1", "u2-3", "all")},
 }
 HELP_SHEETS = {  # workflow: help picture
     "adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid", "adm_head_search": "head_search"}
