@@ -208,14 +208,14 @@ def couple(model: ModelPatcher) -> ModelPatcher:
         queries, keys, extra_options["couple"] = [], [], []
         for i, rows, text in zip(index, q.chunk(len(index)), k.chunk(len(index)), strict=True):
             queries += [rows] if i == 1 else [rows, rows]
-            keys += [text] if i == 1 else [text, OTHER.expand(rows.shape[0], -1, -1)]
+            keys += [text] if i == 1 else [text, OTHER.to(text).expand(rows.shape[0], -1, -1)]
             extra_options["couple"] += [1] if i == 1 else [0, 0]
         keys = [text[:, :7] for text in keys]
         return torch.cat(queries), torch.cat(keys), torch.cat(keys)
 
     def join(out, extra_options):
         index = extra_options["couple"]
-        left = torch.zeros(1, 1, 8, 12)
+        left = torch.zeros(1, 1, 8, 12, device=out.device)
         left[..., :6] = 1.0
         masks = [F.interpolate(mask, extra_options["activations_shape"][-2:]).flatten(1)[..., None]
                  for mask in (left, 1.0 - left)]

@@ -91,21 +91,37 @@ def test_pictures_are_those_of_the_cpu(family, sample, cfg, gpu):
 
 
 BESIDE = {
-    "another attention": imitations.overridden, "the slot is taken": imitations.slot_taken,
-    "rows one by one": imitations.around_the_model(imitations.one_by_one),
-    "tiles": imitations.wrapped(imitations.tiles_in_turn), "a cache": imitations.first_block_subtracted,
-    "kept for the decoder": imitations.feature_kept_for_later, "a mean over rows": imitations.mean_over_the_batch,
-    "attention kept": imitations.attention_kept_for_later, "NAG": imitations.negative_attention,
+    "the slot is taken": imitations.slot_taken, "tiles": imitations.wrapped(imitations.tiles_in_turn),
+    "a cache": imitations.first_block_subtracted, "another attention": imitations.overridden,
+}
+MORE = (imitations.feature_kept_for_later, imitations.mean_over_the_batch, imitations.attention_kept_for_later,
+        imitations.negative_attention, imitations.couple, imitations.kept_by_index, imitations.before_cfg,
+        imitations.slot_taken_before_cfg, imitations.kept_in_the_options, imitations.rows_mixed_by_attention)
+WRAPPERS = (imitations.tile_major, imitations.mirrored_copy, imitations.one_more_row, imitations.filled_up,
+            imitations.once_more, imitations.without_rows_names, imitations.backwards, imitations.one_by_one)
+ALL_BESIDE = {
+    **{f.__name__: f for f in MORE}, **{f.__name__: imitations.wrapped(f) for f in WRAPPERS},
+    **{f"{f.__name__} around the model": imitations.around_the_model(f) for f in WRAPPERS},
 }
 
 
-@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
-def test_beside_others(beside, gpu):
+def check_beside(beside: imitations.Neighbour, gpu) -> None:
     """The host leaves the texts on the CPU until the network runs."""
     ran = run(models.sd15)
     expected = ran.pag_ksampler(beside(models.sd15()), SCALE)
     found = ran.pag_ksampler(beside(on(gpu.device, models.sd15)), SCALE)
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_beside_others(beside, gpu):
+    check_beside(beside, gpu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", ALL_BESIDE.values(), ids=ALL_BESIDE)
+def test_beside_all_kinds_of_others(beside, gpu):
+    check_beside(beside, gpu)
 
 
 OPTIONS = {

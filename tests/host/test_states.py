@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
-from .imitations import call, wrapped
+from .imitations import attention_kept_for_later, call, mean_over_the_batch, wrapped
 from .runs import Run, identity, patched, relative_error
 
 SCALE = 2.0
@@ -203,3 +203,14 @@ def test_a_guider_that_does_not_ask_wrappers(chain, caplog):
         assert "predict_noise" not in vars(guider)
     assert torch.equal(*results)
     assert "no effect" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [PAGOptions(), PAGOptions(share_prefix=False), PAGOptions(start_percent=0.5)],
+                         ids=["", "whole pass", "late"])
+def test_what_a_node_of_an_earlier_run_had_put_on_the_network_stays_away(options):
+    """The host takes it off when it loads the model for the next run."""
+    run = Run()
+    expected = run.pag_ksampler(attention_kept_for_later(models.sd15.__wrapped__()), SCALE, "m0", options)
+    run.ksampler(mean_over_the_batch(models.sd15()))
+    found = run.pag_ksampler(attention_kept_for_later(models.sd15()), SCALE, "m0", options)
+    assert relative_error(found, expected) < 1e-6

@@ -151,7 +151,7 @@ class Guidance:
                                                     kwargs.get("latent_shapes"))
         others = attachments(guider.model_options)
         if others:
-            run.memory.begin(others, [guider.model_patcher.model.diffusion_model])
+            run.memory.begin(others, [])
         if self.has_delta_preview:
             callback = delta_preview(callback, run, kwargs.get("latent_shapes"))
         if self.observer:
@@ -189,6 +189,9 @@ class Guidance:
         model_options = {} if model_options is None else model_options
         run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
         run.calls += 1
+        if run.calls == 1 and (others := attachments(model_options)):
+            # Only now the host has taken from the network what an earlier run's nodes had put there.
+            run.memory.begin(others, [executor.class_obj.model_patcher.model.diffusion_model])
         with run.asked():
             return self._predict_noise(executor, x, timestep, model_options, seed, run)
 
