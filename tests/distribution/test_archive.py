@@ -14,7 +14,7 @@ from .conftest import git
 DEVELOPERS_ONLY = {".ci", ".github", "tests", "tools", "noxfile.py", "CONTRIBUTING.md", ".gitignore", ".comfyignore",
                    ".pre-commit-config.yaml"}
 README_ONLY = ("web/docs/images/evaluation/", "web/docs/images/demo.jpg")
-LARGEST = 20e6  # bytes
+LARGEST = 18e6  # bytes
 
 
 @pytest.fixture(scope="module")
