@@ -42,6 +42,7 @@ OURS = {
     "start_sigma": lambda rng: rng.choice([10000.0, rng.uniform(20.0, 50.0)]),
     "end_sigma": lambda rng: rng.choice([0.0, rng.uniform(0.0, 0.1)]),
     "adaptive_scale": lambda rng: rng.uniform(0.001, 0.5),
+    "random_share": lambda rng: rng.choice([0.0, rng.uniform(0.1, 0.6)]),
     "task": lambda rng: rng.choice(("box_inpainting", "super_resolution", "gaussian_blur", "motion_blur")),  # no mask
     **dict.fromkeys(("box_left", "box_top"), lambda rng: rng.uniform(0.0, 0.4)),  # which leaves room for the box
     **dict.fromkeys(("box_width", "box_height"), lambda rng: rng.uniform(0.3, 0.6)),
@@ -84,9 +85,21 @@ class PromptMaker:
             self.draw_settings(node)
             if node["inputs"].get("schedule", "").startswith("adaptive"):  # which need more than the neutral 0
                 node["inputs"]["adaptive_scale"] = OURS["adaptive_scale"](self.rng)
+        if any(node["inputs"].get("random_share") for node in prompt.values()):
+            self.give_several_layers(prompt)
         if any(node["class_type"] == "PAGSDSOptimizer" for node in prompt.values()) and "options" in prompt:
             prompt["options"]["inputs"]["reuse_every"] = 1  # for every step has its own noise
         return Attempt(prompt, self.spoil(prompt) if self.rng.random() < FLAWED else None)
+
+    def give_several_layers(self, prompt: Prompt) -> None:
+        """For a share of one layer draws nothing, and a single head lies in one."""
+        for node in prompt.values():
+            given = node["inputs"]
+            if given.get("random_share") and any(other["class_type"] == "PAGHeadSearch" for other in prompt.values()):
+                given["random_share"] = 0.0
+            for name in ("layers", "layer_selections"):
+                if isinstance(given.get(name), str):
+                    given[name] = "all"
 
     def put_between(self, prompt: Prompt, name: str) -> None:
         """The node, in front of whatever takes the loader's model to sample with it."""
