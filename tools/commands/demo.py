@@ -27,7 +27,7 @@ EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class
 NO_CFG, NO_PAG = {"cfg": 1.0}, {"pag_scale": 0.0}
 ENLARGED = 2.0
 # Every row is timed so often, in turn, on so few pictures: a ratio then compares runs that are seconds apart.
-ROUNDS, TIMED_STEPS, TIMED_PICTURES = 5, 5, 2
+ROUNDS, TIMED_STEPS, TIMED_PICTURES = 5, 3, 2
 WARM_UP_STEPS = 2
 
 
