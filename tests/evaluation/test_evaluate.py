@@ -47,6 +47,16 @@ def test_a_json_file_that_exists_is_left_alone(tmp_path, capsys):
     assert path.read_text() == "mine"
 
 
+def test_a_json_file_that_has_come_meanwhile_is_left_alone(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text("mine")
+    args = arguments.parse(["--out", str(tmp_path)])
+    args.json = path
+    with pytest.raises(FileExistsError):
+        evaluate.Results(args, {}).add({}, None)
+    assert path.read_text() == "mine"
+
+
 def test_what_runs_by_default():
     quick = arguments.parse([])
     assert (quick.samples, quick.search) == (arguments.QUICK, 0)

@@ -210,6 +210,8 @@ class Results:
         from .plots import plot
 
         if not self.report["tables"]:
+            if self.args.json:
+                self.args.json.touch(exist_ok=False)  # another's may have come since the command looked
             self.folder = new_folder(self.args.out / "results")
         self.report["tables"].append(table)
         text = json.dumps(self.report, indent=1) + "\n"

@@ -150,7 +150,7 @@ def _scales(found: Found) -> Table:
 
 
 def _shown() -> Table:
-    """The setting of the README's picture and the example workflows."""
+    """The layers of the README's picture and the example workflows."""
     rows = (*(Row(f"s {s:g}", pag(s, SHOWN)) for s in (0, 0.5, 1, 2, 4)),
             *(Row(f"label: s {s:g}", pag(s, SHOWN, True)) for s in (0, 1, 2)),
             Row("label: CFG", Config(True, cfg=3.0)), Row("label: CFG + PAG", pag(1.0, SHOWN, True).but(cfg=3.0)))
