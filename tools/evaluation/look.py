@@ -12,7 +12,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from harness.errors import HarnessError, command
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,12 +24,11 @@ from pictures.comparison import Block, Row, comparison  # noqa: E402
 from training.drawings import get_drawings  # noqa: E402
 from training.recipes import CACHE  # noqa: E402
 from training.train import MathAttention  # noqa: E402
-from training.watch import ddim  # noqa: E402
+from training.watch import draw_with_pag  # noqa: E402
 
 from pag_core.adm import ADMUNet  # noqa: E402
 from pag_core.adm import Block as Place  # noqa: E402
 from pag_core.adm_config import read_config  # noqa: E402
-from pag_core.guidance import perturbed_attention_delta  # noqa: E402
 
 from .encoders import category_classifier, concept_encoder, encode  # noqa: E402
 from .metrics import Moments, Value, difference, frechet, resampled  # noqa: E402
@@ -61,18 +59,9 @@ def layer_names(model: ADMUNet) -> dict[str, Place]:
     return names
 
 
-@torch.inference_mode()
 def draw(model: ADMUNet, seeds: range, scale: float, places: frozenset[Place]) -> Tensor:
     """uint8 [N, 3, S, S] without a label; scale 0 is without PAG."""
-    plain, perturbed = MathAttention(), Identity(places)
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        epsilon = model(x, t, None, plain)
-        if not scale:
-            return epsilon
-        return epsilon + perturbed_attention_delta(epsilon, model(x, t, None, perturbed), scale)
-
-    return ddim(predict, model.config.image_size, seeds)
+    return draw_with_pag(model, seeds, scale, MathAttention(), Identity(places))
 
 
 def main(argv: list[str]) -> None:

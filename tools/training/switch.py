@@ -30,7 +30,6 @@ from evaluation.metrics import Real, Value, difference, measure  # noqa: E402
 from evaluation.networks import METRICS, Networks  # noqa: E402
 
 from pag_core.adm import ADMConfig, ADMUNet  # noqa: E402
-from pag_core.guidance import perturbed_attention_delta  # noqa: E402
 
 from . import train, watch  # noqa: E402
 from .drawings import get_drawings  # noqa: E402
@@ -99,13 +98,7 @@ def fine_tuned(name: str, data: Data, args: argparse.Namespace) -> SwitchedADM:
 
 def sample(model: SwitchedADM, scale: float, ids: range) -> Tensor:
     """uint8 [N, 3, S, S] by DDIM, without a label; every picture from noise of its own number."""
-    plain, perturbed = (Perturbing(model.switch, share) for share in (0.0, 1.0))
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        noise = model(x, t, None, plain)
-        return noise + perturbed_attention_delta(noise, model(x, t, None, perturbed), scale) if scale else noise
-
-    return watch.ddim(predict, model.config.image_size, ids, model.switch.device)
+    return watch.draw_with_pag(model, ids, scale, *(Perturbing(model.switch, share) for share in (0.0, 1.0)))
 
 
 def errors(model: SwitchedADM, data: Data) -> dict[str, float]:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pag_core.adm import ADMHooks, ADMUNet
+from pag_core.guidance import perturbed_attention_delta
 from pag_core.posterior import denoising_step
 
 from .recipes import Data
@@ -55,6 +56,17 @@ def draw(model: ADMUNet, seeds: range, label: int, hooks: ADMHooks) -> Tensor:
     """uint8 [N, 3, S, S] without guidance; label -1 is none."""
     return ddim(lambda x, t: model(x, t, torch.full([len(x)], label, device=x.device), hooks), model.config.image_size,
                 seeds, next(model.parameters()).device)
+
+
+def draw_with_pag(model: ADMUNet, seeds: range, scale: float, plain: ADMHooks, perturbed: ADMHooks) -> Tensor:
+    """uint8 [N, 3, S, S] without a label, `perturbed` for the weak prediction; scale 0 is without PAG."""
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        epsilon = model(x, t, None, plain)
+        if not scale:
+            return epsilon
+        return epsilon + perturbed_attention_delta(epsilon, model(x, t, None, perturbed), scale)
+
+    return ddim(predict, model.config.image_size, seeds, next(model.parameters()).device)
 
 
 @torch.inference_mode()
