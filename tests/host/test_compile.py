@@ -49,7 +49,7 @@ def test_one_compiled_model_serves_every_setting():
     assert relative_error(run.ksampler(model), run.ksampler(models.sd15())) < 1e-5
 
 
-@pytest.mark.parametrize("keys", ["whole", "singly"])
+@pytest.mark.parametrize("keys", [pytest.param("whole", marks=pytest.mark.slow), "singly"])
 @pytest.mark.parametrize("layers", ["double.1", "single.1"])
 def test_the_prefix_is_shared_and_no_altered_unit_is_in_a_graph(keys, layers):
     """Blocks compiled singly, as KJNodes does it, or the whole network, which then runs as compiled blocks."""
@@ -85,6 +85,7 @@ def _note(seen: list):
     return hook
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 def test_with_inductor():
     run = Run(steps=1, latent={"samples": torch.zeros(1, 16, 8, 8)}, negative=models.conditioning(2, tokens=14))

@@ -230,7 +230,7 @@ def test_context_windows(layers, composed):
         composed.check("context windows", HOST, result, run.ksampler(host_pag(model, SCALE)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 def test_half_precision_stays_within_the_noise_of_a_rebatched_pass(dtype):
     """The shared prefix differs from the whole pass no more than one whole pass from another batching of itself."""
     model = functools.partial(_in_dtype, dtype)

@@ -282,6 +282,7 @@ def test_an_interruption_leaves_the_model_in_order(monkeypatch):
     assert snapshot(model) == before
 
 
+@pytest.mark.slow
 def test_on_the_shipped_model_a_picture_comes_out_of_grey():
     """A face: yellow in the middle, on white."""
     model = PAGADMLoader.execute(SHIPPED).result[0]

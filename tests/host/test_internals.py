@@ -7,8 +7,13 @@ from comfy.model_patcher import ModelPatcher
 from commands import internals
 
 
-def test_this_host_has_all_that_the_nodes_rely_on():
-    assert internals.missing_names(internals.needed_names()) == []
+@pytest.fixture(scope="module")
+def needed():
+    return internals.needed_names()
+
+
+def test_this_host_has_all_that_the_nodes_rely_on(needed):
+    assert internals.missing_names(needed) == []
     assert internals.missing_keys() == []
 
 
@@ -16,8 +21,7 @@ def test_this_host_has_all_that_the_nodes_rely_on():
     (comfy.samplers, "get_area_and_mult", "nodes/host/run/calls.py"),
     (comfy.samplers.CFGGuider, "set_conds", "nodes/host/sampling/guider.py"),
     (ModelPatcher, "add_wrapper_with_key", "nodes/host/run/patching.py")])
-def test_what_a_later_host_drops_is_named_with_its_place(monkeypatch, owner, name, place):
-    needed = internals.needed_names()
+def test_what_a_later_host_drops_is_named_with_its_place(monkeypatch, needed, owner, name, place):
     monkeypatch.delattr(owner, name)
     (missing,) = internals.missing_names(needed)
     assert missing.endswith(f".{name}")

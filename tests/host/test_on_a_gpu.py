@@ -155,7 +155,7 @@ def crossings(gpu, sample: Callable[[Run], object], family, cfg: float) -> Count
     return found[1] - found[0]
 
 
-@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 7.0])
 @families
 def test_no_step_waits_for_the_device(family, cfg, gpu):
     """A step that only queues work keeps the device busy: PAG's has no more to wait for than the host's own."""
@@ -287,6 +287,7 @@ def ordinary(network: torch.nn.Module, device: torch.device) -> None:
         network.to(device)
 
 
+@pytest.mark.slow
 def test_restoring(request):
     def dps(model) -> torch.Tensor:
         operator = PAGMeasurement.execute("gaussian_blur").result[0]

@@ -138,6 +138,7 @@ def test_dps_is_the_variance_preserving_reference(weights, path, scale, clip):
     assert relative_error(without, expected) > 1e-2
 
 
+@pytest.mark.slow
 def test_dps_fits_the_measurement_on_the_shipped_model():
     """With and without PAG, and the measurement's own model unchanged."""
     model = PAGADMLoader.execute(SHIPPED).result[0]

@@ -12,6 +12,7 @@ this ComfyUI does not have that model, or calls it otherwise.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import os
@@ -135,7 +136,12 @@ def exists(name: str) -> bool:
 def sets(cls: type, attribute: str) -> bool:
     """Whether the source of a class or a base of it gives its instances this attribute."""
     pattern = re.compile(rf"\bself\.{attribute}\s*(=[^=]|:|,)")  # also one of several in a tuple
-    return any(pattern.search(inspect.getsource(base)) for base in cls.__mro__ if base.__module__.startswith("comfy"))
+    return any(pattern.search(_source(base)) for base in cls.__mro__ if base.__module__.startswith("comfy"))
+
+
+@functools.cache
+def _source(cls: type) -> str:
+    return inspect.getsource(cls)  # which parses the whole file each time
 
 
 def needed_names() -> dict[str, list[str]]:
