@@ -7,6 +7,7 @@ the host's network has switches of its own.
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import pytest
@@ -19,8 +20,9 @@ from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import models
-from .runs import Run, counted
+from .runs import Run, counted, snapshot
 from .test_family_sampling import errors, sampled
+from .test_leaves_no_trace import at_call, hooks
 from .test_sound import HOW
 
 SCALES = ("cfg", "pag", "modality", "rescale")
@@ -140,6 +142,18 @@ def test_options_act_on_pag_alone(model):
     late = run.advanced(guider(model, run, SETTINGS["no CFG"], options=PAGOptions(start_percent=0.99)))
     without = run.advanced(guider(model, run, ((1.0, 0.0, 2.0, 0.5), (1.0, 0.0, 3.0, 0.0))))
     assert max(errors(late, without)) <= 1e-5
+
+
+def test_an_interrupted_run_ends_there_and_leaves_nothing(model):
+    run = sampled(HOW, 1.0, 1)
+    expected = run.advanced(guider(model, run, SETTINGS["Lightricks' defaults"]))
+    before = snapshot(model)
+    inside = at_call(model, 2, comfy.model_management.interrupt_current_processing)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run.advanced(guider(inside, run, SETTINGS["Lightricks' defaults"]))
+    assert snapshot(model) == before
+    assert hooks(model) == 0
+    assert errors(run.advanced(guider(model, run, SETTINGS["Lightricks' defaults"])), expected) == [0.0, 0.0]
 
 
 def test_bad_input_is_refused_before_sampling(model):

@@ -15,7 +15,10 @@ from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
 from .runs import WAYS, Run, patched
+from .test_family_sampling import sampled
 from .test_inspection import observed
+from .test_modalities import SETTINGS, guider
+from .test_sound import HOW
 
 SCALE = 3.0
 DELTA = PAGOptions(preview="delta")
@@ -92,6 +95,17 @@ def test_of_video_with_sound_the_video_is_shown(shown):
     assert (step, total) == (1, 4)
     assert picture.shape == (6, 8, 3)
     assert (picture[:3].min(), picture[3:].max()) == (164, 4)
+
+
+@pytest.mark.parametrize(("options", "pictures"), [(None, 1), (DELTA, 2)], ids=["the host's", "delta"])
+def test_the_guider_of_video_and_sound_shows_the_video(shown, options, pictures):
+    """The picture has the size of a frame of the latent, by the host's callback and by ours behind it."""
+    model = HOW.build()
+    run = sampled(HOW, 1.0, 1)
+    run.advanced(guider(model, run, SETTINGS["no CFG"], options=options))
+    frame = run.latent["samples"].unbind()[0].shape[-2:]
+    assert [report[0] for report in shown] == [step + 1 for step in range(run.steps) for _ in range(pictures)]
+    assert all(report[2].shape == (*frame, 3) for report in shown[pictures - 1::pictures])
 
 
 def test_two_pags_in_a_row_with_delta_previews(shown):
