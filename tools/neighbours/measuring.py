@@ -79,7 +79,7 @@ class Found:
             return "nothing to compare"
         if self.error > LIMIT:
             return "**differs**"
-        return "right" if self.effect > SEEN else "right, and PAG has no effect in some case"
+        return "matches" if self.effect > SEEN else "matches; PAG has no effect in at least one case"
 
     def row(self) -> dict:
         return {**asdict(self), "verdict": self.verdict()}
@@ -116,7 +116,7 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
     try:
         plain = _scene(family, set_up, cfg, batch).sample()
     except Exception as error:
-        found.problems.setdefault("without PAG", _words(error))
+        found.problems.setdefault("fails without PAG", _words(error))
         return
     expected, problem = _reference(family, set_up, cfg, batch, chain, is_twin=False)
     # A second copy holds what a pack remembers only where all of the pack is on the model.
@@ -127,7 +127,7 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
             found.is_twin |= bool(problem) or relative_error(again, expected) > LIMIT
             expected, problem = again, ""
     if problem:
-        found.problems.setdefault("the reference", problem)
+        found.problems.setdefault("the reference fails", problem)
     try:
         scene = _scene(family, set_up, cfg, batch)
         scene.model = guided(scene.model, family.layers[:chain])
@@ -156,7 +156,7 @@ def _reference(family: Family, set_up: SetUp, cfg: float, batch: int, chain: int
 
 
 def _cost(found: Found, family: Family, set_up: SetUp) -> None:
-    if any(case.startswith(("cfg", "without")) for case in found.problems):
+    if any(case.startswith(("cfg", "fails")) for case in found.problems):
         return
     with torch.inference_mode(False), torch.no_grad():
         plain, beside, alone = (counted_flops(family, set_up, chain, cfg=cfg)

@@ -1,10 +1,10 @@
-"""Checks PAG beside the real packs of other people that it finds in a folder, and writes what came out as a table.
+"""Tests PAG together with other custom node packs found in a folder, and writes the results as a table.
 
-Each pack is loaded into a process of its own, for many change the host for good. What is checked: the same picture
-as with PAG in a call of its own whose rows are the conditional ones, as the host's own node makes it, measured from
-the raw conditional prediction; with cfg 1 and 5, one and two pictures, one PAG and two in a row. FLOPs are counted, of
-a run with CFG and PAG over one with CFG, both with the other pack. The models are small and random, of the host's own
-classes.
+Each pack is loaded into a separate process, because many packs modify ComfyUI permanently. The reference computes PAG
+in a separate full call on the conditional rows, as ComfyUI's own PAG node does, relative to the raw conditional
+prediction. The test covers cfg 1 and 5, batches of one and two images, and one or two PAG nodes in a row. FLOPs are
+those of a run with CFG and PAG divided by those of a run with CFG, both with the other pack. The models are small
+random models of ComfyUI's own classes.
 """
 
 from __future__ import annotations
@@ -28,34 +28,42 @@ from neighbours.packs import PACKS, Pack
 NONE = Pack("none", "", lambda: {f"no other pack, {family}": (family, lambda scene: None)
                                  for family in ("SD 1.5", "Flux", "Wan")})
 NOTES = """
-What costs more, and why; the log of a run says it too:
+What costs more, and why; the log of each run says so too:
 
-- 1.50 where the perturbed rows may not start from what the conditional rows left: a pack draws random numbers in each
-  call (reference adain), or averages over the batch (Enhance-A-Video). Part of what PAG adds then comes from there: the
-  host's own PAG node does the same.
-- 1.50 where a pack lays the batch out anew in one call (TiledDiffusion, several tiles at a time): the rows are not
-  followed through its tiles.
-- More than 1.35 where CFG is off in some steps, which makes the run itself cheaper (CFG Limiter, Automatic CFG): the
-  passes are the same.
-- More where a pack runs the network by itself, past the model's own call of it (DeepCache): the first perturbed call of
-  a run is made again, with the layers perturbed there. Later steps cost nothing extra.
+- 1.50 when the perturbed rows cannot start from the conditional rows' state, because the pack draws random numbers in
+  each call (reference adain) or averages over the batch (Enhance-A-Video). Part of PAG's effect then comes from this
+  difference, as with ComfyUI's own PAG node.
+- 1.50 when the pack rearranges the batch within one call (TiledDiffusion with several tiles at a time): rows are not
+  tracked through its tiles.
+- More than 1.35 when CFG is off in some steps, which makes the run without PAG cheaper (CFG Limiter, Automatic CFG).
+  The number of passes is the same.
+- More when the pack runs the network itself instead of through the model's own call (DeepCache): the first perturbed
+  call of a run is repeated with the layers perturbed there. Later steps cost nothing extra.
 
-Layers whose attention a pack gives other tokens than the picture's (reference attn) are left alone, and the run says
-which.
+Layers in which a pack adds tokens to the image's self-attention (reference attn) are not perturbed; the run names
+them.
 """
+COLUMNS = (
+    "*Error* is max\\|a − b\\| / max\\|b\\| relative to the reference, the largest of all cases; a result *matches* "
+    "when it is at most 1e-4. *Effect* is the same distance between results with and without PAG, the smallest "
+    "of all cases. *FLOPs* is CFG + PAG divided by CFG, over two steps. *Passes* is what PAG adds, in passes of "
+    "the conditional rows alone; it says more than FLOPs when CFG is off in some steps. †: the pack keeps "
+    "results between calls, so the reference used a second copy of the model with the pack applied.")
 SECONDS = 900  # for all of one pack
 TABLE = ROOT / "docs" / "neighbours.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s neighbours --", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the packs are, each in a folder as git clone makes it")
-    parser.add_argument("--only", default="", help="packs whose name holds one of these texts, with commas between")
-    parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
-    parser.add_argument("--table", type=Path, default=TABLE, help="where to write the table, with --only nowhere")
+    parser.add_argument("folder", type=Path, help="folder with one subfolder per pack, as git clone creates it")
+    parser.add_argument("--only", default="",
+                        help="only packs whose name contains one of these comma-separated texts")
+    parser.add_argument("--json", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--table", type=Path, default=TABLE,
+                        help="file to write the table to (default: %(default)s); not written with --only")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
-        parser.error(f"{arguments.folder} is no folder. Clone the packs you are interested in into one.")
+        parser.error(f"{arguments.folder} is not a folder. Clone the packs to test into one folder and name it.")
     hosted.start()
     found = {}
     for name, pack in ({"none": NONE} | PACKS).items():
@@ -86,7 +94,7 @@ def in_a_process(pack: Pack, folder: Path | None) -> dict:
     try:
         return ours.recv()
     except EOFError:
-        return {"cannot_import": f"its process ended with {process.exitcode}, or took more than {SECONDS} seconds"}
+        return {"cannot_import": f"its process ended with exit code {process.exitcode} or took more than {SECONDS} s"}
     finally:
         process.join()
 
@@ -134,15 +142,11 @@ def markdown(found: dict[str, dict]) -> str:
         return "–" if value is None else format(value, form)
 
     lines = [
-        "# Beside other packs", "",
+        "# Compatibility with other packs", "",
         *(line for line in __doc__.splitlines()[2:]), "",
-        f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER --install`, which runs the packs that it "
-        f"finds in the folder and installs what they require. Error: max\\|a − b\\| / max\\|b\\| to the call of its "
-        f"own, the largest of all cases. Effect: the same distance from no PAG to PAG, the smallest of all cases. "
-        f"FLOPs: of CFG and PAG over CFG, in two steps; passes: what PAG adds, in passes of the conditional rows "
-        f"alone, which tells more where CFG is off in some steps. Right: an error of at most 1e-4. †: the pack keeps "
-        f"results from call to call, so the call of its own had a second copy of the model with the pack on it.", "",
-        "| pack | version | what was set up | error | effect | FLOPs | passes | verdict |",
+        f"ComfyUI {__version__}; written by `nox -s neighbours -- FOLDER --install`, which installs the requirements "
+        f"of the packs in the folder and runs them. {COLUMNS}", "",
+        "| pack | version | setup | error | effect | FLOPs | passes | result |",
         "|---|---|---|---:|---:|---:|---:|---|"]
     for name, pack in found.items():
         link = "–" if name == "none" else f"[{name}](https://github.com/{PACKS[name].owner}/{name})"
@@ -150,7 +154,7 @@ def markdown(found: dict[str, dict]) -> str:
         if pack.get("absent"):
             lines.append(f"| {link} | – | – | – | – | – | – | not in the folder |")
         elif "cannot_import" in pack:
-            lines.append(f"{start} – | – | – | – | – | cannot be loaded here: {_cell(pack['cannot_import'])} |")
+            lines.append(f"{start} – | – | – | – | – | does not load: {_cell(pack['cannot_import'])} |")
         else:
             for row in pack["rows"]:
                 error = number(row["error"], ".0e") + "†" * row["is_twin"]
@@ -161,8 +165,8 @@ def markdown(found: dict[str, dict]) -> str:
     lacking = [f"- {name}: {', '.join(f'`{path}`' for path in PACKS[name].lacking)}." for name in found
                if name in PACKS and PACKS[name].lacking and not found[name].get("absent")]
     if lacking:
-        lines += ["", f"Not in ComfyUI {__version__} any more, and put back for the test, so that the rest of the pack "
-                  f"loads:", "", *lacking]
+        lines += ["", f"These names no longer exist in ComfyUI {__version__} and were restored for the test, so that "
+                  f"the rest of the pack loads:", "", *lacking]
     return "\n".join([*lines, ""])
 
 

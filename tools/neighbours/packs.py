@@ -28,7 +28,7 @@ class Pack:
 
     folder: str
     owner: str
-    set_ups: Callable[[], SetUps] = field(default=lambda: {"loaded, none of its nodes in use": ("SD 1.5", nothing)})
+    set_ups: Callable[[], SetUps] = field(default=lambda: {"loaded, no node used": ("SD 1.5", nothing)})
     lacking: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -157,13 +157,13 @@ def prompt_control() -> SetUps:
     def set_up(scene: Scene) -> None:
         base, other = masked_pair(scene)
         scene.positive = couple([base], [other])
-    return {"attention couple of two regions": ("SD 1.5", set_up)}
+    return {"attention couple, two regions": ("SD 1.5", set_up)}
 
 
 def wavespeed() -> SetUps:
     def cache(threshold: float) -> SetUp:
         return patch("ApplyFBCacheOnModel", residual_diff_threshold=threshold)
-    return {f"first-block cache, {words}, {family}": (family, cache(threshold))
+    return {f"first-block cache {words}, {family}": (family, cache(threshold))
             for family in ("SD 1.5", "Flux") for words, threshold in (("never used", 1e-6), ("used", 10.0))}
 
 
@@ -180,7 +180,7 @@ def kj() -> SetUps:
     def tea(threshold: float) -> SetUp:
         return patch("WanVideoTeaCacheKJ", rel_l1_thresh=threshold, start_percent=0.0, coefficients="disabled",
                      cache_device="main_device")
-    return {"TeaCache on Wan, never used": ("Wan", tea(1e-9)), "TeaCache on Wan, used": ("Wan", tea(10.0)),
+    return {"TeaCache on Wan, cache never used": ("Wan", tea(1e-9)), "TeaCache on Wan, cache used": ("Wan", tea(10.0)),
             "NAG on Wan": ("Wan", patch("WanVideoNAG", conditioning=prompt(9))),
             "skipped layers on Wan": ("Wan", patch("SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0)),
             "Enhance-A-Video on Wan": ("Wan", enhance),
@@ -194,7 +194,7 @@ def teacache() -> SetUps:
         return patch("TeaCache", model_type=kind, rel_l1_thresh=threshold, cache_device="cpu")
     return {f"TeaCache on {family}, {words}": (family, tea(kind, threshold))
             for family, kind in (("Flux", "flux"), ("Wan", "wan2.1_t2v_1.3B"))
-            for words, threshold in (("never used", 1e-9), ("used", 10.0))}
+            for words, threshold in (("cache never used", 1e-9), ("cache used", 10.0))}
 
 
 def pamparamm() -> SetUps:
@@ -204,7 +204,7 @@ def pamparamm() -> SetUps:
         "NAG": ("SD 1.5", patch("NormalizedAttentionGuidance", negative=prompt(9))),
         "NAG in the middle block": ("SD 1.5", patch("NormalizedAttentionGuidance", negative=prompt(9),
                                                     unet_block_list="m0")),
-        "PLADIS": ("SD 1.5", patch("PLADIS")), "its own PAG": ("SD 1.5", patch("PerturbedAttention")),
+        "PLADIS": ("SD 1.5", patch("PLADIS")), "its own PAG node": ("SD 1.5", patch("PerturbedAttention")),
         "SEG": ("SD 1.5", patch("SmoothedEnergyGuidanceAdvanced")),
         "token perturbation": ("SD 1.5", patch("TokenPerturbationGuidance", unet_block_list="d2,d3")),
         "frequency-decoupled guidance": ("SD 1.5", patch("FrequencyDecoupledGuidance")),
@@ -282,7 +282,7 @@ def prediction() -> SetUps:
 
     def set_up(scene: Scene) -> None:
         scene.run = run
-    return {"a CFG prediction under its sampler": ("SD 1.5", set_up)}
+    return {"CFG prediction in its sampler": ("SD 1.5", set_up)}
 
 
 def gguf() -> SetUps:
@@ -306,7 +306,7 @@ def gguf() -> SetUps:
         writer.write_tensors_to_file()
         writer.close()
         scene.model = call("UnetLoaderGGUF", unet_name="small.gguf")[0]
-    return {"a Flux in Q8_0 from its loader": ("Flux", set_up)}
+    return {"Flux in Q8_0 from its loader": ("Flux", set_up)}
 
 
 def tiles_of_a_picture() -> SetUps:
@@ -343,7 +343,7 @@ def tiles_of_a_picture() -> SetUps:
 
     def set_up(scene: Scene) -> None:
         scene.run = run
-    return {"a picture in tiles": ("SD 1.5", set_up)}
+    return {"an image in tiles": ("SD 1.5", set_up)}
 
 
 def samplers() -> SetUps:
@@ -351,7 +351,7 @@ def samplers() -> SetUps:
         def set_up(scene: Scene) -> None:
             scene.sampler = name
         return set_up
-    return {f"its sampler {name} under the host's KSampler": ("SD 1.5", named(name)) for name in ("res_2s", "res_2m")}
+    return {f"its sampler {name} in ComfyUI's KSampler": ("SD 1.5", named(name)) for name in ("res_2s", "res_2m")}
 
 
 def extra_guiders() -> SetUps:
