@@ -80,6 +80,13 @@ def test_the_other_selected_layers_are_still_perturbed(other):
     assert relative_error(with_skipped, SQUARE.ksampler(model)) > 1e-3
 
 
+def test_what_the_last_step_alone_could_not_perturb_is_no_run_without_effect(warned):
+    model = hypertile(models.sd15())
+    staged = SQUARE.model_patch(model, SCALE, "60%: m0; 100%: d0")
+    assert relative_error(staged, SQUARE.ksampler(model)) > 1e-3
+    assert not any("had no effect" in message for message in warned())
+
+
 def test_pag_without_any_effect_is_reported(warned):
     SQUARE.model_patch(hypertile(models.sd15()), SCALE, "d0")
     assert any("had no effect" in message for message in warned())

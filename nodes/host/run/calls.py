@@ -119,7 +119,7 @@ class WeakPass:
         self.sigma = sigma
         self.pair = pair
         self.noise_key = (sigma,) if settings.options.kind.is_random else ()
-        run.selected = {layer.name for layer in patch.layers.values()}
+        run.selected |= {layer.name for layer in patch.layers.values()}
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
 

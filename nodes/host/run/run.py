@@ -80,7 +80,7 @@ class Run:
         self.declined_joint: set[str] = set()  # why the weak rows ran in a call of their own
         self.apart: str | None = None  # why all further ones will
         self.store: PrefixStore | None = None  # of the step that runs
-        self.selected: set[str] = set()  # names of the layers to perturb
+        self.selected: set[str] = set()  # names of the layers that some step was to perturb
         self._networks: dict[int, torch.nn.Module] = {}
         self._units: dict[int, Units] = {}
         self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
