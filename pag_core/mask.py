@@ -22,20 +22,21 @@ def check_mask(name: str, mask: Tensor | None) -> None:
 def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
     """The mask for a latent of this shape, broadcastable to it.
 
-    One picture counts for all; for images [B, C, H, W] else one for each of the batch; for videos [B, C, T, H, W] any
-    number, spread over the frames.
+    One picture counts for all; for images [B, C, H, W] or [B, C, 1, H, W] else one for each of the batch; for videos
+    [B, C, T, H, W] any number, spread over the frames.
 
     Raises:
         SettingError: where the latent has no picture, or the mask another number of pictures than the batch.
     """
     mask = mask[None] if mask.ndim == 2 else mask
-    if len(latent) == 5:
+    if len(latent) == 5 and latent[2] > 1:
         return F.interpolate(mask[None, None].float(), size=latent[2:] if mask.shape[0] > 1 else (1, *latent[3:]),
                              mode="area")
-    if len(latent) != 4:
+    if len(latent) not in (4, 5):
         raise SettingError("scale_mask needs a latent of images or video; this one has neither rows nor columns. "
                            "Disconnect the mask.")
     if mask.shape[0] not in (1, latent[0]):
         raise SettingError(f"scale_mask has {mask.shape[0]} images, but the batch has {latent[0]}. Use one for "
                            f"all, or one for each.")
-    return F.interpolate(mask[:, None].float(), size=latent[2:], mode="area")
+    fitted = F.interpolate(mask[:, None].float(), size=latent[-2:], mode="area")
+    return fitted if len(latent) == 4 else fitted[:, :, None]

@@ -99,6 +99,18 @@ def test_a_mask_says_where_pag_acts():
     assert relative_error(masked[..., 4:], without[..., 4:]) < 1e-5
 
 
+def test_images_of_a_video_model_have_a_mask_each():
+    """Qwen-Image's latents are videos of one frame: of two masks each image has its own."""
+    how = next(how for how in SAMPLED if how.name == "Qwen-Image")
+    model, run = how.build(), sampled_family(how, 1.0, 2, steps=1)
+    masks = torch.stack([torch.zeros(64, 64), torch.ones(64, 64)])
+    masked, whole = (run.model_patch(model, SCALE, "0", PAGOptions(scale_mask=mask)) for mask in (masks, None))
+    without = run.ksampler(model)
+    assert relative_error(masked[1], whole[1]) < 1e-5
+    assert relative_error(masked[0], without[0]) < 1e-5
+    assert relative_error(whole[0], without[0]) > 1e-3
+
+
 def test_a_black_mask_says_so(caplog):
     sampled(scale_mask=torch.zeros(1, 64, 64))
     assert "scale_mask is black everywhere" in caplog.text

@@ -21,9 +21,12 @@ def test_one_picture_counts_for_the_whole_batch(mask):
     assert torch.equal(fitted[0, 0], left_half()[0, ::8, ::8])
 
 
-def test_a_batch_of_pictures_has_a_mask_each():
+@pytest.mark.parametrize("latent", [(3, 4, 8, 12), (3, 16, 1, 8, 12)], ids=["image", "image of a video model"])
+def test_a_batch_of_pictures_has_a_mask_each(latent):
     masks = torch.stack([torch.full((64, 96), value) for value in (0.0, 0.5, 1.0)])
-    assert fit_mask(masks, (3, 4, 8, 12)).flatten(1).unique(dim=1).squeeze().tolist() == [0.0, 0.5, 1.0]
+    fitted = fit_mask(masks, latent)
+    assert fitted.shape == (3, 1, *latent[2:])
+    assert fitted.flatten(1).unique(dim=1).squeeze().tolist() == [0.0, 0.5, 1.0]
 
 
 def test_each_place_gets_the_mean_of_what_it_covers():
@@ -43,6 +46,7 @@ def test_a_video_spreads_masks_over_its_frames():
 @pytest.mark.parametrize(("mask", "latent", "complaint"), [
     (left_half(2), (3, 4, 8, 12), "has 2 images, but the batch has 3"),
     (left_half(3), (1, 4, 8, 12), "has 3 images, but the batch has 1"),
+    (left_half(3), (2, 16, 1, 8, 12), "has 3 images, but the batch has 2"),
     (left_half(), (1, 64, 500), "neither rows nor columns"),
 ])
 def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
