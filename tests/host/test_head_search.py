@@ -214,6 +214,8 @@ def test_kept_pictures_come_back_bit_for_bit(output):
     kept.keep("u0.2:h3,m0:h1", images)
     assert torch.equal(KeptPictures(plain, "settings").find("u0.2:h3,m0:h1"), images)
     assert KeptPictures(plain, "others").find("u0.2:h3,m0:h1") is None
+    kept.keep("m0:h1", images)
+    assert kept.find("m0") is None
     long = ",".join(f"double.{block}:h{block}" for block in range(40))
     kept.keep(long, plain)
     assert torch.equal(kept.find(long), plain)

@@ -43,7 +43,8 @@ class KeptPictures:
     def find(self, layers: str) -> Tensor | None:
         """The pictures [B, H, W, 3] with these layers perturbed; None where there are none."""
         folder = Path(folder_paths.get_output_directory()) / self.place
-        for path in sorted(folder.glob(f"{_file_name(layers)}_*.png"), reverse=True):
+        # The host adds _00001_; m0_h1_00001_.png is not of m0.
+        for path in sorted(folder.glob(f"{_file_name(layers)}_[0-9]*_.png"), reverse=True):
             try:
                 with Image.open(path) as file:
                     wide = np.array(file.convert("RGB"))
