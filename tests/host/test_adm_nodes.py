@@ -463,6 +463,16 @@ def test_our_nodes_equal_the_hosts_mechanism(path, layers, cfg):
     assert (ours - sample(model, cfg=cfg, batch=2)).abs().max() > 1e-3 * host.abs().max()
 
 
+def test_a_model_that_attends_in_its_middle_block_only_is_guided_there(tmp_path):
+    config = ADMConfig(32, (1, 2), num_res_blocks=1, attention_levels=(), head_channels=32)
+    save_file(weights_of(config), tmp_path / "middle.safetensors", {"head_channels": "32"})
+    model = load_adm(str(tmp_path / "middle.safetensors"), clip_denoised=False)
+    ours, host = (node.execute(model, 3.0, *layers).result[0] for node, layers in (
+        (PAGModelPatch, ["auto"]), (PerturbedAttentionGuidance, [])))
+    expected = sample(host, label(model, -1))
+    assert (sample(ours, label(model, -1)) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_attention_patches_get_what_the_hosts_u_net_gives(model):
     seen = {}
 

@@ -115,7 +115,8 @@ def _native_positions(network: nn.Module) -> int:
     """Pixels of the latent at the size that a network was made for."""
     if isinstance(network, ADMNetwork):
         config = network.config
-        return (config.image_size or 32 << config.attention_levels[0]) ** 2
+        attends_first = (*config.attention_levels, len(config.channel_mult) - 1)[0]  # the middle block always does
+        return (config.image_size or 32 << attends_first) ** 2
     # SD 1.x and 2.x attend at all levels but the last; SDXL, at twice the size, not at the first.
     attends_first = any(isinstance(layer, SpatialTransformer) for layer in network.input_blocks[1])
     return (64 if attends_first else 128) ** 2
