@@ -78,9 +78,10 @@ class PAGInspect(io.ComfyNode):
         guider = CFGWindowGuider(guided, positive, negative, cfg, cfg_start_percent, cfg_end_percent)
         latent = sample_latent(guider, latent_image, seed, steps, sampler_name, scheduler, denoise,
                                Progress(guided, in_panel=True))
-        sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=cfg != 1.0, cell_size=cell_size,
+        has_cfg = cfg != 1.0 or record.has_weak_negative  # other nodes can have the negative computed at cfg 1 too
+        sheets = draw_steps(record.shown, decoder, *PANELS[panels], has_cfg=has_cfg, cell_size=cell_size,
                             paper=sheet_of)
-        plot = draw_norms(record, has_cfg=cfg != 1.0, width=max(600, sheets[0].width), paper=sheet_of)
+        plot = draw_norms(record, has_cfg=has_cfg, width=max(600, sheets[0].width), paper=sheet_of)
         shown = to_images([below(sheet, plot, paper=sheet_of) for sheet in sheets])
         return io.NodeOutput(latent, to_images(sheets), to_images([plot]), ui=ui.PreviewImage(shown))
 

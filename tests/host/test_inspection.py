@@ -190,6 +190,15 @@ def test_the_negatives_row_is_shown_where_it_is_the_weak_one():
     assert not any(step.has_weak_negative for step in observed(run, model, 0.0, PAGOptions(row="negative")))
 
 
+def test_the_negatives_row_is_shown_where_another_node_has_it_computed_at_cfg_1():
+    model = models.sd15().clone()
+    model.set_model_sampler_cfg_function(lambda args: args["cond"], disable_cfg1_optimization=True)
+    run = Run(cfg=1.0)
+    latent, grids, _ = inspect(run, model, options=PAGOptions(row="negative"))
+    assert torch.equal(latent, run.ksampler(model))  # this node leaves out the negative
+    assert grids.shape == inspect(Run(cfg=5.0), model, options=PAGOptions(row="negative"))[1].shape
+
+
 @pytest.mark.parametrize("options", [
     *(PAGOptions(kind) for kind in ("skip_block", "shuffle", "skip_attention", "sinkhorn")),
     *(PAGOptions(kind, row="negative") for kind in ("identity", "skip_block")),
