@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .checks import SettingError
 
-_ROUNDING = 1e-5  # far below the distance of two steps
+ROUNDING = 1e-5  # of noise levels, relative; far below the distance of two steps
 PercentToSigma = Callable[[float], float]
 """A model's own decreasing map from percent in (0, 1) to sigma."""
 
@@ -32,7 +32,7 @@ class Window:
 
     def __contains__(self, sigma: float) -> bool:
         """Both ends included: a sampler's sigma is rounded to fp32, the ends are not."""
-        return self.sigma_end * (1 - _ROUNDING) <= sigma <= self.sigma_start * (1 + _ROUNDING)
+        return self.sigma_end * (1 - ROUNDING) <= sigma <= self.sigma_start * (1 + ROUNDING)
 
     def intersection(self, other: Window) -> Window:
         """The noise levels in both; SettingError where there are none, which would silently turn the guidance off."""

@@ -74,6 +74,14 @@ def test_reuse_every_computes_the_delta_in_every_nth_step(every, perturbed_steps
     assert len(rows) == 6
 
 
+def test_reuse_every_goes_on_where_a_sampler_stops_between_two_steps():
+    """dpmpp_2s_ancestral looks at the next step's noise level early, and again, rounded otherwise, when it is there."""
+    watched, rows = counted(models.sd15())
+    run = Run(steps=8, cfg=1.0, sampler="dpmpp_2s_ancestral", latent=models.empty_latent(1, 8, 8))
+    run.model_patch(watched, SCALE, "m0", PAGOptions(reuse_every=100, share_prefix=False))
+    assert rows == [2] + [1] * 14
+
+
 def test_a_reused_delta_is_that_of_the_step_before():
     """With one step there is nothing to reuse; with two the second step adds the first one's delta."""
     model, options = models.sd15(), PAGOptions(reuse_every=2)

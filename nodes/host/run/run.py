@@ -11,7 +11,7 @@ from uuid import UUID
 import torch
 
 from ....pag_core.delta import History
-from ....pag_core.schedule import ScaleSchedule
+from ....pag_core.schedule import ROUNDING, ScaleSchedule
 from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
@@ -165,7 +165,8 @@ class Run:
         again (a restart, a second sampler) or the latent has another shape.
         """
         step = self._step_at(sigma)
-        jump = self._pair is None or self._pair.cond.shape != x.shape or sigma > self._sigma
+        # Between two steps, ancestral samplers may stop where the next one begins but for rounding.
+        jump = self._pair is None or self._pair.cond.shape != x.shape or sigma * (1 - ROUNDING) > self._sigma
         if jump:
             self._base = step
         self._sigma = sigma
@@ -173,7 +174,7 @@ class Run:
 
     def _step_at(self, sigma: float) -> int:
         """The sampler's step that an evaluation at this noise level belongs to, the last that begins at or above it."""
-        return max((i for i, level in enumerate(self.sigmas or ()) if level >= sigma * (1 - 1e-5)), default=0)
+        return max((i for i, level in enumerate(self.sigmas or ()) if level >= sigma * (1 - ROUNDING)), default=0)
 
     def weighed(self, delta: torch.Tensor) -> torch.Tensor:
         """The delta times the user's mask, or each latent's own scale."""
