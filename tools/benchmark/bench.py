@@ -2,8 +2,8 @@
 for restoration costs.
 
 Everything goes through the host's own sampling and this pack's nodes. FLOPs at full size are counted on the meta
-device, without weights, with torch's FlopCounterMode. Times are taken in turn in one process, run after run, and the
-medians are compared, so that a machine whose speed drifts slows all rows alike.
+device, without weights, with torch's FlopCounterMode. Times are taken in rounds in one process, each row once a round,
+and a ratio is the median of the rounds' ratios: a machine whose speed drifts slows the rows of a round alike.
 """
 
 from __future__ import annotations
@@ -138,8 +138,12 @@ class _Holder:
 
 
 def measure(shape, device: str, repeats: int, only: str = "") -> dict:
-    """Seconds per step and peak memory by row; {"model", "seconds": {row: median}, "bytes" and "live": {row:
-    number}}, where the last are the most that a run's tensors hold at once, weights aside, with fused attention."""
+    """Seconds per step and peak memory by row.
+
+    {"model", "seconds": {row: median}, "ratios": {row: [median, least, most of the rounds' ratios to CFG]}, "bytes" and
+    "live": {row: number}}, where the last are the most that a run's tensors hold at once, weights aside, with fused
+    attention.
+    """
     rows = {name: run for name, run in build_rows(shape, device).items()
             if name == "CFG" or any(text in name for text in only.split(","))}
     for run in rows.values():
@@ -150,8 +154,10 @@ def measure(shape, device: str, repeats: int, only: str = "") -> dict:
     for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
         for name, run in rows.items():
             seconds[name].append(duration(run, device) / STEPS)
+    ratios = {name: [value / cfg for value, cfg in zip(values, seconds["CFG"], strict=True)]
+              for name, values in seconds.items()}
     return {"model": shape.name, "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-            "spread": {name: [min(values), max(values)] for name, values in seconds.items()},
+            "ratios": {name: [statistics.median(values), min(values), max(values)] for name, values in ratios.items()},
             "bytes": peaks, "live": live}
 
 
@@ -262,9 +268,8 @@ def print_tables(report: dict) -> None:
               f"tensors MiB |\n|---|---:|---:|---:|---:|---:|---:|")
         for row, value in table["seconds"].items():
             memory = (table["bytes"][row] or 0) / 2**30
-            base = table["seconds"]["CFG"]
-            low, high = (bound / base for bound in table["spread"][row])
-            print(f"| {row} | {value:.3f} | {value / base:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} "
+            ratio, low, high = table["ratios"][row]
+            print(f"| {row} | {value:.3f} | {ratio:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} "
                   f"| {table['live'][row] / 2**20:.1f} |")
         share = report["overhead"] / table["seconds"]["CFG"]
         print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | | | | |")
