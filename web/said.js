@@ -5,14 +5,18 @@
 
 import { everyNode, nodeOf } from "./nodes.js";
 import { onRun } from "./runs.js";
+import { ask } from "./server.js";
 import { isTwin, shownTab } from "./tabs.js";
 import { upstream } from "./values.js";
+import { changed } from "./watch.js";
 
 const KEY = "pag.said"; // in localStorage: {"graph:node path": {at, messages, text, images, without}}
 const MOST = 100; // nodes
 const PANEL = "pag_panel"; // the widget that all nodes have that can show something
 const kept = read();
+const ours = new Set(); // the keys of what this page has changed; others may be open
 const previews = new Map(); // the latest picture of a run that goes on; not kept
+let runsSeen = 0;
 
 /** Where a node's words are: under its tab's path, or under one that the tab had before it was saved. */
 function key(node) {
@@ -34,12 +38,16 @@ export function noteHeight(node, without) {
   const said = kept[key(node)];
   if (!said || said.without === without) return;
   said.without = without;
+  ours.add(key(node));
   write();
 }
 
 /** Begins to listen to runs. */
 export function listenToRuns() {
-  onRun("execution_cached", ({ nodes = [] }) => startRun(nodes));
+  onRun("execution_cached", ({ nodes = [], prompt_id }) => {
+    startRun(nodes);
+    recall(nodes, prompt_id);
+  });
   onRun("executed", ({ node, display_node, output }) => take(nodeOf(display_node ?? node), output));
   onRun("pag.message", ({ node, kind, text }) => put(speaker(nodeOf(node)), { kind, text, by: node }));
   onRun("pag.preview", ({ node, image }) => {
@@ -66,10 +74,24 @@ function startRun(cached) {
   for (const node of everyNode()) {
     const { messages = [], ...result } = kept[key(node)] ?? {};
     const still = { ...(nodes.has(node) && result), messages: messages.filter(({ by }) => cached.includes(by)) };
-    if (still.messages.length || still.text || still.images) kept[key(node)] = { at: Date.now(), ...still };
-    else delete kept[key(node)];
+    const place = key(node);
+    ours.add(place);
+    if (still.messages.length || still.text || still.images) kept[place] = { at: Date.now(), ...still };
+    else delete kept[place];
   }
   write();
+}
+
+/** What is taken as it was may have been computed for another page: what it had to say then, the server knows. */
+async function recall(cached, prompt_id) {
+  const [run, tab] = [++runsSeen, shownTab()];
+  if (!cached.length) return;
+  const { messages = [] } = await ask("said", { prompt_id });
+  if (run !== runsSeen || tab !== shownTab()) return;
+  for (const { node, kind, text } of messages) {
+    if (cached.includes(node)) put(speaker(nodeOf(node)), { kind, text, by: node });
+  }
+  changed();
 }
 
 /** A node is done. */
@@ -93,7 +115,9 @@ function put(node, message) {
 }
 
 function keep(node, said) {
-  kept[key(node)] = { ...said, at: Date.now() };
+  const place = key(node);
+  ours.add(place);
+  kept[place] = { ...said, at: Date.now() };
   write();
 }
 
@@ -106,7 +130,9 @@ function read() {
 }
 
 function write() {
-  const newest = Object.entries(kept).sort(([, a], [, b]) => b.at - a.at).slice(0, MOST);
+  const others = Object.entries(read()).filter(([place]) => !ours.has(place)); // of pages that are open beside this one
+  const own = Object.entries(kept).filter(([place]) => ours.has(place));
+  const newest = [...others, ...own].sort(([, a], [, b]) => b.at - a.at).slice(0, MOST);
   try {
     localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(newest)));
   } catch { /* full or forbidden: then only until the page is left */ }

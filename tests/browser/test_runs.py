@@ -3,7 +3,7 @@
 import pytest
 from harness.host import ROOT
 
-from .conftest import PATIENCE, one_renderer
+from .conftest import PATIENCE, SIZE, Desk, one_renderer
 
 NO_STEP = "no sampled step lies between"
 DONE = ("execution_success", "execution_error", "execution_interrupted")
@@ -173,6 +173,31 @@ def test_tabs_made_from_one_file_do_not_share_their_words(desk):
     desk.until(lambda: desk.find("PAGOptions"))
     desk.centre(sampler)
     notes(desk, sampler, NO_STEP).wait_for()
+
+
+@one_renderer
+def test_a_second_page_gets_the_words_of_what_the_server_had_computed(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    sampler = desk.find("PAGKSampler")
+    limited_options(desk, sampler)
+    desk.put(sampler, "seed", 78)
+    desk.centre(sampler)
+    run(desk)
+    notes(desk, sampler, NO_STEP).wait_for()
+    context = desk.page.context.browser.new_context(viewport=SIZE)
+    try:
+        page = context.new_page()
+        page.renderer = desk.page.renderer
+        second = Desk(page, desk.server)
+        second.open({})
+        second.load(desk.page.evaluate("app.graph.serialize()"))
+        second.put(sampler, "seed", 78)  # the editor may have chosen another for the next run
+        second.centre(sampler)
+        assert notes(second, sampler).count() == 0
+        run(second)
+        notes(second, sampler, NO_STEP).wait_for()
+    finally:
+        context.close()
 
 
 def test_the_list_of_layers(desk):

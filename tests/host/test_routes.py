@@ -15,7 +15,7 @@ def test_registered_once_however_often_the_pack_is_installed(monkeypatch):
     routes.register()
     assert [(route.method, route.path) for route in table] == [
         ("GET", "/pag/families"), ("POST", "/pag/model"), ("POST", "/pag/select"), ("POST", "/pag/plot"),
-        ("POST", "/pag/presets")]
+        ("POST", "/pag/presets"), ("POST", "/pag/said")]
 
 
 def test_without_a_server_nothing_happens(monkeypatch):

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request
 
 import pytest
 from support.safetensors_files import write_sparse
+
+from .prompts import adm, with_options
 
 ADM = {"loader": {"node": "PAGADMLoader", "input": "ckpt_name", "file": "adm-emoji-64.safetensors"}}
 SD = {"family": "SD 1.5"}
@@ -272,3 +276,25 @@ def test_the_plot_counts_each_stage_by_the_steps_in_which_pag_acts(ask):
     staged, plain = (ask("/pag/plot", {**question, **late, "layers": layers})[1]["cost"]
                      for layers in ("50%: 0; 100%: 20", "20"))
     assert staged == plain
+
+
+def test_what_a_cached_node_had_to_say(client, ask):
+    """Another page that runs the same gets the result from the host's cache, and the words from here."""
+    limited = with_options(adm(seed=4711), start_percent=0.3, end_percent=0.31)
+
+    def said(prompt: dict) -> list[tuple[str, str]]:
+        run = client.submit(prompt)
+        deadline = time.monotonic() + 120
+        while run not in json.loads(client.get(f"/history/{run}")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        answer = ask("/pag/said", {"prompt_id": run})[1]
+        return [(one["node"], one["kind"], one["text"].split(",")[0]) for one in answer["messages"]]
+
+    sentence = "PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma)"
+    assert said(limited) == [("5", "warning", sentence)]
+    assert said(limited) == [("5", "warning", sentence)]
+    renamed = json.loads(re.sub(r'"(\d)"', r'"1\1"', json.dumps(limited)))
+    assert said(renamed) == [("15", "warning", sentence)]
+    assert said(with_options(adm(seed=4711), end_percent=0.9)) == []
+    assert ask("/pag/said", {"prompt_id": "none"}) == (200, {"messages": []})

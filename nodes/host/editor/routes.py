@@ -22,6 +22,7 @@ from ....pag_core.schedule import PercentToSigma
 from ....pag_core.selection import Layer, SelectionError, select, text_of
 from ....pag_core.settings import PAGOptions, PAGSettings
 from ....pag_core.stages import all_layers, select_stages
+from ..messages import said_in
 from ..sampling.sampling import SCHEDULERS
 from .known_models import KnownModel, UnknownFamilyError, families, of_family, of_loader
 from .model_files import ModelFileError
@@ -61,7 +62,7 @@ def register() -> None:
         return
     routes.get(_FAMILIES)(_families)
     for path, answer in (("/pag/model", model_answer), ("/pag/select", select_answer), ("/pag/plot", plot_answer),
-                         ("/pag/presets", presets_answer)):
+                         ("/pag/presets", presets_answer), ("/pag/said", said_answer)):
         routes.post(path)(_handler(answer))
 
 
@@ -135,6 +136,11 @@ def presets_answer(_: dict) -> dict:
     inputs = [one for one in fields(PAGOptions) if one.name != "scale_mask"]
     return {"presets": {name: {one.name: preset.values.get(one.name, one.default) for one in inputs}
                         for name, preset in PRESETS.items()}}
+
+
+def said_answer(body: dict) -> dict:
+    """{"messages": [{"node", "kind", "text"}]} of a run's nodes, of those too whose results an earlier run computed."""
+    return {"messages": said_in(_typed("prompt_id", body.get("prompt_id"), str))}
 
 
 def select_answer(body: dict) -> dict:

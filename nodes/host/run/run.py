@@ -15,7 +15,7 @@ from ....pag_core.schedule import ROUNDING, ScaleSchedule
 from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
-from ..messages import tell
+from ..messages import begin, tell
 from ..models.layers import ModelLayers
 from ..models.units import LayerKey, Units
 from .latents import Shapes
@@ -196,6 +196,7 @@ class Run:
 
     def report(self, guider: str) -> None:
         """Say what a user would otherwise have to guess: that PAG did nothing, and why."""
+        begin()
         if self.skipped:
             _tell(f"PAG: left the self-attention of {', '.join(sorted(self.skipped))} alone, because something "
                   f"(HyperTile, token merging, an attention mask over parts of the image) changes its tokens there. "
