@@ -258,6 +258,12 @@ def test_what_the_users_python_lacks_is_listed_and_not_installed(monkeypatch):
         host.check_packages(Path("/a/python"), ("demo",))
 
 
+def test_a_users_python_that_has_all_needs_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
+    host.check_packages(Path(sys.executable), ("host", "demo"))
+
+
 def test_what_an_installation_takes_is_said_before(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(host.sys, "platform", "linux")
     host.announce(tmp_path / "venv")

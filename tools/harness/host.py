@@ -119,16 +119,19 @@ def users_python() -> Path | None:
 def check_packages(python: Path, groups: tuple[str, ...]) -> None:
     """HarnessError, with the line that installs them, when the user's Python lacks packages of these groups."""
     groups = tuple(group for group in groups if group != "host")  # their torch is what they want to use
-    done = subprocess.run([*uv(), "pip", "install", "--dry-run", "--break-system-packages", "--color", "never",
-                           "--python", str(python), *group_options(groups)], cwd=ROOT, capture_output=True, text=True)
+    command = [*uv(), "pip", "install", "--dry-run", "--break-system-packages", "--color", "never", "--python",
+               str(python), *group_options(groups)]
+    for offline in (["--offline"], []):  # where nothing is missing, no network is needed
+        done = subprocess.run([*command, *offline], cwd=ROOT, capture_output=True, text=True)
+        wanted = [line[3:] for line in done.stderr.splitlines() if line.startswith(" + ")]
+        if not done.returncode and not wanted:
+            return
     if done.returncode:
         raise HarnessError(f"uv could not tell what {python} lacks:\n{done.stderr.strip()}")
-    wanted = [line[3:] for line in done.stderr.splitlines() if line.startswith(" + ")]
-    if wanted:
-        line = shlex.join([*uv(), "pip", "install", "--python", str(python), *wanted])
-        raise HarnessError(f"The Python of COMFYUI_PYTHON lacks {len(wanted)} packages that this command needs. "
-                           f"Nothing is installed into it unasked. To do it yourself:\n  {line}\n"
-                           "Or unset COMFYUI_PYTHON to have an environment made in .host.")
+    line = shlex.join([*uv(), "pip", "install", "--python", str(python), *wanted])
+    raise HarnessError(f"The Python of COMFYUI_PYTHON lacks {len(wanted)} packages that this command needs. "
+                       f"Nothing is installed into it unasked. To do it yourself:\n  {line}\n"
+                       "Or unset COMFYUI_PYTHON to have an environment made in .host.")
 
 
 def group_options(groups: Iterable[str]) -> list[str]:
