@@ -242,6 +242,13 @@ def test_a_wrong_comfyui_python_is_named(monkeypatch, python, quoted):
         host.users_python()
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(host, "CACHE", tmp_path / "file" / ".host")
+    with pytest.raises(OSError, match=r"file/\.host"):
+        host.prepare()
+
+
 def test_the_users_python_is_used_as_it_is(monkeypatch, comfyui):
     monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui))

@@ -63,8 +63,9 @@ def prepare(version: str | None = None, groups: tuple[str, ...] = DEPENDENCY_GRO
     """Finds or fetches a ComfyUI and the Python to run it with; the second call takes no time.
 
     With one of the `ARCHIVES`' versions it is that one, in an environment of its own, whatever the user has. `groups`
-    are the dependency groups that will be used.
+    are the dependency groups that will be used. OSError where this checkout cannot be written to.
     """
+    check_cache()
     if version is not None:
         comfyui = fetch_comfyui(version)
         return Host(comfyui, make_environment(comfyui))
@@ -78,6 +79,15 @@ def prepare(version: str | None = None, groups: tuple[str, ...] = DEPENDENCY_GRO
         run([*uv(), "pip", "install", "--quiet", "--python", str(python), *group_options(rare)],
             "The installation failed; the lines above say why.")
     return Host(comfyui, python)
+
+
+def check_cache() -> None:
+    """OSError that names the cache when nothing can be written there, before another program says so in its own way."""
+    try:
+        CACHE.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=CACHE).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(CACHE)) from None
 
 
 def get_comfyui() -> Path:
