@@ -31,8 +31,8 @@ class PAGGrid(io.ComfyNode):
             node_id="PAGGrid",
             display_name="PAG Grid",
             category=inputs.CATEGORY,
-            description="Samples with several PAG scales, layers and perturbations from the same noise and puts the "
-                        "images into one labelled grid. Use it to find out what suits a model.",
+            description="Samples with several PAG scales, layers and perturbations from the same noise and arranges "
+                        "the images in one labeled grid. Use it to find out what suits a model.",
             search_aliases=["perturbed attention guidance grid", "xy plot", "compare scales", "compare layers",
                             "对比", "网格", "비교", "그리드"],
             inputs=[
@@ -43,22 +43,23 @@ class PAGGrid(io.ComfyNode):
                                 "sampled once and repeated in every row."),
                     io.String.Input(
                         "layer_selections", default="auto", multiline=True,
-                        tooltip="The rows: one selection of layers per line, written as in the other PAG nodes, such "
-                                "as m0 or u0-2, !u1. PAG Layers lists what your model has."),
+                        tooltip="The rows: one layer selection per line, written as in the other PAG nodes, such as m0 "
+                                "or u0-2, !u1. PAG Layers lists the layers of your model."),
                     io.String.Input(
                         "perturbations", default="", multiline=True,
                         tooltip="More rows: one perturbation per line, named as in PAG Options, such as identity or "
-                                "seg; skip_block negative perturbs the negative's row. Every layer selection is "
-                                "combined with every one of them. Empty (neutral): the one from options."),
+                                "seg; skip_block negative perturbs the negative prompt's prediction. Every layer "
+                                "selection is combined with every perturbation. Empty (neutral): the perturbation set "
+                                "in options."),
                 ),
                 inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
                 inputs.cell_size(256),
                 inputs.paper(),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="The labelled grid; one for each image of a batch."),
-                io.Image.Output(display_name="images", tooltip="The images themselves at full size, row by row; with a "
-                                                               "batch, all images of a cell follow each other."),
+                io.Image.Output(display_name="grid", tooltip="The labeled grid; one for each image of the batch."),
+                io.Image.Output(display_name="images", tooltip="The images at full size, row by row; with a batch, all "
+                                                               "images of a cell follow each other."),
             ],
             is_output_node=True,
         )
@@ -124,7 +125,7 @@ def parse_rows(layer_selections: str, perturbations: str, options: PAGOptions) -
     """Every selection with every perturbation, or with the options' own where none is named."""
     selections, kinds = lines_of(layer_selections), lines_of(perturbations) or [options.perturbation]
     if not selections:
-        raise SettingError("layer_selections is empty: write a selection of layers on each line, such as auto or m0.")
+        raise SettingError("layer_selections is empty. Write one layer selection per line, such as auto or m0.")
     ways = [perturbation_of(kind, options) for kind in kinds]
     return [GridRow(layers, way) for layers in selections for way in ways]
 
@@ -144,8 +145,8 @@ def lines_of(text: str) -> list[str]:
 
 def check_count(columns: int, rows: int) -> None:
     if columns * rows > MAX_CELLS:
-        raise SettingError(f"{columns} scales by {rows} rows are {columns * rows} cells; at most {MAX_CELLS} are "
-                           f"sampled at once. Name fewer scales, layer selections or perturbations.")
+        raise SettingError(f"{columns} scales × {rows} rows make {columns * rows} cells; the limit is {MAX_CELLS}. Use "
+                           f"fewer scales, layer selections or perturbations.")
 
 
 def draw_grids(columns: list[float], rows: list[GridRow], cells: list[list[torch.Tensor]], cell_size: int,

@@ -19,11 +19,11 @@ class PAGModelPatch(io.ComfyNode):
             node_id="PAGModelPatch",
             display_name="PAG Model Patch",
             category=inputs.CATEGORY,
-            description="Perturbed-Attention Guidance for every sampler node: put it between the model and the "
-                        "sampler. Works with and without a prompt, alone or together with CFG.",
+            description="Adds Perturbed-Attention Guidance to a model, for any sampler node: place it between the "
+                        "model and the sampler. Works with or without a prompt, alone or together with CFG.",
             search_aliases=["pag", *inputs.SEARCHED],
             inputs=[inputs.model(), inputs.scale("scale"), inputs.layers(), inputs.options()],
-            outputs=[io.Model.Output(tooltip="The model, guided by PAG under any sampler.")],
+            outputs=[io.Model.Output(tooltip="The model with PAG, for any sampler.")],
         )
 
     @classmethod
@@ -38,7 +38,8 @@ class PAGGuider(io.ComfyNode):
             node_id="PAGGuider",
             display_name="PAG Guider (CFG + PAG)",
             category=inputs.CATEGORY,
-            description="CFG and Perturbed-Attention Guidance for SamplerCustomAdvanced, both from one batched call.",
+            description="CFG and Perturbed-Attention Guidance for SamplerCustomAdvanced, computed in one batched model "
+                        "call.",
             search_aliases=["perturbed attention guidance", "cfg guider", "sampler custom", "引导器", "가이더"],
             inputs=[inputs.model(), inputs.conditioning("positive"), inputs.conditioning("negative"), inputs.cfg(),
                     inputs.scale("pag_scale"), inputs.layers(), *inputs.cfg_window(), inputs.options()],
@@ -60,8 +61,9 @@ class PAGAVGuider(io.ComfyNode):
             node_id="PAGAVGuider",
             display_name="PAG AV Guider (LTX-2)",
             category=inputs.CATEGORY,
-            description="For models that make video and sound together (LTX-2): CFG, PAG and the guidance between the "
-                        "two, with scales for each, as Lightricks' pipelines combine them. All from one batched call.",
+            description="For models that generate video and audio together (LTX-2): CFG, PAG and modality guidance, "
+                        "with separate scales for video and audio, combined as in Lightricks' pipelines. All in one "
+                        "batched model call.",
             search_aliases=["perturbed attention guidance", "ltx-2", "ltxv", "multimodal guider", "audio", "sound",
                             "stg", "modality", "视频", "声音", "引导器", "비디오", "소리", "가이더"],
             inputs=[inputs.model(), inputs.conditioning("positive"), inputs.conditioning("negative"),

@@ -28,40 +28,41 @@ PAGOptionsSocket = io.Custom("PAG_OPTIONS")
 def scale(name: str) -> io.Float.Input:
     return io.Float.Input(
         name, default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
-        tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). "
-                "0 turns PAG off and costs nothing. Start at 3; with CFG 1 to 2 is often enough; where colours "
-                "over-saturate, lower it or raise rescale in PAG Options.")
+        tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). 0 "
+                "turns PAG off at no cost. Start at 3; with CFG, 1 to 2 is often enough. If colors over-saturate, "
+                "lower it or raise rescale in PAG Options.")
 
 
 def layers() -> io.String.Input:
     return io.String.Input(
         "layers", default="auto",
-        tooltip="The self-attention layers to perturb, separated by commas. auto is the family's recommendation "
-                "(U-Nets: m0, the middle block). d0, m0, u3 count encoder, middle and decoder blocks; u0.4 one "
-                "transformer block inside; input.4 the host's own numbering; d0-3 a range; all; !u5 takes out; "
-                "m0:h0+2-3 single heads. 60%: m0; 100%: u0 changes them during the run. PAG Layers lists what your "
-                "model has.")
+        tooltip="The self-attention layers to perturb, separated by commas. auto is the recommendation for the model's "
+                "family (U-Nets: m0, the middle block). d0, m0, u3: encoder, middle and decoder blocks of a U-Net; "
+                "u0.4: one transformer block of u0; input.4: ComfyUI's own block numbers; d0-3: a range; all: every "
+                "layer; !u5: excludes a layer; m0:h0+2-3: single heads. 60%: m0; 100%: u0 changes the layers during "
+                "the run. PAG Layers lists the layers of your model.")
 
 
 def options() -> io.Input:
     return PAGOptionsSocket.Input(
         "options", optional=True,
-        tooltip="Refinements from a PAG Options node. Without it: the paper's plain PAG over the whole run.")
+        tooltip="Further settings, from a PAG Options node. If not connected: the paper's plain PAG, over the whole "
+                "run.")
 
 
 def percent(name: str, default: float, meaning: str, advanced: bool = True) -> io.Float.Input:
     return io.Float.Input(
         name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, optional=True, advanced=advanced,
-        tooltip=f"{meaning} Share of the sampling process: 0 is pure noise, 1 the finished image. "
-                f"Neutral value: {default:g}.")
+        tooltip=f"{meaning} As a fraction of the run: 0 is pure noise, 1 is the finished image. Neutral value: "
+                f"{default:g}.")
 
 
 def cfg_window() -> list[io.Float.Input]:
     return [
-        percent("cfg_start_percent", 0.0, "CFG acts from here on; before, only the prompt's own prediction (and PAG) "
-                                          "steers."),
-        percent("cfg_end_percent", 1.0, "CFG acts up to here; later steps skip the negative prompt and run faster. 0.6 "
-                                        "often looks the same as 1, since CFG does most of its work early."),
+        percent("cfg_start_percent", 0.0, "CFG starts at this point. Before it, only the positive prompt's prediction "
+                                          "(and PAG) is used."),
+        percent("cfg_end_percent", 1.0, "CFG stops at this point. Later steps skip the negative prompt and run faster. "
+                                        "0.6 often looks the same as 1, since CFG does most of its work early."),
     ]
 
 
@@ -69,13 +70,13 @@ def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
         tooltip="Classifier-free guidance scale (no unit). 1 turns CFG off and skips the negative prompt, which saves "
-                "a third of the time. Together with PAG, 4 to 6 is a good start.")
+                "a third of the time. Together with PAG, start at 4 to 6.")
 
 
 def modality(name: str) -> list[io.Float.Input]:
     """The scales of one modality; the defaults are those of Lightricks' pipelines for LTX-2."""
-    what = {"video": "the video", "audio": "the sound"}[name]
-    other = {"video": "the sound", "audio": "the video"}[name]
+    what = {"video": "the video", "audio": "the audio"}[name]
+    other = {"video": "the audio", "audio": "the video"}[name]
 
     def scale(kind: str, default: float, maximum: float, meaning: str) -> io.Float.Input:
         step = 0.1 if maximum > 1 else 0.01
@@ -84,29 +85,28 @@ def modality(name: str) -> list[io.Float.Input]:
 
     return [
         scale("cfg", {"video": 3.0, "audio": 7.0}[name], 100.0,
-              f"Classifier-free guidance scale of {what}: how closely it follows the prompt. Neutral value: 1; where "
-              f"video and sound both have it, the negative prompt is not computed."),
+              f"Classifier-free guidance scale for {what}: how closely it follows the prompt. Neutral value: 1; if "
+              f"video and audio are both at 1, the negative prompt is not computed."),
         scale("pag", 1.0, 100.0,
-              f"How strongly {what} is pushed away from the prediction with perturbed self-attention (stg at "
-              f"Lightricks). Neutral value: 0; where video and sound both have it, that prediction is not computed."),
+              f"How strongly {what} is pushed away from the prediction with perturbed self-attention (Lightricks call "
+              f"this stg). Neutral value: 0; if video and audio are both at 0, that prediction is not computed."),
         scale("modality", 3.0, 100.0,
-              f"How strongly {what} is held to {other}: it is pushed away from a prediction in which the two do not "
-              f"see each other. Neutral value: 1; where video and sound both have it, that prediction is not "
-              f"computed."),
+              f"How closely {what} follows {other}: it is pushed away from a prediction in which the two cannot attend "
+              f"to each other. Neutral value: 1; if video and audio are both at 1, that prediction is not computed."),
         scale("rescale", 0.7, 1.0,
-              f"Share by which the contrast of {what} is brought back to that of the plain prediction, after all "
-              f"guidance. Neutral value: 0."),
+              f"How far the contrast of {what} is pulled back to that of the plain prediction, after all guidance. "
+              f"Neutral value: 0."),
     ]
 
 
 def conditioning(name: str) -> io.Conditioning.Input:
     meaning = {"positive": "What the image should show. PAG also works with an empty prompt.",
-               "negative": "What the image should avoid. Not computed where cfg is 1."}[name]
+               "negative": "What the image should avoid. Not computed when cfg is 1."}[name]
     return io.Conditioning.Input(name, tooltip=meaning)
 
 
 def model() -> io.Model.Input:
-    return io.Model.Input("model", tooltip="The diffusion model to guide. It is copied, never changed.")
+    return io.Model.Input("model", tooltip="The diffusion model to guide. It is copied, never modified.")
 
 
 def vae(optional: bool, meaning: str) -> io.Vae.Input:
@@ -116,14 +116,15 @@ def vae(optional: bool, meaning: str) -> io.Vae.Input:
 def cell_size(default: int) -> io.Int.Input:
     return io.Int.Input(
         "cell_size", default=default, min=64, max=1024, step=16, optional=True, advanced=True,
-        tooltip="The longer side of each image in the grid, in pixels. Larger images are shrunk, small ones "
-                "enlarged by a whole factor without smoothing.")
+        tooltip="The longer side of each image in the grid, in pixels. Larger images are scaled down; smaller ones are "
+                "scaled up by an integer factor, without smoothing.")
 
 
 def paper() -> io.Combo.Input:
     return io.Combo.Input(
         "paper", options=list(PAPERS), default="dark", optional=True, advanced=True,
-        tooltip="What the images are drawn on: dark as the editor, or white for a page. The images are the same.")
+        tooltip="Background of the grid: dark, like the editor, or white, for documents. The images themselves are the "
+                "same.")
 
 
 def check_sheet(cell_size: int, paper: str) -> None:
@@ -152,16 +153,16 @@ def sampling(*guidance: io.Input) -> list[io.Input]:
         cfg(),
         *guidance,
         io.Combo.Input("sampler_name", options=SAMPLERS, default="euler",
-                       tooltip="The algorithm that takes the steps. The paper uses ddim."),
+                       tooltip="The sampling algorithm. The paper uses ddim."),
         io.Combo.Input("scheduler", options=SCHEDULERS, default="normal",
-                       tooltip="How the noise levels are spread over the steps."),
+                       tooltip="How the noise levels (sigmas) are distributed over the steps."),
         conditioning("positive"),
         conditioning("negative"),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise: empty for a new image, or an encoded one, "
-                                                "with a mask for inpainting."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise: an empty latent for a new image, or an encoded "
+                                                "image, with a mask for inpainting."),
         io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                       tooltip="Share of the noise that is added and removed. 1 starts from pure noise; lower "
-                               "values keep more of the given image."),
+                       tooltip="How much noise is added and removed. 1 starts from pure noise; lower values keep more "
+                               "of the input image."),
         *cfg_window(),
         options(),
     ]

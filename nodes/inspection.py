@@ -32,29 +32,29 @@ class PAGInspect(io.ComfyNode):
             node_id="PAGInspect",
             display_name="PAG Inspect",
             category=inputs.CATEGORY,
-            description="Samples as PAG KSampler does and shows what happens at each step: the model's plain, "
-                        "perturbed and guided predictions, where PAG and CFG change them, and by how much.",
+            description="Samples like PAG KSampler and shows what happens at each step: the model's plain, perturbed "
+                        "and guided predictions, where PAG and CFG change the image, and by how much.",
             search_aliases=["perturbed attention guidance inspect", "pag debug", "visualize guidance", "delta",
                             "可视化", "시각화"],
             inputs=[
                 *inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
-                inputs.vae(True, "Decodes the images in the grid. Without it they are as coarse as ComfyUI's "
+                inputs.vae(True, "Decodes the images in the grid. If not connected, they are as coarse as ComfyUI's "
                                  "previews."),
                 io.Int.Input("shown_steps", default=6, min=1, max=MAX_STEPS, optional=True,
-                             tooltip="How many of the steps the grid shows, evenly spread from the first to the last. "
-                                     "Only these are kept in memory; the plot covers every step."),
+                             tooltip="How many steps the grid shows, evenly spaced from the first to the last. Only "
+                                     "these are kept in memory; the plot covers every step."),
                 io.Combo.Input("panels", options=list(PANELS), default="all", optional=True,
-                               tooltip="Rows of the grid. predictions: the plain, perturbed and guided predictions. "
-                                       "deltas: where PAG and CFG change the image. all: both."),
+                               tooltip="The rows of the grid. predictions: the plain, perturbed and guided "
+                                       "predictions. deltas: where PAG and CFG change the image. all: both."),
                 inputs.cell_size(192),
                 inputs.paper(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="The denoised latent, exactly PAG KSampler's."),
-                io.Image.Output(display_name="steps", tooltip="The grid: one column for each shown step. One grid for "
-                                                              "each image of a batch."),
-                io.Image.Output(display_name="norms", tooltip="A plot of the size of PAG's and CFG's change in every "
-                                                              "step."),
+                io.Latent.Output(tooltip="The denoised latent, identical to PAG KSampler's."),
+                io.Image.Output(display_name="steps", tooltip="The grid: one column per shown step. One grid for each "
+                                                              "image of the batch."),
+                io.Image.Output(display_name="norms", tooltip="A plot of how much PAG and CFG change the prediction in "
+                                                              "every step."),
             ],
             is_output_node=True,
         )
@@ -119,7 +119,7 @@ class Record:
         self.has_weak_negative |= seen.has_weak_negative
         detail = f"sigma {seen.sigma:.3g}, " + (
             "PAG in the negative row" if seen.has_weak_negative else
-            f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG adds nothing")
+            f"PAG scale {seen.scale:.3g}" if seen.scale else "PAG inactive")
         perturbed = seen.uncond if seen.has_weak_negative else seen.pair and seen.pair.perturbed
         reused = seen.pair if seen.pair is not None and seen.pair.sigma != seen.sigma else None
         self.shown[step] = Shown((f"step {step + 1} of {total}", detail),

@@ -20,8 +20,8 @@ class PAGLayers(io.ComfyNode):
             node_id="PAGLayers",
             display_name="PAG Layers",
             category=inputs.CATEGORY,
-            description="Lists the self-attention layers of a model with all their names, which of them a selection "
-                        "takes, and what the extra pass costs. Does not sample.",
+            description="Lists the self-attention layers of a model with all their names, shows which of them a "
+                        "selection includes, and estimates the cost of the extra pass. Does not sample.",
             search_aliases=["perturbed attention guidance layers", "self-attention layers", "list layers", "层列表",
                             "레이어 목록"],
             inputs=[inputs.model(), inputs.layers()],
@@ -49,18 +49,18 @@ def _describe(found: ModelLayers, stages: tuple[Stage, ...]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                       for row in rows)
-    shared = ", since what comes before the first selected layer is shared with the normal pass" \
+    shared = ", since everything before the first selected layer is shared with the normal pass" \
         if found.shares_prefix else ""
     blocks_only = f"{found.family.blocks_only}: only skip_block works.\n" if found.family and \
         found.family.blocks_only else ""
     if found.family and found.family.is_found:
-        blocks_only = (f"{found.family.blocks_only}: skip_block works, and identity and skip_attention where the first "
-                       f"step shows that a block's attention holds image tokens alone.\n")
+        blocks_only = (f"{found.family.blocks_only}: skip_block works; identity and skip_attention work where the "
+                       f"first step shows that a block's attention contains image tokens only.\n")
     options = PAGOptions("skip_block" if blocks_only else "identity")
     during = "".join(f"Up to {stage.end:.0%}: {', '.join(layer.name for layer in stage.chosen)}.\n"
                      for stage in stages) if len(stages) > 1 else ""
     most = "at most " if found.family and not found.family.even else ""
     return (f"{found.name}: {len(found.layers)} {'blocks' if blocks_only else 'self-attention layers'}, {len(chosen)} "
             f"selected.\n{blocks_only}{during}"
-            f"The extra pass costs {most}{found.extra(stages, options):.0%} of a whole one{shared}.\n"
+            f"The extra pass costs {most}{found.extra(stages, options):.0%} of a full one{shared}.\n"
             f"auto: {found.auto} ({found.source})\n\n{table}\n")

@@ -18,7 +18,7 @@ class PAGKSampler(io.ComfyNode):
             node_id="PAGKSampler",
             display_name="PAG KSampler (CFG + PAG)",
             category=inputs.CATEGORY,
-            description="KSampler with CFG and Perturbed-Attention Guidance, both from one batched call.",
+            description="KSampler with CFG and Perturbed-Attention Guidance, computed in one batched model call.",
             search_aliases=["perturbed attention guidance", "ksampler", "sampler", "采样器", "샘플러"],
             inputs=inputs.sampling(inputs.scale("pag_scale"), inputs.layers()),
             outputs=[io.Latent.Output(tooltip="The denoised latent.")],

@@ -33,11 +33,11 @@ PRESETS: dict[str, Preset] = {
     "stg_video": Preset({"perturbation": "skip_block", "rescale": 0.7, "rescale_mode": "diffusers"},
                         "layers auto, scale 1 (STG, arXiv 2411.18664)"),
     "s2": Preset({"perturbation": "skip_block", "random_share": 0.1, "start_percent": 0.1, "end_percent": 0.9},
-                 "layers all without the first block, scale 0.25 (S², arXiv 2508.12880)"),
+                 "layers all except the first block, scale 0.25 (S², arXiv 2508.12880)"),
     "segmented": Preset({"start_percent": 0.5},
                         "layers auto; end CFG where PAG starts: cfg_end_percent 0.5 (SGG, arXiv 2603.20584)"),
     "negative_row": Preset({"perturbation": "skip_block", "row": "negative", "start_percent": 0.2},
-                           "layers 10 of Wan 2.1, any scale above 0 (KJNodes)"),
+                           "layers 10 on Wan 2.1, any scale above 0 (KJNodes)"),
     "hires_repair": Preset({"strength": 0.5, "rescale": 0.5}, "layers auto, scale 2, denoise below 0.5; not measured"),
 }
 

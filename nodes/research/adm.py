@@ -23,8 +23,8 @@ class PAGADMLoader(io.ComfyNode):
             node_id="PAGADMLoader",
             display_name="PAG ADM Loader",
             category=inputs.RESEARCH,
-            description="Loads an ADM (guided-diffusion) model, the pixel-space kind that the PAG paper measures, as "
-                        "an ordinary MODEL with its VAE.",
+            description="Loads an ADM (guided-diffusion) model, the pixel-space kind used in the PAG paper's "
+                        "experiments, as an ordinary MODEL with its VAE.",
             search_aliases=["adm", "guided-diffusion", "ablated diffusion model", "load checkpoint"],
             inputs=[
                 io.Combo.Input(
@@ -33,27 +33,27 @@ class PAGADMLoader(io.ComfyNode):
                             f"models/diffusion_models. {SHIPPED} comes with this pack: emoji, 64 × 64 pixels."),
                 io.Int.Input(
                     "head_channels", default=0, min=0, max=1024, optional=True, advanced=True,
-                    tooltip="Channels per attention head, which the weights do not reveal. 0 (neutral): from the "
-                            "file's metadata, known for OpenAI's published files, else 64. Set it only where the "
-                            "model's documentation says so; a wrong value gives noise."),
+                    tooltip="Channels per attention head; the weights do not reveal it. 0 (neutral): taken from the "
+                            "file's metadata, known for OpenAI's published files, otherwise 64. Set it only if the "
+                            "model's documentation gives a value; a wrong one produces noise."),
                 io.Combo.Input(
                     "qkv_order", options=["auto", *QKV_ORDERS], default="auto", optional=True, advanced=True,
-                    tooltip="How the attention weights are laid out, which they do not reveal. auto (neutral): from "
-                            "the file's metadata, known for OpenAI's published files, else legacy. new: models trained "
-                            "with use_new_attention_order."),
+                    tooltip="Layout of the attention weights; they do not reveal it. auto (neutral): taken from the "
+                            "file's metadata, known for OpenAI's published files, otherwise legacy. new: for models "
+                            "trained with use_new_attention_order."),
                 io.Combo.Input(
                     "noise_schedule", options=["auto", *NOISE_SCHEDULES], default="auto", optional=True, advanced=True,
-                    tooltip="The noise schedule that the model was trained with. auto (neutral): from the file's "
-                            "metadata, known for OpenAI's published files, else linear."),
+                    tooltip="The noise schedule that the model was trained with. auto (neutral): taken from the file's "
+                            "metadata, known for OpenAI's published files, otherwise linear."),
                 io.Boolean.Input(
                     "clip_denoised", default=True, optional=True, advanced=True,
-                    tooltip="Clamps the prediction of every step to the range of an image, after all guidance, as the "
-                            "paper's code does. On is recommended: pixel models over-saturate without it. Off is "
-                            "neutral: the sampler gets the prediction as it is."),
+                    tooltip="Clamps the prediction of every step to the value range of an image, after all guidance, "
+                            "as the paper's code does. On is recommended: without it, pixel-space models "
+                            "over-saturate. Off is neutral: the sampler gets the prediction unchanged."),
             ],
             outputs=[
-                io.Model.Output(tooltip="For every sampler and guidance node."),
-                io.Vae.Output(tooltip="Encodes images for this model and decodes them, without loss."),
+                io.Model.Output(tooltip="For any sampler or guidance node."),
+                io.Vae.Output(tooltip="Encodes and decodes images for this model, without loss."),
             ],
         )
 
@@ -71,14 +71,15 @@ class PAGADMClassLabel(io.ComfyNode):
             node_id="PAGADMClassLabel",
             display_name="PAG ADM Class Label",
             category=inputs.RESEARCH,
-            description="Selects the class that an ADM model draws, as a prompt would.",
+            description="Selects the class that an ADM model generates, as a prompt would.",
             search_aliases=["adm class", "class conditioning", "imagenet label"],
             inputs=[
-                io.Model.Input("model", tooltip="The model from the PAG ADM Loader, whose labels are checked."),
+                io.Model.Input("model", tooltip="The model from PAG ADM Loader. The label is checked against its "
+                                                "classes."),
                 io.Int.Input(
                     "label", default=-1, min=-1, max=0x7FFFFFFF,
-                    tooltip="Index of the class, from 0. -1 (neutral): no class, the unconditional prediction; "
-                            "use it as the negative of CFG, and for PAG without any condition."),
+                    tooltip="Index of the class, counted from 0. -1 (neutral): no class, the unconditional prediction; "
+                            "use it as the negative for CFG, and for PAG without any condition."),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler or guider.")],
         )
@@ -87,8 +88,8 @@ class PAGADMClassLabel(io.ComfyNode):
     def execute(cls, model, label: int) -> io.NodeOutput:
         check_model(model)
         if not isinstance(model.model, ADMModel):
-            raise ValueError(f"expected a model from the PAG ADM Loader, found {type(model.model).__name__}: for other "
-                             "models use CLIP Text Encode")
+            raise ValueError(f"expected a model from PAG ADM Loader, found {type(model.model).__name__}: for other "
+                             f"models use CLIP Text Encode")
         model.model.check_label(label)
         # Ones, for nodes that calculate with the tensor: ConditioningZeroOut then means "no label".
         return io.NodeOutput([[torch.ones(1, 1, 1), {"class_label": label}]])

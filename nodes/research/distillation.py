@@ -22,21 +22,22 @@ class PAGSDSGradient(io.ComfyNode):
             node_id="PAGSDSGradient",
             display_name="PAG SDS Gradient",
             category=inputs.RESEARCH,
-            description="Score distillation (DreamFusion): the gradient that moves a latent towards what the guided "
-                        "model finds likely. One model call; for loops that render and optimise, such as text-to-3D.",
+            description="Score distillation (DreamFusion): the gradient that moves a latent toward what the guided "
+                        "model finds likely. One model call. For loops that render and optimize, such as text-to-3D.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "gradient"],
             inputs=[
                 guider(),
-                latent_image("The latent that is being optimised: an encoded view or image. It is not changed. With a "
-                             "noise mask, the gradient is 0 where the mask is black."),
-                seed("The random seed of the noise and its level. Change it at every step of your loop."),
+                latent_image("The latent being optimized: an encoded view or image. It is not modified. With a noise "
+                             "mask, the gradient is 0 where the mask is black."),
+                seed("The random seed of the noise and of its level. Change it at every step of your loop."),
                 *levels(),
                 weighting(),
             ],
             outputs=[
                 io.Latent.Output(display_name="gradient",
-                                 tooltip="The gradient with respect to the latent, in its own scaling: w(t)·(ε̂ − ε). "
-                                         "Subtract it times a learning rate, or pass it to the renderer's backward."),
+                                 tooltip="The gradient with respect to the latent, in the latent's own scaling: "
+                                         "w(t)·(ε̂ − ε). Subtract it times a learning rate, or pass it to the "
+                                         "renderer's backward pass."),
                 io.Float.Output(display_name="norm",
                                 tooltip="The norm of the gradient, averaged over the batch."),
             ],
@@ -58,8 +59,8 @@ class PAGSDSImageGradient(io.ComfyNode):
             node_id="PAGSDSImageGradient",
             display_name="PAG SDS Image Gradient",
             category=inputs.RESEARCH,
-            description="Backpropagates the gradient of PAG SDS Gradient through the VAE to the image that was "
-                        "encoded, as a renderer needs it.",
+            description="Backpropagates the gradient from PAG SDS Gradient through the VAE to the encoded image, as a "
+                        "renderer needs it.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "text to 3d", "vae gradient"],
             inputs=[
                 io.Image.Input("image", tooltip="The image that went into VAE Encode."),
@@ -67,8 +68,8 @@ class PAGSDSImageGradient(io.ComfyNode):
                 io.Latent.Input("gradient", tooltip="From PAG SDS Gradient, for the encoded image."),
             ],
             outputs=[io.Image.Output(display_name="image_gradient",
-                                     tooltip="The gradient with respect to the pixels. Not an image to look at: its "
-                                             "values lie around 0.")],
+                                     tooltip="The gradient with respect to the pixels. It is not an image to look at: "
+                                             "its values are around 0.")],
         )
 
     @classmethod
@@ -84,29 +85,29 @@ class PAGSDSOptimizer(io.ComfyNode):
             node_id="PAGSDSOptimizer",
             display_name="PAG SDS Optimizer",
             category=inputs.RESEARCH,
-            description="Score distillation in 2-D: optimises a latent with Adam until the guided model finds it "
-                        "likely. Not a sampler: it shows what the gradient of PAG SDS Gradient leads to.",
+            description="Score distillation in 2-D: optimizes a latent with Adam until the guided model finds it "
+                        "likely. Not a sampler: it shows where the gradient from PAG SDS Gradient leads.",
             search_aliases=["score distillation sampling", "sds", "dreamfusion", "optimize image"],
             inputs=[
                 guider(),
-                latent_image("What the optimisation starts from: an empty latent, which is grey, or an encoded "
-                             "image. With a noise mask, only what it marks changes."),
+                latent_image("The starting point of the optimization: an empty latent, which is gray, or an encoded "
+                             "image. With a noise mask, only the masked area changes."),
                 seed("The random seed of the noise. The same seed gives the same result."),
                 io.Int.Input("steps", default=200, min=1, max=MAX_STEPS,
-                             tooltip="Number of steps, each with one model call. 100 to 200 suit "
-                                     "annealed; random needs more."),
+                             tooltip="Number of steps, with one model call each. 100 to 200 are enough for annealed; "
+                                     "random needs more."),
                 io.Float.Input("learning_rate", default=0.05, min=LEAST_RATE, max=MOST_RATE, step=0.005, round=0.00001,
-                               tooltip="About how far a step of Adam moves each value of the latent (standard "
-                                       "deviations, which are near 1). Higher: coarser and noisier. Lower: it may not "
-                                       "converge in these steps."),
+                               tooltip="Roughly how far one step of Adam moves each value of the latent, whose "
+                                       "standard deviation is near 1. Higher: coarser and noisier. Lower: it may not "
+                                       "converge within these steps."),
                 io.Combo.Input("order", options=list(ORDERS), default=ORDERS[0],
-                               tooltip="annealed: from the most noise to the least, so that the composition comes "
-                                       "first and details come last. random: any level at any step, as in DreamFusion; "
-                                       "needs more steps."),
+                               tooltip="annealed: from the most noise to the least, so that composition comes first "
+                                       "and details last. random: any level at any step, as in DreamFusion; needs more "
+                                       "steps."),
                 *levels(),
                 weighting(),
             ],
-            outputs=[io.Latent.Output(tooltip="The optimised latent.")],
+            outputs=[io.Latent.Output(tooltip="The optimized latent.")],
         )
 
     @classmethod
@@ -121,8 +122,9 @@ class PAGSDSOptimizer(io.ComfyNode):
 
 
 def guider() -> io.Guider.Input:
-    return io.Guider.Input("guider", tooltip="The model, its prompts and scales: PAG Guider, for CFG and PAG in one "
-                                             "call. The paper uses 100 for both; start lower. Any other guider works.")
+    return io.Guider.Input("guider", tooltip="The model with its prompts and scales: PAG Guider, for CFG and PAG in "
+                                             "one call, or any other guider. The paper uses 100 for both scales; start "
+                                             "lower.")
 
 
 def latent_image(meaning: str) -> io.Latent.Input:
@@ -136,14 +138,14 @@ def seed(meaning: str) -> io.Int.Input:
 def levels() -> list[io.Float.Input]:
     def level(name: str, default: float, meaning: str) -> io.Float.Input:
         return io.Float.Input(name, default=default, min=LEAST, max=MOST, step=0.01, round=0.001, optional=True,
-                              tooltip=f"{meaning} Share of the model's timesteps: near 0 is the clean picture, near 1 "
-                                      f"pure noise. DreamFusion uses {default:g}.")
+                              tooltip=f"{meaning} As a fraction of the model's timesteps: near 0 is the clean image, "
+                                      f"near 1 pure noise. DreamFusion uses {default:g}.")
 
-    return [level("min_step_percent", 0.02, "The least noise that is added."),
-            level("max_step_percent", 0.98, "The most noise that is added.")]
+    return [level("min_step_percent", 0.02, "The least noise added."),
+            level("max_step_percent", 0.98, "The most noise added.")]
 
 
 def weighting() -> io.Combo.Input:
     return io.Combo.Input("weighting", options=list(WEIGHTINGS), default="sigma_squared", optional=True, advanced=True,
-                          tooltip="The weight of each noise level, w(t). sigma_squared: DreamFusion's, less where "
-                                  "there is little noise. uniform: 1.")
+                          tooltip="The weight of each noise level, w(t). sigma_squared: DreamFusion's weighting, lower "
+                                  "at low noise. uniform: 1.")

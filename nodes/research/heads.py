@@ -40,9 +40,9 @@ class PAGHeadSearch(io.ComfyNode):
             node_id="PAGHeadSearch",
             display_name="PAG Head Search",
             category=inputs.RESEARCH,
-            description="Perturbs every attention head of some layers on its own, for several prompts and seeds, and "
-                        "ranks the heads by how well the images fit a prompt or a reference, or shows them for you to "
-                        "choose (HeadHunter). An interrupted search goes on where it stopped.",
+            description="Perturbs each attention head of the given layers separately, for several prompts and seeds, "
+                        "and ranks the heads by how well the images match a prompt or a reference, or shows them for "
+                        "you to choose (HeadHunter). An interrupted search resumes where it stopped.",
             search_aliases=["headhunter", "attention heads", "head selection", "best heads", "softpag",
                             "注意力头", "어텐션 헤드"],
             is_input_list=True,
@@ -53,54 +53,54 @@ class PAGHeadSearch(io.ComfyNode):
                     io.String.Input(
                         "layers", default="auto",
                         tooltip="The layers whose heads are tried one by one, written as in the other PAG nodes; "
-                                "m0:h0-3 tries these four. PAG Layers lists how many heads each layer has."),
+                                "m0:h0-3 tries only these four. PAG Layers lists the number of heads of each layer."),
                     io.Combo.Input(
                         "score", options=list(SCORES), default="eye",
-                        tooltip="What ranks the heads. eye: how much each changes the image; you look at the grid and "
-                                "choose. prompt: how well the images fit the prompt, by clip_vision and clip. "
-                                "reference: how alike they are to the reference, by clip_vision. pixels: how little "
-                                "they differ from the reference, pixel by pixel."),
+                        tooltip="What the heads are ranked by. eye: how much each changes the image; you look at the "
+                                "grid and choose. prompt: how well the images match the prompt, by clip_vision and "
+                                "clip. reference: how similar they are to the reference, by clip_vision. pixels: how "
+                                "little they differ from the reference, pixel by pixel."),
                     io.Int.Input(
                         "seeds", default=1, min=1, max=1000,
-                        tooltip="How many seeds each head is tried with: seed, the one after it, and so on. One image "
-                                "is luck; 4 and more tell heads apart."),
+                        tooltip="How many seeds each head is tried with: seed, the one after it, and so on. A single "
+                                "image is down to luck; 4 or more tell heads apart."),
                 ),
                 inputs.vae(False, "Decodes the images. The PAG ADM Loader provides one for its models."),
                 io.ClipVision.Input("clip_vision", optional=True,
-                                    tooltip="For the scores prompt and reference: the model that looks at the images, "
-                                            "from Load CLIP Vision."),
+                                    tooltip="For the scores prompt and reference: the vision model that compares the "
+                                            "images, from Load CLIP Vision."),
                 io.Clip.Input("clip", optional=True,
                               tooltip="For the score prompt: the CLIP text model that was trained with clip_vision, "
                                       "such as clip_l for CLIP ViT-L."),
                 io.String.Input("prompt", default="", multiline=True, optional=True,
                                 tooltip="For the score prompt: what the images should show or look like, in words. One "
-                                        "for all, or a list with one for each positive."),
+                                        "text for all, or a list with one for each positive."),
                 io.Image.Input("reference", optional=True,
                                tooltip="For the scores reference and pixels: what the images should look like. For "
-                                       "pixels one for all, or one for each image of prompts, seeds and batch."),
+                                       "pixels, one image for all, or one for each image of prompts, seeds and batch."),
                 io.String.Input("chosen", default="", optional=True,
-                                tooltip="Heads that are perturbed in every image, as layers writes them: m0:h2, u1:h0. "
+                                tooltip="Heads that are perturbed in every image, written as in layers: m0:h2, u1:h0. "
                                         "Every other head is tried together with them. Empty (neutral): none."),
                 io.Int.Input("rounds", default=1, min=1, max=64, optional=True,
-                             tooltip="How many rounds. Each tries all heads that are left together with those chosen "
-                                     "so far, and chooses more. 1 ranks single heads."),
+                             tooltip="The number of rounds. Each round tries every remaining head together with those "
+                                     "chosen so far, and chooses more. 1 ranks single heads."),
                 io.Int.Input("heads_per_round", default=1, min=1, max=64, optional=True,
-                             tooltip="How many of the best heads a round chooses. 1 is the most exact; more need fewer "
-                                     "rounds."),
+                             tooltip="How many of the best heads each round chooses. 1 is the most exact; more need "
+                                     "fewer rounds."),
                 io.Int.Input("max_runs", default=500, min=1, max=MOST_RUNS, optional=True,
-                             tooltip="A search that would sample more often than this is refused before it starts, "
-                                     "with the number it needs: about heads × prompts × seeds × rounds."),
+                             tooltip="The most runs a search may need. A longer search is rejected before it starts, "
+                                     "with the number of runs it needs: about heads × prompts × seeds × rounds."),
                 inputs.cell_size(128),
                 inputs.paper(),
             ],
             outputs=[
-                io.String.Output(display_name="ranking", tooltip="Every round's heads with their scores, the best "
+                io.String.Output(display_name="ranking", tooltip="The heads of each round with their scores, best "
                                                                  "first."),
-                io.Image.Output(display_name="grid", tooltip="A row for each layer, a column for each head; one grid "
-                                                             "for each round, prompt, seed and image of a batch."),
-                io.String.Output(display_name="layers", tooltip="The chosen heads, for layers of the other PAG nodes. "
-                                                                "With the score eye: what chosen holds, or all heads "
-                                                                "where it is empty."),
+                io.Image.Output(display_name="grid", tooltip="A row per layer, a column per head; one grid for each "
+                                                             "round, prompt, seed and image of the batch."),
+                io.String.Output(display_name="layers", tooltip="The chosen heads, for the layers input of the other "
+                                                                "PAG nodes. With the score eye: the heads in chosen, "
+                                                                "or all heads if it is empty."),
             ],
         )
 
@@ -113,8 +113,8 @@ class PAGHeadSearch(io.ComfyNode):
 def only(name: str, values: list):
     """The one value of an input."""
     if len(values) != 1:
-        raise ValueError(f"{name} is a list of {len(values)}; PAG Head Search takes one. Only positive, negative and "
-                         f"prompt may be several.")
+        raise ValueError(f"{name} is a list of {len(values)}, but PAG Head Search takes one value. Only positive, "
+                         f"negative and prompt may be lists.")
     return values[0]
 
 
@@ -133,17 +133,16 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     options = PAGOptions() if options is None else options
     check_acts(PAGSettings(pag_scale, layers, options))
     if score == "eye" and (rounds, heads_per_round) != (1, 1):
-        raise SettingError("With the score eye you choose, so rounds and heads_per_round must be 1: write the heads "
-                           "that you like into chosen, and run again for the next round.")
+        raise SettingError("With the score eye you choose the heads yourself, so rounds and heads_per_round must be 1. "
+                           "Enter the heads that you like in chosen and run again for the next round.")
     if not positive:
-        raise ValueError("The list of positive conditionings is empty. Give it one prompt at least.")
+        raise ValueError("The list of positive conditionings is empty. Connect at least one.")
     negative, prompts = (as_many(name, given, len(positive)) for name, given in (("negative", negative),
                                                                                  ("prompt", prompts)))
     plan = planned(model, layers, chosen, rounds, heads_per_round, positive, negative, seed, seeds)
     if plan.runs > max_runs:
-        raise SettingError(f"This search needs {plan.runs} runs of {steps} steps ({plan.size}), more than max_runs, "
-                           f"which is {max_runs}. Name fewer layers or heads, lower seeds or rounds, or raise "
-                           f"max_runs.")
+        raise SettingError(f"This search needs {plan.runs} runs of {steps} steps ({plan.size}), but max_runs is "
+                           f"{max_runs}. Use fewer layers, heads, seeds or rounds, or raise max_runs.")
     sampling = Sampling(model, latent_image, steps, cfg, pag_scale, options, sampler_name, scheduler, denoise,
                         cfg_start_percent, cfg_end_percent)
     made = Trials(sampling, plan.groups, Decoder(model, vae), plan.runs)
@@ -156,7 +155,7 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     made.sample_plain(layers)
     if there := made.there(plan.first):
         _say(f"PAG Head Search: {there} of the first round's {len(plan.first) * len(plan.groups)} runs were made by an "
-             f"earlier search and are not sampled again.")
+             f"earlier search and are reused.")
     cells: Cells = {}
     done = list(hunt(plan.heads, plan.before, rounds, heads_per_round if likeness else 0,
                      scored(made, plan, likeness, cells, cell_size)))
@@ -200,7 +199,7 @@ def planned(model, layers: str, chosen: str, rounds: int, heads_per_round: int, 
     before = heads_of(select(chosen, every, found.auto)) if chosen.strip() else ()
     heads = tuple(head for head in heads_of(select(layers, every, found.auto)) if head not in before)
     if not heads:
-        raise SettingError(f"chosen holds every head of layers {layers!r} already. Name more layers.")
+        raise SettingError(f"chosen already contains every head of layers {layers!r}. Add more layers.")
     check_rounds(len(heads), rounds, heads_per_round)
     groups = [Group(positive[index], negative[index], index, (seed + offset) % (MAX_SEED + 1))
               for index in range(len(positive)) for offset in range(seeds)]
@@ -231,7 +230,8 @@ def scored(made: Trials, plan: Plan, likeness: Callable[[int, Tensor], Tensor] |
 def check_acts(settings: PAGSettings) -> None:
     """Raise SettingError where single heads could not differ."""
     if settings.is_off:
-        raise SettingError("PAG is off (pag_scale or strength is 0), so all heads would draw the same image. Raise it.")
+        raise SettingError("PAG is off (pag_scale or strength is 0), so every head would give the same image. Raise "
+                           "pag_scale or strength.")
     if settings.options.kind.acts_on_block:
         raise SettingError(f"{settings.options.perturbation} acts on whole blocks, not on heads. Choose another "
                            f"perturbation in PAG Options, or compare blocks with PAG Grid.")
@@ -240,16 +240,16 @@ def check_acts(settings: PAGSettings) -> None:
 def as_many(name: str, values: list, count: int) -> list:
     """The values, one for each prompt."""
     if len(values) not in (1, count):
-        raise ValueError(f"{name} is a list of {len(values)}, but there are {count} positive prompts. Give one for "
-                         f"all, or one for each.")
+        raise ValueError(f"{name} is a list of {len(values)}, but there are {count} positive prompts. Give one for all "
+                         f"of them, or one for each.")
     return values * count if len(values) == 1 else values
 
 
 _MEANINGS = {
-    "eye": "mean change of a pixel, 0 to 1: the strongest first, not the best",
-    "prompt": "likeness to the prompt (cosine of CLIP's embeddings)",
-    "reference": "likeness to the reference (cosine of embeddings)",
-    "pixels": "minus the root mean square difference from the reference, in 0 to 1",
+    "eye": "mean change per pixel, 0 to 1: the strongest first, not the best",
+    "prompt": "similarity to the prompt (cosine of the CLIP embeddings)",
+    "reference": "similarity to the reference (cosine of the embeddings)",
+    "pixels": "negative root mean square difference from the reference, pixels from 0 to 1",
 }
 
 
@@ -258,9 +258,9 @@ def summary(rounds: list[Round], score: str, size: str, every: tuple[Layer, ...]
     if score != "eye":
         best = rounds[0].ranked[0]
         if best.gain(rounds[0].base)[0] <= 0:
-            lines.append("No head scores higher than none of them.")
+            lines.append("No head scores higher than the image without perturbed heads.")
         if not rounds[-1].taken:
-            lines.append(f"Round {len(rounds)} found no head that raises the score, and is the last.")
+            lines.append(f"Round {len(rounds)} found no head that raises the score, so it is the last.")
         lines.append(f"layers: {layers}")
     return "\n".join([*lines, "", report(rounds, every)]) + "\n"
 

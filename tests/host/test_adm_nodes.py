@@ -405,7 +405,7 @@ def test_spoilt_metadata_is_ignored(weights, tmp_path, caplog):
 def test_a_model_of_another_kind_has_no_labels(model):
     other = model.clone()
     other.model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="expected a model from the PAG ADM Loader, found Linear"):
+    with pytest.raises(ValueError, match="expected a model from PAG ADM Loader, found Linear"):
         label(other, 0)
 
 

@@ -248,7 +248,7 @@ def test_progress_counts_through_all_runs(decode, monkeypatch):
 @pytest.mark.parametrize(("values", "message"), [
     ({"layers": "d9"}, "'d9'"),
     ({"chosen": "m0:h9"}, "'m0:h9'"),
-    ({"chosen": "m0"}, "chosen holds every head of layers 'm0' already"),
+    ({"chosen": "m0"}, "chosen already contains every head of layers 'm0'"),
     ({"pag_scale": 0.0}, "PAG is off"),
     ({"options": PAGOptions(strength=0.0)}, "PAG is off"),
     ({"options": PAGOptions("skip_block")}, "skip_block acts on whole blocks"),
@@ -256,7 +256,7 @@ def test_progress_counts_through_all_runs(decode, monkeypatch):
     ({"cfg": -1.0}, "cfg must be"),
     ({"rounds": 2}, "rounds and heads_per_round must be 1"),
     ({"rounds": 5, "score": "pixels", "reference": torch.zeros(1, 8, 8, 3)}, "5 rounds that choose 1 each"),
-    ({"max_runs": 4}, r"needs 5 runs of 2 steps \(4 heads, 1 prompt, 1 seed, 1 round\), more than max_runs"),
+    ({"max_runs": 4}, r"needs 5 runs of 2 steps \(4 heads, 1 prompt, 1 seed, 1 round\), but max_runs is 4"),
     ({"seeds": 0}, "seeds must be a whole number"),
     ({"score": "nonsense"}, "score must be one of eye, prompt, reference, pixels"),
     ({"score": "pixels"}, "The reference is missing"),
@@ -283,7 +283,7 @@ def test_a_mistake_is_told_before_the_first_run(values, message, decode, output)
 
 
 def test_only_prompts_may_be_several(decode):
-    with pytest.raises(ValueError, match="seed is a list of 2; PAG Head Search takes one"):
+    with pytest.raises(ValueError, match="seed is a list of 2, but PAG Head Search takes one"):
         PAGHeadSearch.execute([RUN.positive], [RUN.negative], seed=[1, 2])
 
 

@@ -24,7 +24,7 @@ def lines(model, layers: str) -> list[list[str]]:
 def test_u_net():
     head, cost, auto, _, _, *table = lines(models.sd15(), "auto")
     assert head == ["U-Net: 7 self-attention layers, 1 selected."]
-    assert cost == ["The extra pass costs 69% of a whole one, since what comes before the first selected layer is "
+    assert cost == ["The extra pass costs 69% of a full one, since everything before the first selected layer is "
                     "shared with the normal pass."]
     assert auto == ["auto: m0 (the middle block, or what is nearest (PAG Table 2, 10))"]
     assert table[0] == ["d0", "d0.0 input.1 input.1.0", "4", "image only"]
@@ -34,7 +34,7 @@ def test_u_net():
 def test_transformer_with_heads():
     head, cost, auto, _, columns, *table = lines(models.flux(), "double.1:h0+2-3,single.0-2,!single.1")
     assert head == ["Flux, Flux 2, LongCat: 5 self-attention layers, 3 selected."]
-    assert cost[0].startswith("The extra pass costs 43% of a whole one")
+    assert cost[0].startswith("The extra pass costs 43% of a full one")
     assert auto == ["auto: single.0 (the middle of the network, by analogy with PAG Table 10; not tuned)"]
     assert columns == ["layer", "also", "heads", "tokens", "selected"]
     assert table == [["double.0", "0", "4", "text, then image"],
@@ -46,7 +46,7 @@ def test_transformer_with_heads():
 
 def test_family_whose_maps_no_one_sees():
     """What the identity saves of each layer is not counted there."""
-    assert lines(models.pixart(), "1")[1][0].startswith("The extra pass costs 50% of a whole one")
+    assert lines(models.pixart(), "1")[1][0].startswith("The extra pass costs 50% of a full one")
 
 
 def test_family_whose_blocks_are_not_even():
@@ -54,7 +54,7 @@ def test_family_whose_blocks_are_not_even():
     model = models.strange().clone()
     model.add_object_patch("diffusion_model", cascade.build())
     (cost,) = lines(model, "up.0")[1]
-    assert cost == "The extra pass costs at most 100% of a whole one."
+    assert cost == "The extra pass costs at most 100% of a full one."
 
 
 def test_unknown_layer_lists_what_there_is():

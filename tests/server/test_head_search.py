@@ -65,6 +65,6 @@ def test_an_interrupted_search_goes_on(client):
 
 def test_a_search_that_is_too_long_is_refused_before_it_samples(client):
     steps = []
-    with pytest.raises(WorkflowError, match=r"needs 6 runs of 2 steps .* more than max_runs, which is 3"):
+    with pytest.raises(WorkflowError, match=r"needs 6 runs of 2 steps .* but max_runs is 3"):
         client.run(search(max_runs=3), progress=lambda *step: steps.append(step))
     assert not steps
