@@ -65,13 +65,13 @@ class ADMConfig:
         """Number of attention heads in a layer of so many channels; ValueError where they do not divide evenly."""
         if self.num_heads:
             if channels % self.num_heads:
-                raise ValueError(f"num_heads {self.num_heads} does not divide this model's {channels} channels")
+                raise ValueError(f"num_heads {self.num_heads} does not divide this model's {channels} channels evenly")
             return self.num_heads
         if self.head_channels < 1 or channels % self.head_channels:
             fits = [n for n in range(8, channels + 1) if all(c % n == 0 for c in self.attention_channels())]
             raise ValueError(
-                f"head_channels {self.head_channels} does not divide this model's {channels} attention channels; "
-                f"possible values: {', '.join(map(str, fits))}"
+                f"head_channels {self.head_channels} does not divide this model's {channels} attention channels "
+                f"evenly; possible values: {', '.join(map(str, fits))}"
             )
         return channels // self.head_channels
 

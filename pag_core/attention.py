@@ -34,7 +34,7 @@ class AttentionCall:
             raise PerturbationError(f"heads {list(self.numbers)}: this layer has heads 0 to {total - 1}.")
         self.start, self.stop, step = (slice(None) if image is None else image).indices(tokens)
         if self.start >= self.stop or step != 1:
-            raise PerturbationError(f"{image} holds none of the {tokens} tokens, or not side by side.")
+            raise PerturbationError(f"{image} contains none of the {tokens} tokens, or they are not contiguous.")
         self.whole = (q, k, v)
         self.attend = attend
         self.has_all_heads = len(self.numbers) == total

@@ -43,8 +43,8 @@ def shuffle(call: BlockCall, _: float) -> Streams:
     """Token Perturbation Guidance (arXiv 2506.10036): the image tokens that enter the block change places, and stay in
     their new ones behind it. Each sample has an order of its own."""
     if call.image is None:
-        raise PerturbationError("shuffle must know which tokens belong to the image, and this layer does not "
-                                "show it. Use skip_block.")
+        raise PerturbationError("shuffle needs to know which tokens belong to the image, but this layer does not "
+                                "reveal it. Use skip_block.")
     place, image = call.image
     x = call.streams[place]
     tokens = x.flatten(1, -2)

@@ -41,8 +41,8 @@ def check_percent_range(start_name: str, start: float, end_name: str, end: float
     check_range(start_name, start, 0.0, 1.0)
     check_range(end_name, end, 0.0, 1.0)
     if start >= end:
-        raise SettingError(f"{start_name} ({start:g}) must be smaller than {end_name} ({end:g}); "
-                           f"set the scale to 0 to turn the guidance off.")
+        raise SettingError(f"{start_name} ({start:g}) must be smaller than {end_name} ({end:g}). Set the scale to 0 to "
+                           f"turn the guidance off.")
 
 
 @dataclass(frozen=True)

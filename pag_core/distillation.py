@@ -49,7 +49,7 @@ def noise_levels(steps: int, least: float, most: float, order: str, seed: int) -
     check_range("max_step_percent", most, LEAST, MOST)
     check_choice("order", order, ORDERS)
     if least > most:
-        raise SettingError(f"min_step_percent ({least:g}) must not be larger than max_step_percent ({most:g}).")
+        raise SettingError(f"min_step_percent ({least:g}) must not exceed max_step_percent ({most:g}).")
     if order == "random":
         draw = random.Random(seed)  # another stream than the noise, which torch draws from the same seed
         return [draw.uniform(least, most) for _ in range(steps)]

@@ -86,8 +86,8 @@ def trials(heads: int, rounds: int, take: int) -> int:
 def check_rounds(heads: int, rounds: int, take: int) -> None:
     """Raise SettingError where the rounds would choose more heads than there are."""
     if rounds * take > heads:
-        raise SettingError(f"{rounds} rounds that choose {take} each need {rounds * take} heads, but layers has only "
-                           f"{heads} to try. Name more layers, or lower rounds or heads_per_round.")
+        raise SettingError(f"{rounds} rounds with heads_per_round {take} need {rounds * take} heads, but layers has "
+                           f"only {heads} to try. Add layers, or lower rounds or heads_per_round.")
 
 
 def hunt(heads: Iterable[Head], chosen: tuple[Head, ...], rounds: int, take: int, score: Score) -> Iterator[Round]:
@@ -131,7 +131,7 @@ def report(rounds: Sequence[Round], layers: tuple[Layer, ...]) -> str:
             rows.append((f"{place}.", text_of_heads([trial.head], layers), f"{trial.mean:.4f}",
                          f"{gain:+.4f}" + (f" ± {margin:.4f}" if margin is not None else ""),
                          "taken" if trial.head in one.taken else ""))
-        rows.append(("", "none of them", f"{fmean(one.base):.4f}", "", ""))
+        rows.append(("", "baseline", f"{fmean(one.base):.4f}", "", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         parts.append("\n".join([f"Round {number}{together}", *(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)]))

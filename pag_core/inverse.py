@@ -61,9 +61,10 @@ class Inpainting(Operator):
         self.known = (mask.detach() < 0.5).reshape(-1, 1, *mask.shape[-2:])
         shares = self.known.float().mean((1, 2, 3))
         if (shares == 0).any():
-            raise SettingError("The mask covers the whole image, so nothing of it is known. Leave a part unmasked.")
+            raise SettingError("The mask covers the whole image, so there is nothing to restore it from. Leave part of "
+                               "the image unmasked.")
         if (shares == 1).any():
-            raise SettingError("The mask is empty, so nothing is missing. Mark what is to be filled in.")
+            raise SettingError("The mask is empty, so nothing is missing. Mark the area to fill in.")
 
     def measured_size(self, size: Size) -> Size:
         expected = tuple(self.known.shape[-2:])
@@ -93,7 +94,7 @@ def box_mask(size: Size, left: float, top: float, width: float, height: float) -
     for name, start, extent in (("width", left, width), ("height", top, height)):
         if start + extent > 1.0 + 1e-6:
             side = "box_left" if name == "width" else "box_top"
-            raise SettingError(f"box_{name} {extent:g} leaves the image: {side} {start:g} + {extent:g} > 1.")
+            raise SettingError(f"box_{name} {extent:g} extends beyond the image: {side} {start:g} + {extent:g} > 1.")
     mask = torch.zeros(size)
     rows, columns = (slice(round(start * n), round((start + extent) * n))
                      for start, extent, n in ((top, height, size[0]), (left, width, size[1])))
@@ -135,8 +136,8 @@ class SuperResolution(Operator):
                 raise SettingError(f"The image's {name} {n} is not divisible by the factor {self.factor}. Crop it to "
                                    f"{n - n % self.factor or self.factor}, or choose another factor.")
         if self.method == "bicubic" and size[1] == self.factor:  # one column, of which torch's gradient is wrong
-            raise SettingError(f"The image's width {size[1]} leaves one column at the factor {self.factor}. Use a "
-                               f"wider image, a smaller factor or the downscale average.")
+            raise SettingError(f"The image's width {size[1]} leaves a single column at the factor {self.factor}. Use a "
+                               f"wider image, a smaller factor, or set downscale to average.")
         return size[0] // self.factor, size[1] // self.factor
 
     def picture_size(self, size: Size) -> Size:
@@ -162,11 +163,14 @@ class Blur(Operator):
 
     def __init__(self, kernel: Tensor) -> None:
         if kernel.ndim != 2:
-            raise SettingError(f"The kernel must be one image [height, width], got the shape {list(kernel.shape)}.")
+            raise SettingError(f"The kernel must be a single image [height, width], got the shape "
+                               f"{list(kernel.shape)}.")
         if not bool(torch.isfinite(kernel).all()) or bool((kernel < 0).any()):
-            raise SettingError("The kernel holds values that are negative or not finite. Use brightness from 0 up.")
+            raise SettingError("The kernel contains negative, NaN or infinite values. Use brightness values of 0 or "
+                               "more.")
         if not bool(kernel.sum() > 0):
-            raise SettingError("The kernel is black throughout, so it would blur every image to nothing.")
+            raise SettingError("The kernel is completely black, so it would blur every image to nothing. Draw the "
+                               "camera path in white.")
         with torch.inference_mode(False):  # gradients run through it
             self.kernel = kernel.detach().double().cpu() / float(kernel.sum())
 
@@ -216,7 +220,7 @@ def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
     check_whole("kernel_size", size, 3, 511)
     check_range("intensity", intensity, 0.0, 1.0)
     if size % 2 == 0:
-        raise SettingError(f"kernel_size must be odd, so that it has a centre, got {size}.")
+        raise SettingError(f"kernel_size must be odd, so that the kernel has a center, got {size}.")
     generator = torch.Generator().manual_seed(seed)
     points = 8 * size
     start, turns = torch.rand((), generator=generator), torch.randn(points, generator=generator)

@@ -125,7 +125,7 @@ def seg(call: AttentionCall, sigma: float) -> Tensor:
     """Smoothed Energy Guidance (arXiv 2408.00760): a Gaussian blur of the image queries over the picture, reflected at
     its borders; the kernel spans 6σ, at most the picture's side. Frames are blurred one by one."""
     if call.grid is None:
-        raise PerturbationError("seg blurs along the image's rows and columns, and this layer's token grid is "
+        raise PerturbationError("seg blurs along the image's rows and columns, but the token grid of this layer is "
                                 "unknown. Use seg_mean, its limit for a large sigma.")
     height, width = call.grid
     frames = call.q.shape[2] // (height * width) if height * width else 0

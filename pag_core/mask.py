@@ -16,7 +16,7 @@ def check_mask(name: str, mask: Tensor | None) -> None:
         shape = "×".join(map(str, mask.shape)) if isinstance(mask, Tensor) else repr(mask)
         raise SettingError(f"{name} must be a mask for one or more images, got {shape}.")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise SettingError(f"{name} must hold numbers from 0 to 1, got {mask.min():g} to {mask.max():g}.")
+        raise SettingError(f"{name} must contain values from 0 to 1, got {mask.min():g} to {mask.max():g}.")
 
 
 def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
@@ -33,10 +33,10 @@ def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
         return F.interpolate(mask[None, None].float(), size=latent[2:] if mask.shape[0] > 1 else (1, *latent[3:]),
                              mode="area")
     if len(latent) not in (4, 5):
-        raise SettingError("scale_mask needs a latent of images or video; this one has neither rows nor columns. "
+        raise SettingError("scale_mask needs a latent of images or video; this one has no rows and columns. "
                            "Disconnect the mask.")
     if mask.shape[0] not in (1, latent[0]):
-        raise SettingError(f"scale_mask has {mask.shape[0]} images, but the batch has {latent[0]}. Use one for "
-                           f"all, or one for each.")
+        raise SettingError(f"scale_mask has {mask.shape[0]} images, but the batch has {latent[0]}. Use one mask "
+                           f"for all, or one for each image.")
     fitted = F.interpolate(mask[:, None].float(), size=latent[-2:], mode="area")
     return fitted if len(latent) == 4 else fitted[:, :, None]

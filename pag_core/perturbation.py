@@ -171,8 +171,9 @@ def perturb_block(streams: Streams, run: Callable[[Streams], Streams], perturbat
     def checked(given: Streams) -> Streams:
         out = run(given)
         if [x.shape for x in out] != [x.shape for x in streams]:
-            raise PerturbationError(f"{perturbation.perturbation} needs a block that keeps its size, but this one "
-                                    f"turns {_shapes(streams)} into {_shapes(out)}; select other layers.")
+            raise PerturbationError(f"{perturbation.perturbation} needs a block whose output has the shape of its "
+                                    f"input, but this one turns {_shapes(streams)} into {_shapes(out)}. Select other "
+                                    f"layers.")
         return out
 
     if perturbation.is_off:

@@ -52,5 +52,5 @@ def check_preset(preset: str, options: PAGOptions) -> None:
         wanted = PRESETS[preset].values.get(one.name, one.default)
         value = getattr(options, one.name)
         if value is not wanted and value != wanted:
-            raise SettingError(f"preset is {preset}, in which {one.name} is {wanted}, but {one.name} is {value}. Set "
+            raise SettingError(f"preset is {preset}, which sets {one.name} to {wanted}, but {one.name} is {value}. Set "
                                f"preset to custom, or {one.name} to {wanted}.")

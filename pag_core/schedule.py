@@ -38,9 +38,9 @@ class Window:
         """The noise levels in both; SettingError where there are none, which would silently turn the guidance off."""
         both = Window(min(self.sigma_start, other.sigma_start), max(self.sigma_end, other.sigma_end))
         if both.sigma_start < both.sigma_end:
-            raise SettingError(f"the range in percent (on this model sigma {self.sigma_start:g} to {self.sigma_end:g}) "
-                               f"and the range in sigma ({other.sigma_start:g} to {other.sigma_end:g}) have nothing in "
-                               f"common; widen one, or set the scale to 0 to turn the guidance off.")
+            raise SettingError(f"The range in percent (sigma {self.sigma_start:g} to {self.sigma_end:g} on this model) "
+                               f"and the range in sigma ({other.sigma_start:g} to {other.sigma_end:g}) do not overlap. "
+                               f"Widen one of them, or set the scale to 0 to turn the guidance off.")
         return both
 
 

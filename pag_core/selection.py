@@ -78,7 +78,7 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     if not isinstance(text, str):
         raise SelectionError(f"layers must be text, got {text!r}. {_available(layers)}")
     if len(text) > _MAX_LENGTH:
-        raise SelectionError(f"layers has {len(text)} characters; at most {_MAX_LENGTH} are read.")
+        raise SelectionError(f"layers has {len(text)} characters; the limit is {_MAX_LENGTH}.")
     chosen: dict[Layer, frozenset[int]] = {}
     excluded: list[tuple[str, dict[Layer, frozenset[int]]]] = []
     for term in map(str.strip, text.split(",")):
@@ -97,8 +97,8 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     remaining = dict(chosen)
     for term, found in excluded:
         if not any(heads & chosen.get(layer, frozenset()) for layer, heads in found.items()):
-            raise SelectionError(f"layers: {term!r} takes nothing out, for the other terms do not select it. "
-                                 f"Write for example all,{term}.")
+            raise SelectionError(f"layers: {term!r} excludes nothing, because no other term selects it. Write, for "
+                                 f"example, all,{term}.")
         for layer, heads in found.items():
             remaining[layer] = remaining.get(layer, frozenset()) - heads
     resolved = {layer: None if len(remaining[layer]) == layer.heads else remaining[layer]
@@ -138,7 +138,7 @@ def meant(term: str, layers: tuple[Layer, ...], auto: str) -> str | None:
 def _term(term: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int]]:
     """One term without regard to its "!": the layers it names, each with its heads."""
     if not term or term == "!":
-        raise SelectionError(f"layers has an empty term. Write for example {auto!r}. {_available(layers)}")
+        raise SelectionError(f"layers has an empty term. Write, for example, {auto!r}. {_available(layers)}")
     address, colon, heads = term.removeprefix("!").strip().partition(":")
     address = address.strip()
     if address == "auto":
@@ -179,8 +179,8 @@ def _heads(text: str, term: str, layer: Layer) -> frozenset[int]:
     for position, part in enumerate(parts):
         match = re.fullmatch(_HEADS, part.strip(), re.ASCII)
         if not match or (position == 0 and not part.strip().startswith("h")):
-            raise SelectionError(f"layers: cannot read the heads in {term!r}; write for example "
-                                 f"{layer.name}:h0 or {layer.name}:h0+2-3.")
+            raise SelectionError(f"layers: cannot read the heads in {term!r}; write, for example, {layer.name}:h0 or "
+                                 f"{layer.name}:h0+2-3.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= layer.heads:
             asked = f"h{first}" if first == last else f"h{first} to h{last}"

@@ -28,8 +28,8 @@ class NoNegativeError(SettingError):
 def check_has_negative(cfg: float | None) -> None:
     """Raise NoNegativeError where CFG at this scale computes no negative, whose row could be weak."""
     if cfg == 1.0:
-        raise NoNegativeError("row is negative, but at cfg 1 there is no negative whose row could be weak. Raise cfg, "
-                              "or set row to extra in PAG Options.")
+        raise NoNegativeError("row is negative, but at cfg 1 there is no negative prediction to perturb. Raise cfg, or "
+                              "set row to extra in PAG Options.")
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class PAGOptions(Perturbation):
         check_fields(self)
         check_percent_range("start_percent", self.start_percent, "end_percent", self.end_percent)
         if self.schedule in ADAPTIVE_SCHEDULES and self.adaptive_scale == 0.0:
-            raise SettingError(f"schedule is {self.schedule}, but adaptive_scale is 0, at which it does not fall. "
+            raise SettingError(f"schedule is {self.schedule}, but adaptive_scale is 0, so the scale would not fall. "
                                f"Raise adaptive_scale, or set schedule to constant.")
         if self.start_sigma <= self.end_sigma:
             raise SettingError(f"start_sigma ({self.start_sigma:g}) must be larger than end_sigma "
-                               f"({self.end_sigma:g}), for sampling goes from much noise to little; "
-                               f"set the scale to 0 to turn the guidance off.")
+                               f"({self.end_sigma:g}), because sampling goes from high noise to low. Set the scale to "
+                               f"0 to turn the guidance off.")
         if self.random_share == 1.0:
-            raise SettingError("random_share is 1, but a share of all the selected layers draws nothing: set it to 0 "
-                               "to perturb them all in every step, or lower it.")
+            raise SettingError("random_share is 1, so nothing would be drawn at random. Set it to 0 to perturb all "
+                               "selected layers in every step, or lower it.")
         if self.row == "negative":
             self._check_that_no_delta_is_asked_for()
 
@@ -94,8 +94,8 @@ class PAGOptions(Perturbation):
         for one in fields(self):
             if one.name in _ON_THE_DELTA and getattr(self, one.name) is not one.default and \
                     getattr(self, one.name) != one.default:
-                raise SettingError(f"row is negative, and {one.name} acts on the push that only a row of its own "
-                                   f"makes. Set {one.name} back to {one.default}, or row to extra.")
+                raise SettingError(f"row is negative, but {one.name} acts on PAG's push, which exists only when row is "
+                                   f"extra. Set {one.name} back to {one.default}, or row to extra.")
 
     def window(self, percent_to_sigma: PercentToSigma) -> Window:
         """Where PAG acts on a model with this map; SettingError where the two ranges have nothing in common."""

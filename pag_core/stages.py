@@ -50,19 +50,19 @@ def select_stages(text: str, layers: tuple[Layer, ...], auto: str) -> tuple[Stag
         match = _STAGE.fullmatch(part)
         if not match:
             plain = None if "%" in text else meant(text, layers, auto)
-            raise SelectionError(f"layers: cannot read the stage {part.strip()!r}; write up to where it lasts and its "
-                                 f"layers, for example 60%: {auto}; 100%: all{f' (or {plain})' if plain else ''}.")
+            raise SelectionError(f"layers: cannot read the stage {part.strip()!r}; write where it ends and its layers, "
+                                 f"for example 60%: {auto}; 100%: all{f' (or {plain})' if plain else ''}.")
         end = float(match[1]) / 100.0
         if end > 1.0:
-            raise SelectionError(f"layers: the stage {part.strip()!r} ends behind 100 % of the run.")
+            raise SelectionError(f"layers: the stage {part.strip()!r} ends after 100% of the run.")
         if end <= start:
-            raise SelectionError(f"layers: the stage {part.strip()!r} overlaps the one before it, which lasts up to "
-                                 f"{start * 100:g}%; each stage has to end later than the one before.")
+            raise SelectionError(f"layers: the stage {part.strip()!r} overlaps the previous one, which ends at "
+                                 f"{start * 100:g}%; each stage must end later than the one before.")
         stages.append(Stage(start, end, select(match[2], layers, auto)))
         start = end
     if start < 1.0:
-        raise SelectionError(f"layers: the stages leave a gap from {start * 100:g}% to 100%; let the last one end at "
-                             f"100%, and set end_percent in PAG Options to stop earlier.")
+        raise SelectionError(f"layers: the stages leave a gap from {start * 100:g}% to 100%. Let the last one end at "
+                             f"100%, and use end_percent in PAG Options to stop earlier.")
     return tuple(stages)
 
 
@@ -87,7 +87,7 @@ def check_draws(stages: Iterable[Stage], share: float) -> None:
         count = len(stage.chosen)
         if share and _drawn(count, share) == count:
             raise SettingError(f"random_share is {share:g}, but of {count} selected it draws {count}, so nothing is "
-                               f"random. Select more layers, such as all, lower random_share, or set it to 0 to "
+                               f"random. Select more layers (for example all), lower random_share, or set it to 0 to "
                                f"perturb them all.")
 
 

@@ -174,7 +174,7 @@ export class Chart {
         const handle = this.handles.get(input);
         handle.setAttribute("transform", `translate(${this.x(value)})`);
         handle.setAttribute("aria-valuenow", value);
-        handle.setAttribute("aria-valuetext", t("{percent} % of the run", { percent: Math.round(value * 100) }));
+        handle.setAttribute("aria-valuetext", t("{percent}% of the run", { percent: Math.round(value * 100) }));
       }
     }
   }

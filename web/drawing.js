@@ -31,7 +31,7 @@ function drawU(columns, cells) {
   }, ...rows(middle.layers, cells))] : [];
   const right = side(decoder, 3);
   const labels = levels.map((level) => element("div", {
-    class: "pag-label", style: `grid-area: ${line(level)} / 2`, title: t("share of the latent's width at which it runs"),
+    class: "pag-label", style: `grid-area: ${line(level)} / 2`, title: t("resolution relative to the latent"),
   }, SHARES[level] ?? `1/${level}`));
   return [...left, ...below, ...right, ...labels];
 }
@@ -65,8 +65,8 @@ function cell(layer, cells, text) {
   const facts = [
     t("{layer}: {heads} heads", { layer: layer.name, heads: layer.heads }),
     layer.aliases?.length ? t("also {names}", { names: layer.aliases.join(", ") }) : null,
-    t("alone, the extra pass runs {percent} % of the network", { percent: Math.round(100 * layer.share) }),
-    t("double click: single heads"),
+    t("alone, its extra pass runs {percent}% of the network", { percent: Math.round(100 * layer.share) }),
+    t("double-click: single heads"),
   ];
   return cells.add(layer.name, text, { title: facts.filter(Boolean).join("\n") });
 }

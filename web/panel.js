@@ -195,9 +195,9 @@ export class Panel {
 
 /** Why no file is known. */
 function withoutFile(found) {
-  if (found?.unknown) return t("Which model arrives here is decided while it runs. Choose its family by hand.");
+  if (found?.unknown) return t("Which model arrives here is decided during the run. Choose its family by hand.");
   if (found?.other) {
-    return t("{node} names no model file that can be inspected. Choose the model's family by hand.", {
+    return t("{node} does not name a model file that can be inspected. Choose the model's family by hand.", {
       node: found.other,
     });
   }

@@ -85,7 +85,7 @@ export class Picker {
   // From the text to the picture.
 
   async read(layers) {
-    this.say(typeof layers === "string" ? "" : t("layers comes from another node; the picture cannot follow it."));
+    this.say(typeof layers === "string" ? "" : t("layers comes from another node, so the picker cannot show it."));
     if (!this.model || typeof layers !== "string") return this.show({});
     const answer = await this.select("select", { model: this.model.id, layers, options: this.options });
     if (!answer) return;
@@ -183,10 +183,10 @@ export class Picker {
     this.summary.textContent = this.model ? `${count}/${this.layers.length}` : "";
     if (!count) this.share.textContent = "";
     else if (share !== undefined) {
-      this.share.textContent = t("extra pass {percent} %", { percent: Math.round(100 * share) });
+      this.share.textContent = t("extra pass {percent}%", { percent: Math.round(100 * share) });
     }
-    this.share.title = t("The share of the network that PAG's extra pass runs; what comes before the first " +
-      "selected layer is shared with the normal pass.");
+    this.share.title = t("How much of the network PAG's extra pass runs. Everything before the first selected " +
+      "layer is shared with the normal pass.");
     if (!this.layers.some(({ name }) => name === this.opened)) this.opened = null;
     this.drawHeads();
   }
@@ -204,7 +204,7 @@ export class Picker {
     const values = { layer: layer.name, heads: layer.heads, part: heads };
     const about = part ? t("{layer}: {part} of {heads} heads", values) : t("{layer}: {heads} heads", values);
     const whole = { skip_block: t("{layer}: its block is skipped", values),
-      shuffle: t("{layer}: the tokens are shuffled before its block", values) };
+      shuffle: t("{layer}: tokens are shuffled before its block", values) };
     button.setAttribute("aria-label", heads ? whole[this.whole] ?? about : about);
   }
 
@@ -240,7 +240,7 @@ export class Picker {
       refill(this.strip, ...(layer ? [
         element("span", { class: "pag-label" }, title),
         element("div", { class: "pag-cells", role: "group", "aria-label": title }, ...cells),
-        element("button", { type: "button", class: "pag-close", "aria-label": t("close the heads"), title: "Escape",
+        element("button", { type: "button", class: "pag-close", "aria-label": t("close heads"), title: "Escape",
           onclick: () => this.closeHeads() }, "×"),
       ] : []));
     }

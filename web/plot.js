@@ -81,7 +81,7 @@ export class Plot {
         ...WINDOWS.map(([key, title]) => this.entry(key, title, points)),
         element("span", { class: "pag-share", title: note }, cost && `${cost} CFG`));
       refill(this.message, message("error", answer.error), message("info", unknown.length && t(
-        "Unknown before the run, for other nodes compute it: {names}.", { names: unknown.join(", ") })));
+        "Unknown before the run, because other nodes compute it: {names}.", { names: unknown.join(", ") })));
     });
     this.chart.setPoints(points);
   }
@@ -92,7 +92,7 @@ export class Plot {
     const both = [highest(key), highest(`audio_${key}`)].filter(Number.isFinite);
     const most = [...new Set(both.map((value) => Number(value.toFixed(2))))];
     return most.length
-      ? element("span", { class: `pag-${key}`, title: most.length > 1 ? t("video / sound") : null },
+      ? element("span", { class: `pag-${key}`, title: most.length > 1 ? t("video / audio") : null },
         `${title} ${most.join(" / ")}`)
       : null;
   }

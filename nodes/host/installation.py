@@ -27,12 +27,12 @@ def problems(folder: Path, other: Path | None) -> Iterator[str]:
         other: the folder that already gave ComfyUI a node of this pack's name.
     """
     if not SERVED.fullmatch(folder.name):
-        yield (f"the folder's name, {folder.name!r}, has a space or another character under which ComfyUI does not "
-               "serve a pack's JavaScript. The nodes work, but without the layer picker and the plot. Rename the "
-               "folder to perturbed-attention-guidance and restart ComfyUI.")
+        yield (f"the folder name {folder.name!r} contains a space or another character for which ComfyUI does not "
+               f"serve a pack's JavaScript. The nodes work, but without the layer picker and the schedule plot. Rename "
+               f"the folder to perturbed-attention-guidance and restart ComfyUI.")
     if other is not None and other != folder:
-        yield (f"it is installed twice, in {other} and in {folder}. ComfyUI mixes both: the nodes of one, and perhaps "
-               "the layer picker of the other. Remove one of the folders and restart ComfyUI.")
+        yield (f"it is installed twice, in {other} and in {folder}. ComfyUI mixes the two: the nodes of one, and "
+               f"perhaps the layer picker of the other. Remove one of the folders and restart ComfyUI.")
 
 
 def already_loaded() -> Path | None:

@@ -38,8 +38,8 @@ def check_conditioning(name: str, conditioning: object) -> None:
         raise ValueError(f"{name} is {_short(conditioning)}, expected the CONDITIONING output of a node.")
     for embedding, *_ in conditioning:
         if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
-            raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Look at the "
-                             f"nodes that make it.")
+            raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Check the nodes "
+                             f"that produce it.")
 
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
@@ -56,7 +56,7 @@ def check_pixels(kind: str, name: str, pixels: Any) -> None:
     if pixels.numel() == 0:
         raise ValueError(f"The {name} is empty: its shape is {shape_text(pixels)}.")
     if not all_finite(pixels):
-        raise ValueError(f"The {name} contains NaN or infinity. Look at the nodes that make it.")
+        raise ValueError(f"The {name} contains NaN or infinity. Check the nodes that produce it.")
 
 
 def check_operator(operator: object) -> None:
@@ -75,7 +75,7 @@ def check_vae_fits(vae: VAE, model: ModelPatcher) -> None:
     """Raise ValueError unless this VAE's latents have as many channels as the model's."""
     channels = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != channels:
-        raise ValueError(f"The VAE decodes latents of {vae.latent_channels} channels, but this model makes "
+        raise ValueError(f"The VAE decodes latents with {vae.latent_channels} channels, but this model's latents have "
                          f"{channels}. Connect the VAE that belongs to the model.")
 
 
@@ -98,16 +98,16 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
     several = noise.is_nested or len(latent_shapes or ()) > 1
     for part in noise.unbind() if noise.is_nested else [noise]:
         if part.numel() == 0:
-            raise ValueError(f"The latent is empty: its shape is {shape_text(part)}. Give it a size, and "
-                             f"a batch, of at least 1.")
+            raise ValueError(f"The latent is empty: its shape is {shape_text(part)}. Set its size and batch size to at "
+                             f"least 1.")
     expected = model.get_model_object("latent_format").latent_channels
     if not several and noise.shape[1] != expected:
-        raise ValueError(f"The latent has {noise.shape[1]} channels, but this model works on {expected}. Encode the "
+        raise ValueError(f"The latent has {noise.shape[1]} channels, but this model expects {expected}. Encode the "
                          f"image with the VAE that belongs to this model, or start from an empty latent.")
     starts = [] if samples is None else samples.unbind() if samples.is_nested else [samples]
     if not all(map(all_finite, starts)):
-        raise ValueError("The latent contains NaN or infinity and cannot be sampled. "
-                         "Look at the nodes that make it: a VAE in half precision is a frequent cause.")
+        raise ValueError("The latent contains NaN or infinity and cannot be sampled. Check the nodes that produce it; "
+                         "a VAE in half precision is a frequent cause.")
 
 
 def all_finite(values: torch.Tensor) -> bool:

@@ -141,7 +141,7 @@ def test_a_switch_that_is_decided_later_is_unknown(desk, sampler):
     connect(desk, make(desk, "RandomIndex", [["seed", "INT"]], ["INT"], [["low", 0], ["high", 2]]), 0, switch, "select")
     link_model(desk, switch, sampler)
     desk.tab(sampler, "Layers")
-    desk.until(lambda: "decided while it runs" in head(desk, sampler))
+    desk.until(lambda: "decided during the run" in head(desk, sampler))
 
 
 @one_renderer

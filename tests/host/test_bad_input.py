@@ -110,7 +110,7 @@ def test_missing_conditioning_is_found_before_the_guider_is_used():
 ], ids=["5 for 4", "16 for 4", "the network's 9 for 4", "4 for 16"])
 def test_latent_with_the_channels_of_another_model(sample, family, latent, refused):
     expected = 16 if family is models.flux else 4
-    refused(ValueError, rf"^The latent has {latent['samples'].shape[1]} channels, but this model works on {expected}\. "
+    refused(ValueError, rf"^The latent has {latent['samples'].shape[1]} channels, but this model expects {expected}\. "
             "Encode the image with the VAE that belongs", sample, Run(latent=latent), family(), SCALE, "auto")
 
 
@@ -123,7 +123,7 @@ def test_latent_is_checked_where_pag_is_off_too(sample, refused):
 @ways
 @pytest.mark.parametrize("scale", [0.0, SCALE])
 @pytest.mark.parametrize(("samples", "message"), [
-    (torch.zeros(0, 4, 8, 8), r"^The latent is empty: its shape is 0 × 4 × 8 × 8\. Give it a size"),
+    (torch.zeros(0, 4, 8, 8), r"^The latent is empty: its shape is 0 × 4 × 8 × 8\. Set its size"),
     (torch.zeros(1, 4, 0, 8), r"1 × 4 × 0 × 8"),
     (torch.full((1, 4, 8, 8), float("nan")), "^The latent contains NaN or infinity"),
     (torch.full((1, 4, 8, 8), float("-inf")), "^The latent contains NaN or infinity"),
@@ -175,7 +175,7 @@ def test_empty_latent_of_another_model_is_fitted_as_the_host_does(sample):
 @ways
 @pytest.mark.parametrize("scale", [0.0, SCALE])
 def test_model_of_an_unsupported_family(sample, scale, refused):
-    refused(UnsupportedModelError, "does not know the model StrangeNetwork. It works on", sample, Run(),
+    refused(UnsupportedModelError, "does not support the model StrangeNetwork. It supports", sample, Run(),
             models.strange(), scale, "auto")
 
 

@@ -103,7 +103,7 @@ def test_ernie_skips_blocks_beside_plain_rows():
     assert relative(unchanged, plain[:1]) <= 1e-5
     assert relative(weak, expected) <= 1e-4
     assert relative(weak, plain[1:]) > 1e-3
-    with pytest.raises(PerturbationError, match=r"joins text and image in one attention.*skip_block"):
+    with pytest.raises(PerturbationError, match=r"joint attention of text and image.*skip_block"):
         run(network, inputs, [PLAIN, PERTURBED], "identity")
 
 
@@ -151,13 +151,13 @@ def test_blocks_in_stages_are_found_and_skipped():
         for index, block in enumerate(block for stage in network.stages for block in stage["pieces"]):
             x = x if index == 3 else block(x, inputs["context"])[0]
     torch.testing.assert_close(run(network, inputs, [PERTURBED], layer="3"), x)
-    with pytest.raises(PerturbationError, match=r"layers: 3 of Staged cannot be skipped: the network does not run it"):
+    with pytest.raises(PerturbationError, match=r"3 of Staged cannot be skipped, because the network does not call"):
         run(Staged(whole=False), inputs, [PERTURBED], layer="3")
 
 
 def test_a_block_that_changes_size_is_refused_by_name():
     inputs = {"x": torch.randn(1, 6, 8), "timesteps": torch.full((1,), 0.5), "context": torch.randn(1, 5, 8)}
-    with pytest.raises(PerturbationError, match=r"layers: 1 cannot be skipped: its output is 1×3×8"):
+    with pytest.raises(PerturbationError, match=r"layers: 1 cannot be skipped: its output has the shape 1×3×8"):
         run(unknown(shrinks=True), inputs, [PERTURBED])
 
 
@@ -231,7 +231,7 @@ def test_image_attention_of_an_unknown_network_shows_by_its_length(kind):
 def test_attention_of_an_unknown_network_is_refused_where_it_does_not_show(network, text):
     inputs = newcomers_inputs(text) if isinstance(network, Newcomer) else {
         "x": torch.randn(2, 6, 8), "timesteps": torch.full((2,), 0.5), "context": torch.randn(2, text, 8)}
-    with pytest.raises(PerturbationError, match=r"1 of \w+ shows no self-attention of the image.*skip_block"):
+    with pytest.raises(PerturbationError, match=r"1 of \w+ has no self-attention over image.*skip_block"):
         run(network, inputs, [PERTURBED], "identity")
 
 

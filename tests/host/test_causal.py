@@ -87,5 +87,5 @@ def test_with_other_samplers_it_is_a_wan_like_any(model, run):
 
 def test_attention_is_refused_with_the_reason(model, run):
     assert [layer.name for layer in model_layers(model).layers] == ["0", "1", "2"]
-    with pytest.raises(PerturbationError, match=r"keys and values that it keeps from call to call.*skip_block"):
+    with pytest.raises(PerturbationError, match=r"keys and values that it caches between calls.*skip_block"):
         run.model_patch(model, SCALE, "1", PAGOptions())

@@ -100,8 +100,8 @@ def test_progress_counts_through_all_cells(monkeypatch):
     ({"options": PAGOptions(scale_mask=torch.ones(3, 8, 8))}, "has 3 images, but the batch has 1"),
     ({"selections": "all\nm0", "options": PAGOptions(random_share=0.3)}, "of 1 selected it draws 1"),
     ({"selections": "m0:h0", "perturbations": "skip_block"}, "skip_block acts on the whole block of m0"),
-    ({"scales": ",".join(map(str, range(MAX_CELLS + 1))), "selections": "m0"}, f"at most {MAX_CELLS}"),
-    ({"decode": vae(channels=16)}, "VAE decodes latents of 16 channels"),
+    ({"scales": ",".join(map(str, range(MAX_CELLS + 1))), "selections": "m0"}, f"the limit is {MAX_CELLS}"),
+    ({"decode": vae(channels=16)}, "VAE decodes latents with 16 channels"),
     ({"decode": 7}, "^vae is 7, expected the VAE output"),
     ({"cell_size": 1}, "cell_size must be"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")

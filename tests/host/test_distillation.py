@@ -303,10 +303,10 @@ SETTINGS = dict(steps=3, learning_rate=0.1, order="annealed")
     ({"learning_rate": 0.0}, "learning_rate must be a number"),
     ({"order": "upwards"}, "order must be one of annealed, random"),
     ({"weighting": "cosine"}, "weighting must be one of sigma_squared, uniform"),
-    ({"min_step_percent": 0.9, "max_step_percent": 0.1}, "min_step_percent .* must not be larger"),
+    ({"min_step_percent": 0.9, "max_step_percent": 0.1}, "min_step_percent .* must not exceed"),
     ({"guider": None}, "guider is None, expected the GUIDER output of a node such as PAG Guider"),
     ({"latent_image": None}, "latent_image is None, expected the LATENT output"),
-    ({"latent_image": models.picture_latent(channels=5)}, "The latent has 5 channels, but this model works on 4"),
+    ({"latent_image": models.picture_latent(channels=5)}, "The latent has 5 channels, but this model expects 4"),
     ({"latent_image": {"samples": torch.full((1, 4, 8, 8), float("nan"))}}, "contains NaN or infinity"),
 ], ids=lambda value: str(value)[:40])
 def test_bad_input_is_named_before_the_model_is_called(values, message):
@@ -323,7 +323,7 @@ def test_bad_input_is_named_before_the_model_is_called(values, message):
 @pytest.mark.parametrize("run", [gradient, optimized])
 def test_pushes_of_earlier_steps_are_refused(run):
     options = PAGOptionsNode.execute(reuse_every=2).result[0]
-    with pytest.raises(ValueError, match=r"reuse_every is 2, but score distillation takes new noise at every step"):
+    with pytest.raises(ValueError, match=r"reuse_every is 2, but score distillation draws new noise at every step"):
         run(guider(models.sd15(), options=options), models.picture_latent())
 
 

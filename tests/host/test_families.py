@@ -329,5 +329,5 @@ def test_attention_without_one_map_of_its_own_is_no_layer():
 
 
 def test_unknown_networks_are_refused_with_what_works():
-    with pytest.raises(UnsupportedModelError, match=r"does not know the model Linear.*SDXL.*Flux.*Wan"):
+    with pytest.raises(UnsupportedModelError, match=r"does not support the model Linear.*SDXL.*Flux.*Wan"):
         model_layers(Patcher(torch.nn.Linear(1, 1)))

@@ -184,7 +184,7 @@ def test_a_block_that_overwrites_its_input_cannot_be_computed_twice():
     model = as_loaded(models.flux)
     x, energy = problem(model, channels=16)
     with differentiable([model.diffusion_model], x.device, True), pytest.raises(
-            OverwritingError, match="needs checkpointing off"):
+            OverwritingError, match="requires checkpointing to be off"):
         gradient(energy, x, "Flux", overwriting=True)
 
 
@@ -200,7 +200,7 @@ def test_a_model_without_gradient_is_named():
     model = models.strange().model
     x = torch.zeros(1, 4, 8, 8)
     with differentiable([model.diffusion_model], x.device), pytest.raises(
-            GradientError, match=r"StrangeModel gives no gradient.*remove patches of other nodes"):
+            GradientError, match=r"StrangeModel gives no gradient.*Remove patches of other nodes"):
         gradient(lambda x: model.diffusion_model(x.detach()).flatten(1).sum(1), x, "StrangeModel")
 
 

@@ -255,12 +255,12 @@ def test_progress_counts_through_all_runs(decode, monkeypatch):
     ({"options": PAGOptions(row="negative"), "cfg": 1.0}, "at cfg 1 there is no negative"),
     ({"cfg": -1.0}, "cfg must be"),
     ({"rounds": 2}, "rounds and heads_per_round must be 1"),
-    ({"rounds": 5, "score": "pixels", "reference": torch.zeros(1, 8, 8, 3)}, "5 rounds that choose 1 each"),
+    ({"rounds": 5, "score": "pixels", "reference": torch.zeros(1, 8, 8, 3)}, "5 rounds with heads_per_round 1"),
     ({"max_runs": 4}, r"needs 5 runs of 2 steps \(4 heads, 1 prompt, 1 seed, 1 round\), but max_runs is 4"),
     ({"seeds": 0}, "seeds must be a whole number"),
     ({"score": "nonsense"}, "score must be one of eye, prompt, reference, pixels"),
     ({"score": "pixels"}, "The reference is missing"),
-    ({"score": "pixels", "reference": torch.zeros(3, 8, 8, 3)}, "reference holds 3 images; .* the 1 images"),
+    ({"score": "pixels", "reference": torch.zeros(3, 8, 8, 3)}, "reference has 3 images; .* the 1 images"),
     ({"score": "reference", "reference": torch.zeros(1, 8, 8, 3)}, "The CLIP vision model is missing"),
     ({"score": "prompt"}, "The CLIP vision model is missing"),
     ({"positive": [models.conditioning(1)] * 2, "negative": [models.conditioning(2)] * 3},
@@ -351,9 +351,9 @@ def test_the_score_reference_is_the_mean_likeness_to_all_references(decode):
 
 @pytest.mark.parametrize(("given", "message"), [
     (lambda: {"clip_vision": clip_vision(16), "clip": clip(), "prompt": ["a dog"]},
-     "do not belong together: texts have 32 numbers, pictures 16"),
-    (lambda: {"clip_vision": clip_vision(), "clip": clip("eye"), "prompt": ["a dog"]}, "without the projection"),
-    (lambda: {"clip_vision": clip_vision(), "clip": clip("zeros"), "prompt": ["a dog"]}, "without the projection"),
+     "do not match: text embeddings have 32 dimensions, image embeddings 16"),
+    (lambda: {"clip_vision": clip_vision(), "clip": clip("eye"), "prompt": ["a dog"]}, "lacks the projection"),
+    (lambda: {"clip_vision": clip_vision(), "clip": clip("zeros"), "prompt": ["a dog"]}, "lacks the projection"),
     (lambda: {"clip_vision": clip_vision(), "clip": clip(), "prompt": [" "]}, "prompt is empty"),
     (lambda: {"clip_vision": clip_vision(), "prompt": ["a dog"]}, "The CLIP is missing"),
 ], ids=["widths", "identity", "zeros", "no prompt", "no CLIP"])

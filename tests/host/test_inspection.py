@@ -289,7 +289,7 @@ def test_of_a_video_the_first_frame_is_shown():
 
 @pytest.mark.parametrize(("run", "extra", "message"), [
     (Run(), {"vae": {}}, r"^vae is \{\}, expected the VAE output"),
-    (Run(), {"vae": vae(channels=16)}, "VAE decodes latents of 16 channels, but this model makes 4"),
+    (Run(), {"vae": vae(channels=16)}, "VAE decodes latents with 16 channels, but this model's latents have 4"),
     (Run(denoise=0.0), {}, "denoise is 0"),
     (Run(latent={"samples": torch.zeros(1, 4, 64)}), {}, "shows images"),
     (Run(), {"shown_steps": 0}, "shown_steps must be"),

@@ -115,8 +115,8 @@ def test_a_file_that_changed_is_read_again(file):
 
 
 @pytest.mark.parametrize(("tensors", "loader", "quoted"), [
-    ({"lora_up.weight": [4, 8]}, CHECKPOINT, "does not recognise"),
-    ({"first_stage_model.encoder.conv_in.weight": [128, 3, 3, 3]}, CHECKPOINT, "does not recognise"),
+    ({"lora_up.weight": [4, 8]}, CHECKPOINT, "does not recognize"),
+    ({"first_stage_model.encoder.conv_in.weight": [128, 3, 3, 3]}, CHECKPOINT, "does not recognize"),
     ({"joint_blocks.0.context_block.attn.qkv.weight": [9, 3]}, CHECKPOINT, "no complete model"),
     ({"a": [1]}, ADM, "not an ADM"),
 ])

@@ -158,7 +158,7 @@ def test_an_interrupted_run_ends_there_and_leaves_nothing(model):
 
 def test_bad_input_is_refused_before_sampling(model):
     run = sampled(HOW, 1.0, 1)
-    with pytest.raises(UnsupportedModelError, match=r"UNetModel does not. Take PAG Guider"):
+    with pytest.raises(UnsupportedModelError, match=r"which UNetModel does not. Use PAG Guider"):
         guider(models.sd15(), Run(), OFF)
     with pytest.raises(SettingError, match="audio_rescale must be a number from 0 to 1, got 2"):
         guider(model, run, (OFF[0], (1.0, 0.0, 1.0, 2.0)))
@@ -173,6 +173,6 @@ def test_bad_input_is_refused_before_sampling(model):
     with pytest.raises(SettingError, match="Remove that node"):
         guider(ours, run, OFF)
     video = {"samples": torch.zeros(1, 128, 2, 4, 6)}
-    with pytest.raises(SettingError, match=r"needs a latent of video and sound.*holds 1 latent"):
+    with pytest.raises(SettingError, match=r"needs a latent of video and audio.*contains 1 latent"):
         Run(steps=1, scheduler="simple", latent=video, positive=run.positive, negative=run.negative).advanced(
             guider(model, run, OFF))

@@ -104,7 +104,7 @@ def test_pag_drives_it_and_nothing_is_changed():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="latents of 16 channels, but this model makes 4"):
+    with pytest.raises(ValueError, match="latents with 16 channels, but this model's latents have 4"):
         run(sampler(vae(16)))
     odd = vae()
     odd.process_input = lambda image: image
@@ -112,5 +112,5 @@ def test_what_does_not_fit_is_refused():
         sampler(odd)
     operator = PAGMeasurement.execute("gaussian_blur").result[0]
     other = PAGPSLDSampler.execute(measurement(), operator, vae(), 0.1, 0.01).result[0]
-    with pytest.raises(ValueError, match="for images of 64 x 64 pixels, but the measurement is of one of 16 x 16"):
+    with pytest.raises(ValueError, match="of 64 x 64 pixels, but the measurement belongs to an image of 16 x 16"):
         run(other)

@@ -340,7 +340,7 @@ def test_measurements_of_nothing_or_of_no_numbers(image, words):
 def test_what_does_not_fit_the_run_is_refused_before_it_starts(path):
     model, op = load_adm(path), SuperResolution(4)
     sampler = PAGDPSSampler.execute(measured(op), op, 1.0).result[0]
-    with pytest.raises(ValueError, match="for images of 32 x 32 pixels, but the measurement is of one of 16 x 16"):
+    with pytest.raises(ValueError, match="of 32 x 32 pixels, but the measurement belongs to an image of 16 x 16"):
         restore(guided(model), sampler, last_sigmas(model), size=32)
     with pytest.raises(ValueError, match="2 measurements, but 3 latents"):
         restore(guided(model), PAGDPSSampler.execute(measured(op, 2), op, 1.0).result[0], last_sigmas(model), batch=3)

@@ -45,10 +45,10 @@ def test_a_weak_negative_equals_calls_of_their_own(family):
 
 def test_attention_is_refused_with_the_reason_before_sampling(family):
     how, model = family
-    with pytest.raises(PerturbationError, match="Its whole blocks can be skipped") as refusal:
+    with pytest.raises(PerturbationError, match="Whole blocks can be skipped instead") as refusal:
         sampled(how, 1.0, 1).model_patch(model, SCALE, LAYER, PAGOptions())
     assert model_layers(model).family.blocks_only in str(refusal.value)
-    with pytest.raises(PerturbationError, match=r"shuffle has to know.*Take skip_block"):
+    with pytest.raises(PerturbationError, match=r"shuffle needs to know.*Use skip_block"):
         sampled(how, 1.0, 1).model_patch(model, SCALE, LAYER, PAGOptions("shuffle"))
 
 

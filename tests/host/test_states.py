@@ -178,7 +178,7 @@ def test_what_fails_for_these_rows_alone_is_named():
             raise IndexError("list index out of range")
         return call(function, inputs)
 
-    with pytest.raises(RuntimeError, match=r"cannot run beside another node.*fails.*list index out of range"):
+    with pytest.raises(RuntimeError, match=r"cannot run together with another node.*fails.*list index out of range"):
         sampled().ksampler(patched(wrapped(fails)(models.sd15()), SCALE))
 
 

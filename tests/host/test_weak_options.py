@@ -82,7 +82,7 @@ def test_bad_stages_are_refused_before_sampling(layers):
 
 
 def test_heads_of_a_whole_block_are_refused():
-    with pytest.raises(SelectionError, match=r"skip_block acts on the whole block of m0.*leave the heads out"):
+    with pytest.raises(SelectionError, match=r"skip_block acts on the whole block of m0.*Remove the heads"):
         patched(models.sd15(), SCALE, "m0:h0", PAGOptions("skip_block"))
 
 

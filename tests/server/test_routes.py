@@ -225,7 +225,7 @@ def no_model(path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "quoted"), [
     (huge_header, "claims 1099511627776 bytes"), (lying_length, "claims 90000000 bytes"),
-    (lying_shape, "cannot be read"), (cut_off, "Download or copy it again"), (no_model, "does not recognise"),
+    (lying_shape, "cannot be read"), (cut_off, "Download or copy it again"), (no_model, "does not recognize"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_a_header_that_lies_is_refused(ask, checkpoints, make, quoted):
     make(checkpoints / f"{make.__name__}.safetensors")

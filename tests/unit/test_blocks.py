@@ -84,5 +84,5 @@ def test_shuffle_is_refused_where_the_image_tokens_are_not_known():
 @pytest.mark.parametrize(("kind", "strength"), [("shuffle", 1.0), ("shuffle", 0.5), ("skip_block", 0.5)])
 def test_a_block_that_changes_size_is_refused_with_both_sizes(kind, strength):
     given = streams((IMAGE,))
-    with pytest.raises(PerturbationError, match="3×24×5 into 3×12×5; select other layers"):
+    with pytest.raises(PerturbationError, match=r"3×24×5 into 3×12×5\. Select other layers"):
         perturb_block(given, lambda x: (x[0][:, ::2],), Perturbation(kind, strength=strength), image=(0, slice(None)))

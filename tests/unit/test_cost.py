@@ -86,7 +86,7 @@ def test_a_sampler_that_is_not_known_is_taken_to_use_cfg():
 
 @pytest.mark.parametrize(("values", "quoted"), [
     (dict(cfg=-1.0), "cfg"), (dict(cfg_window=(0.6, 0.4)), "cfg_start_percent"), (dict(cfg=float("nan")), "cfg"),
-    (dict(start_percent=0.9, start_sigma=0.5, end_sigma=0.3), "nothing in common"),
+    (dict(start_percent=0.9, start_sigma=0.5, end_sigma=0.3), "do not overlap"),
 ])
 def test_what_the_nodes_refuse_is_refused(values, quoted):
     with pytest.raises(SettingError, match=quoted):

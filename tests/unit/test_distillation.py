@@ -71,7 +71,7 @@ def test_random_levels_cover_the_range_and_belong_to_the_seed():
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ((0.6, 0.4, "random"), r"min_step_percent \(0\.6\) must not be larger than max_step_percent \(0\.4\)"),
+    ((0.6, 0.4, "random"), r"min_step_percent \(0\.6\) must not exceed max_step_percent \(0\.4\)"),
     ((0.0, 0.4, "random"), r"min_step_percent must be a number from 0\.001 to 0\.999, got 0\.0"),
     ((0.1, 1.0, "random"), "max_step_percent must"),
     ((float("nan"), 0.4, "random"), "min_step_percent must"),

@@ -47,7 +47,7 @@ def test_a_video_spreads_masks_over_its_frames():
     (left_half(2), (3, 4, 8, 12), "has 2 images, but the batch has 3"),
     (left_half(3), (1, 4, 8, 12), "has 3 images, but the batch has 1"),
     (left_half(3), (2, 16, 1, 8, 12), "has 3 images, but the batch has 2"),
-    (left_half(), (1, 64, 500), "neither rows nor columns"),
+    (left_half(), (1, 64, 500), "no rows and columns"),
 ])
 def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
     with pytest.raises(SettingError, match=f"^scale_mask .*{complaint}"):

@@ -183,7 +183,7 @@ def test_the_others_need_no_grid(kind):
 @pytest.mark.parametrize(("heads", "image", "reason"), [
     ([], None, "heads"), ([4], None, "heads 0 to 3"), ([-1], None, "heads"),
     (None, slice(3, 3), "none of the 36 tokens"), (None, slice(40, 50), "none of"),
-    (None, slice(0, 10, 2), "side by side"),
+    (None, slice(0, 10, 2), "not contiguous"),
 ])
 def test_heads_and_tokens_that_are_not_there_are_refused(heads, image, reason):
     with pytest.raises(PerturbationError, match=reason):

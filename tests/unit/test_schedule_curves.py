@@ -165,5 +165,5 @@ def test_intersection_of_windows():
 
 
 def test_windows_without_a_common_noise_level_are_refused_with_both():
-    with pytest.raises(SettingError, match=r"10 to 2.*1 to 0.*widen"):
+    with pytest.raises(SettingError, match=r"10 to 2.*1 to 0.*Widen"):
         Window(10.0, 2.0).intersection(Window(1.0, 0.0))

@@ -161,9 +161,9 @@ def test_names_of_the_paper_and_of_other_tools_are_understood(model, text, expec
     ("m0!", "'m0!'"),
     ("all-3", "'all-3'"),
     ("m٠", "'m٠'"),
-    ("!m0", "takes nothing out"),
-    ("d0,!u0", "takes nothing out"),
-    ("m0:h0,!m0:h1", "takes nothing out"),
+    ("!m0", "excludes nothing"),
+    ("d0,!u0", "excludes nothing"),
+    ("m0:h0,!m0:h1", "excludes nothing"),
     ("m0,!m0", "leaves nothing"),
     ("all,!all", "leaves nothing"),
     ("m0:h1,!m0:h0-2", "leaves nothing"),
@@ -180,7 +180,7 @@ def test_names_of_the_paper_and_of_other_tools_are_understood(model, text, expec
     ("m0:h2-4", "h0 to h3"),
     ("m0:h3-1", "'m0:h3-1'"),
     ("__import__('os')", "__import__"),
-    ("m0" * 4001, "at most 8000"),
+    ("m0" * 4001, "the limit is 8000"),
 ])
 def test_everything_else_is_refused_and_quoted(text, quoted):
     with pytest.raises(SelectionError) as error:

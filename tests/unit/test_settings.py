@@ -197,7 +197,7 @@ def test_percent_and_sigma_both_limit_the_window(options, window):
 
 def test_ranges_in_percent_and_sigma_that_never_meet_are_refused():
     options = PAGOptions(start_percent=0.5, start_sigma=9.0, end_sigma=6.0)
-    with pytest.raises(SettingError, match="have nothing in common"):
+    with pytest.raises(SettingError, match="do not overlap"):
         PAGSettings(3.0, options=options).schedule(percent_to_sigma)
 
 
@@ -212,7 +212,7 @@ def test_the_schedule_is_what_the_settings_say():
 
 
 def test_a_share_of_all_layers_is_refused_with_a_remedy():
-    with pytest.raises(SettingError, match=r"^random_share is 1, .* set it to 0 .* or lower it"):
+    with pytest.raises(SettingError, match=r"^random_share is 1, .* Set it to 0 .* or lower it"):
         PAGOptions(random_share=1.0)
 
 
@@ -220,7 +220,7 @@ def test_a_share_of_all_layers_is_refused_with_a_remedy():
     ("schedule", "linear"), ("rescale", 0.5), ("reuse_every", 2), ("preview", "delta"), ("early_damping", 8.0),
     ("momentum", 0.5), ("coarse_scale", 0.5), ("tangential_scale", 1.2), ("scale_mask", torch.ones(1, 8, 8))])
 def test_what_acts_on_a_push_of_its_own_is_refused_for_the_negatives_row(name, value):
-    with pytest.raises(SettingError, match=rf"^row is negative, and {name} acts on .* or row to extra"):
+    with pytest.raises(SettingError, match=rf"^row is negative, but {name} acts on .* or row to extra"):
         PAGOptions(row="negative", **{name: value})
 
 

@@ -38,12 +38,12 @@ def test_stages_are_read_in_order_with_their_heads(text):
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
-    ("60%: 1; 50%: 2; 100%: 3", r"'50%: 2' overlaps .* lasts up to 60%"),
+    ("60%: 1; 50%: 2; 100%: 3", r"'50%: 2' overlaps .* ends at 60%"),
     ("60%: 1; 60%: 2; 100%: 3", r"'60%: 2' overlaps"),
     ("0%: 1; 100%: 3", r"'0%: 1' overlaps"),
     ("60%: 1; 90%: 2", r"a gap from 90% to 100%"),
     ("60%: 1", r"a gap from 60%"),
-    ("60%: 1; 120%: 2", r"'120%: 2' ends behind 100 %"),
+    ("60%: 1; 120%: 2", r"'120%: 2' ends after 100%"),
     ("1; 2", r"cannot read the stage '1'"),
     ("60%: 1; ", r"cannot read the stage ''"),
     ("60: 1; 100: 2", r"cannot read the stage '60: 1'"),

@@ -39,7 +39,8 @@ def read_gguf(path: Path) -> Header:
             raise HeaderError("it does not start like a GGUF file. Download or copy it again")
         version = reader.number("I")
         if version not in _VERSIONS:
-            raise HeaderError(f"it is a GGUF file of version {version}; {_VERSIONS[0]} and {_VERSIONS[1]} are read")
+            raise HeaderError(f"it is a GGUF file of version {version}; only versions {_VERSIONS[0]} and "
+                              f"{_VERSIONS[1]} are supported")
         tensors, entries = reader.count(), reader.count()
         shapes = dict(filter(None, (_entry(reader) for _ in range(entries))))
         found = {}
@@ -58,11 +59,11 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size > self.left:
-            raise HeaderError(f"its header is longer than {MAX_BYTES} bytes. The file is damaged or no GGUF file")
+            raise HeaderError(f"its header is longer than {MAX_BYTES} bytes. The file is damaged or not a GGUF file")
         self.left -= size
         data = self.file.read(size)
         if len(data) < size:
-            raise HeaderError("it ends within its header; it is cut off. Download or copy it again")
+            raise HeaderError("it ends inside its header, so it is truncated. Download or copy it again")
         return data
 
     def number(self, kind: str) -> int:
@@ -71,7 +72,7 @@ class _Reader:
     def count(self) -> int:
         count = self.number("Q")
         if count > _MAX_ENTRIES:
-            raise HeaderError(f"its header claims {count} entries, and at most {_MAX_ENTRIES} are read")
+            raise HeaderError(f"its header claims {count} entries; the limit is {_MAX_ENTRIES}")
         return count
 
     def text(self) -> str:
@@ -98,7 +99,7 @@ def _skip(reader: _Reader, kind: int, count: int) -> None:
         for _ in range(count):
             reader.text()
     else:
-        raise HeaderError(f"its metadata holds a value of the unknown type {kind}. The file is damaged")
+        raise HeaderError(f"its metadata contains a value of the unknown type {kind}. The file is damaged")
 
 
 def _tensor(reader: _Reader) -> tuple[str, TensorInfo]:
@@ -107,7 +108,7 @@ def _tensor(reader: _Reader) -> tuple[str, TensorInfo]:
         raise HeaderError(f"one of its tensors claims {dimensions} dimensions. The file is damaged")
     shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]
     if any(size >= 2**40 for size in shape):
-        raise HeaderError("one of its tensors claims to be larger than any can be. The file is damaged")
+        raise HeaderError("one of its tensors claims an impossible size. The file is damaged")
     kind = reader.number("I")
     reader.number("Q")  # where its data begins
     return name, TensorInfo(_PLAIN.get(kind, _QUANTISED), shape)

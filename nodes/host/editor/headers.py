@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 MAX_BYTES = 10_000_000  # of a header; the largest models have less than a tenth
-_REMEDY = "The file is cut off, damaged or not a safetensors file. Download or copy it again"
+_REMEDY = "The file is truncated, damaged or not a safetensors file. Download or copy it again"
 
 
 class HeaderError(ValueError):
@@ -46,7 +46,7 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_BYTES:
-        raise HeaderError(f"its header claims {length} bytes, and at most {MAX_BYTES} are read. {_REMEDY}")
+        raise HeaderError(f"its header claims {length} bytes; the limit is {MAX_BYTES}. {_REMEDY}")
     try:
         with safe_open(path, framework="np") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)

@@ -82,8 +82,8 @@ def _of_file(path: Path, mtime_ns: int, size: int, kind: str) -> KnownModel:
     except UnknownModelError as error:
         raise ModelFileError(f"{path.name}: {error}. Choose the model's family by hand.") from None
     except Exception as error:  # the host's detection counts on whole files: a missing tensor is a KeyError, and so on
-        raise ModelFileError(f"{path.name} holds no complete model that ComfyUI recognises "
-                             f"({type(error).__name__}: {error}). Choose the model's family by hand.") from error
+        raise ModelFileError(f"{path.name} contains no complete model that ComfyUI recognizes ({type(error).__name__}: "
+                             f"{error}). Choose the model's family by hand.") from error
 
 
 @functools.cache

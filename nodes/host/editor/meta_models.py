@@ -36,7 +36,7 @@ def from_header(header: Header) -> BaseModel:
     """The model that the host would load from a checkpoint or a diffusion model with this header."""
     unknown = {tensor.dtype for tensor in header.tensors.values()} - _TYPES.keys()
     if unknown:
-        raise UnknownModelError(f"it holds tensors of the type {min(unknown)}, which ComfyUI does not load")
+        raise UnknownModelError(f"it contains tensors of type {min(unknown)}, which ComfyUI does not load")
     weights = {name: torch.empty(tensor.shape, dtype=getattr(torch, _TYPES[tensor.dtype]), device="meta")
                for name, tensor in header.tensors.items()}
     prefix = comfy.model_detection.unet_prefix_from_state_dict(weights)
@@ -46,7 +46,7 @@ def from_header(header: Header) -> BaseModel:
         config, weights = _from_diffusion_model(stripped or weights, header.metadata)
         prefix = ""
     if config is None:
-        raise UnknownModelError("ComfyUI does not recognise a diffusion model in it")
+        raise UnknownModelError("ComfyUI does not recognize a diffusion model in it")
     return build(config, weights, prefix)
 
 
@@ -77,7 +77,7 @@ def build(config: comfy.supported_models_base.BASE, weights: dict, prefix: str =
         UnknownModelError: for more blocks than any model has, for a configuration may stand in a file's metadata.
     """
     if _has_too_many_blocks(config.unet_config):
-        raise UnknownModelError(f"it claims to have more than {_MAX_BLOCKS} blocks of a kind")
+        raise UnknownModelError(f"it claims more than {_MAX_BLOCKS} blocks of one kind")
     config.custom_operations = comfy.ops.disable_weight_init
     config.set_inference_dtype(torch.float32, None)
     try:

@@ -57,13 +57,13 @@ def find_file(loader: dict) -> tuple[Path, os.stat_result, str]:
         kind, listed = next(((kind, path) for kind in kinds if (path := _listed(kind, name)) is not None),
                             (_FOLDERS[0], None))
         if listed is None:
-            raise ModelFileError(f"It is not known which file {_quote(node)} loads: there is no {_quote(name)} in "
+            raise ModelFileError(f"Cannot tell which file {_quote(node)} loads: there is no {_quote(name)} in "
                                  f"{' or '.join(_folders(*_FOLDERS))}. Choose the model's family by hand.")
     if not name.lower().endswith((*_SAFETENSORS, _GGUF)):
         raise ModelFileError(f"{_quote(name)} is neither a .safetensors nor a .gguf file, and other formats cannot be "
                              f"inspected without loading them. Choose the model's family by hand, or use PAG Layers.")
     if not listed:
-        raise ModelFileError(f"{_quote(name)} is a link to a file that is not there, or was removed.")
+        raise ModelFileError(f"{_quote(name)} is a broken link, or the file was removed.")
     try:
         path = Path(listed).resolve(strict=True)
         status = path.stat()
@@ -72,8 +72,9 @@ def find_file(loader: dict) -> tuple[Path, os.stat_result, str]:
     folders = {folder for known in {*_FOLDERS, *(kind for _, kind in LOADERS.values())} for folder in _paths(known)}
     inside = any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
     if not inside or not stat.S_ISREG(status.st_mode):
-        raise ModelFileError(f"{_quote(name)} is a link to a place outside the model folders, which is not followed. "
-                             f"Put the file itself there, or add its folder to extra_model_paths.yaml.")
+        raise ModelFileError(f"{_quote(name)} links to a file outside the model folders, and such links are not "
+                             f"followed. Move the file into a model folder, or add its folder to "
+                             f"extra_model_paths.yaml.")
     return path, status, kind
 
 

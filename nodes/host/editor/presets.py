@@ -21,20 +21,20 @@ class Preset:
 
 
 _SD = (
-    Preset("composition", "m0", "the middle block, where the picture is coarsest: what stands where. PAG Table 2"),
+    Preset("composition", "m0", "the middle block, at the lowest resolution: where things are placed. PAG Table 2"),
     Preset("structure", "u0", f"the first decoder block: shapes that fit their surroundings. {_AUTHORS}, inpainting"),
-    Preset("detail", "u2", f"the decoder a level finer: texture and edges. {_AUTHORS}, upscaling"),
+    Preset("detail", "u2", f"the decoder, one level finer: texture and edges. {_AUTHORS}, upscaling"),
 )
 _SDXL = (
-    Preset("composition", "m0", "the middle block, where the picture is coarsest: what stands where. diffusers' "
+    Preset("composition", "m0", "the middle block, at the lowest resolution: where things are placed. diffusers' "
                                 "example for SDXL"),
-    Preset("structure", "d3,u1", "the encoder's last and the decoder's second block: shapes. diffusers' example for "
+    Preset("structure", "d3,u1", "the last encoder block and the second decoder block: shapes. diffusers' example for "
                                  "Kolors"),
 )
 _ADM = (
-    Preset("the paper's, with labels (Table 1)", "input.14"),
-    Preset("the paper's, without labels (Table 1)", "input.14,input.16-17,m0"),
-    Preset("restoration", "input.8", "pictures that are restored from a measurement. PAG Tables 4 and 5"),
+    Preset("the paper's, with class labels (Table 1)", "input.14"),
+    Preset("the paper's, without class labels (Table 1)", "input.14,input.16-17,m0"),
+    Preset("restoration", "input.8", "image restoration. PAG Tables 4 and 5"),
 )
 
 

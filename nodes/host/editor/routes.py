@@ -36,8 +36,8 @@ MAX_BODY = 64 * 1024  # bytes
 _FAMILIES = "/pag/families"
 _MAX_POINTS = 1000  # of a plot; of more steps as many are drawn, and the shares are the same
 _COLUMNS = {"input": "encoder", "middle": "middle", "output": "decoder"}
-_NOTE = "The run's FLOPs as a multiple of a plain CFG run with as many steps."
-_NOTE_WITHOUT_CFG = "FLOPs with PAG as a multiple of those without, where the sampler uses CFG in every step."
+_NOTE = "FLOPs of this run as a multiple of a plain CFG run with the same number of steps."
+_NOTE_WITHOUT_CFG = "FLOPs with PAG as a multiple of those without, if the sampler uses CFG in every step."
 
 
 def _straight(percent: float) -> float:

@@ -96,8 +96,8 @@ class BlockPatch:
             yield stack.enter_context(untouched(network, options))
             idle = sorted({layer.name for layer in self.layers.values()} - run)
             if idle and self.family and self.family.is_found:
-                raise PerturbationError(f"layers: {', '.join(idle)} of {self.family.name} cannot be skipped: the "
-                                        f"network does not run it as a whole. Select other layers.")
+                raise PerturbationError(f"layers: {', '.join(idle)} of {self.family.name} cannot be skipped, because "
+                                        f"the network does not call the block as a whole. Select other layers.")
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class _Altered:
         """The block's result with each tensor moved towards the argument of the same shape; for calls of weak rows
         alone. It runs even where it is skipped, for no one else knows what it returns."""
         if not all(map(self.is_ours, self.uuids)):
-            raise PerturbationError(f"{self.layer.name} got plain and weak rows in one call, which needs a network "
-                                    f"that is known.")
+            raise PerturbationError(f"{self.layer.name} got plain and perturbed rows in one call, which only a known "
+                                    f"network supports.")
         given: list[torch.Tensor] = []
         map_tensors((args, kwargs), lambda t: given.append(t.clone()) or t)
         what = self.layer.perturbation
@@ -186,9 +186,9 @@ class _Altered:
         def altered(x: torch.Tensor) -> torch.Tensor:
             own = next((t for t in given if t.shape == x.shape), None)
             if own is None:
-                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: its output is "
-                                        f"{'×'.join(map(str, x.shape))}, which is not the size of its input. "
-                                        f"Select other layers.")
+                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: its output has the shape "
+                                        f"{'×'.join(map(str, x.shape))}, which differs from its input's. Select other "
+                                        f"layers.")
             return perturb_block((own,), lambda _: (x,), what)[0]
 
         return map_tensors(self.forward(*args, **kwargs), altered)

@@ -16,7 +16,7 @@ from ..models.families import STACKED, result_axis
 from ..models.units import Units
 from .rows import UNCLEAR, RowPlan, UnclearError, holds_rows, map_tensors, options_of_rows, pick_stacked, running
 
-SPLIT_BATCH = "the host ran the conditional and the weak rows in separate calls"
+SPLIT_BATCH = "ComfyUI ran the conditional and the perturbed rows in separate calls"
 
 
 class _Forward:

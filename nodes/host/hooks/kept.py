@@ -112,7 +112,7 @@ class PrefixStore:
                 stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)
             yield
         if entry and entry.is_moved:
-            recorder.problem = "another node lays the batch out anew"
+            recorder.problem = "another node rearranges the batch"
         if recorder.problem:
             self.lost.add(recorder.problem)
             for kept in recorder.kept:
@@ -191,7 +191,7 @@ class _Recorder:
             self._pin()  # what was kept last ends the prefix of this unit
             found = changes(self.before)
             if not all(is_plain(value) for _, _, value in found):
-                self.problem = "another node's patch keeps something from the blocks before for those after them"
+                self.problem = "another node's patch carries data from earlier blocks to later ones"
             for kept in self.kept:
                 kept.remembered.setdefault(first, found)
             if first == last:
@@ -213,7 +213,7 @@ class _Recorder:
         if self.rows == 1:
             return t.clone()
         if t.ndim <= axis or t.shape[axis] % (self.rows if axis else self.batch):
-            self.problem = "a block returns a tensor of which it is not known how it holds the batch"
+            self.problem = "a block returns a tensor whose batch dimension is unknown"
             return t
         # A copy: networks and other nodes go on to change it in place.
         return pick(t, [row], self.rows, axis).clone()
@@ -230,7 +230,8 @@ class _Recorder:
             if self.store.has_room(tensors_in(kept.outputs[self.latest][-1])):
                 continue
             if self.store.keeps_all or self.units.skips:
-                self.problem = "there is not enough free memory to keep what comes before the first altered layer"
+                self.problem = ("there is not enough free memory to keep the intermediate results before the first "
+                                "perturbed layer")
             else:
                 kept.outputs[self.latest][-1] = map_tensors(kept.outputs[self.latest][-1], torch.Tensor.cpu)
 

@@ -74,7 +74,8 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
                 return forward(*args, **kwargs)
             place = next(places, None)
             if place is None:
-                raise PrefixLostError("the network runs other blocks for the weak rows than for the conditional ones")
+                raise PrefixLostError("the network runs different blocks for the perturbed rows than for the "
+                                      "conditional ones")
             compare(index, place, args, kwargs)
             if proof and index < proof[0]:
                 return forward(*args, **kwargs)

@@ -105,7 +105,7 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return value
 
 
-UNCLEAR = "a block takes a tensor of which it is not known how it holds the batch"
+UNCLEAR = "a block takes a tensor whose batch dimension is unknown"
 
 
 class UnclearError(ValueError):

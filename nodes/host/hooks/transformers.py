@@ -48,7 +48,7 @@ class TransformerPatch:
         blurs = sorted(kind for kind in kinds if KINDS[kind].needs_grid)
         if blurs and family.patch is None:
             raise PerturbationError(f"{', '.join(blurs)} blurs along the image's rows and columns, but the tokens of "
-                                    f"{family.name} form no image grid. Use seg_mean instead.")
+                                    f"{family.name} do not form an image grid. Use seg_mean instead.")
         self.family = family
         self.layers = layers
 

@@ -44,8 +44,8 @@ class UnknownPatch:
             yield options
             return
         if not all(map(is_ours, options["uuids"])):
-            raise PerturbationError(f"{self.family.name} got plain and weak rows in one call, which needs a network "
-                                    f"that is known.")
+            raise PerturbationError(f"{self.family.name} got plain and perturbed rows in one call, which only a known "
+                                    f"network supports.")
         forward = _Forward(self.family.name, options.get(_OVERRIDE))
         with ExitStack() as stack:
             stack.callback(network.register_forward_pre_hook(forward.measure, with_kwargs=True).remove)
@@ -85,9 +85,9 @@ class _Forward:
     def leave(self, module, args, output) -> None:
         layer, self.layer = self.layer, None
         if layer is not None and not self.done:
-            raise PerturbationError(f"layers: {layer.name} of {self.name} shows no self-attention of the image's "
-                                    f"tokens alone, so it cannot be perturbed there. Set perturbation in PAG Options "
-                                    f"to skip_block.")
+            raise PerturbationError(f"layers: {layer.name} of {self.name} has no self-attention over image tokens "
+                                    f"alone, so its attention cannot be perturbed. Set perturbation in PAG Options to "
+                                    f"skip_block.")
 
     def override(self, func: Callable, q, k, v, heads: int, mask=None, *args, skip_reshape: bool = False,
                  skip_output_reshape: bool = False, **kwargs):

@@ -27,14 +27,14 @@ def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Pat
         moving = sorted({layer.perturbation.perturbation for layer in layers.values()
                          if layer.perturbation.kind.is_random})
         if moving and found.family and found.family.blocks_only:
-            raise PerturbationError(f"{', '.join(moving)} has to know which tokens are the image's, and on this model "
-                                    f"it cannot: {found.family.blocks_only}. Take skip_block.")
+            raise PerturbationError(f"{', '.join(moving)} needs to know which tokens belong to the image, which is not "
+                                    f"possible on this model: {found.family.blocks_only}. Use skip_block.")
         return BlockPatch(found.family, layers)
     if found.family and found.family.is_found and not any(layer.perturbation.kind.needs_map
                                                           for layer in layers.values()):
         return UnknownPatch(found.family, layers)
     if found.family and found.family.blocks_only:
-        raise PerturbationError(f"Perturbed-Attention Guidance cannot work on this model's attention: "
-                                f"{found.family.blocks_only}. Its whole blocks can be skipped: set perturbation in PAG "
-                                f"Options to skip_block.")
+        raise PerturbationError(f"Perturbed-Attention Guidance cannot perturb this model's attention: "
+                                f"{found.family.blocks_only}. Whole blocks can be skipped instead: set perturbation in "
+                                f"PAG Options to skip_block.")
     return TransformerPatch(found.family, layers) if found.family else UNetPatch(layers)

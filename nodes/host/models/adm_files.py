@@ -91,14 +91,15 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:
         raise ValueError(
-            f"{path}: expected a whole .safetensors file, or a .pt file that holds nothing but weights; reading it "
-            f"ended with {type(error).__name__}: {error}. If the file is incomplete, download or copy it again."
+            f"{path}: expected a complete .safetensors file, or a .pt file that contains only weights; reading it "
+            f"failed with {type(error).__name__}: {error}. If the file is incomplete, download or copy it again."
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(weights).__name__} of others")
+        raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(weights).__name__} with "
+                         f"other content")
     claimed, size = sum(w.numel() * w.element_size() for w in weights.values()), Path(path).stat().st_size
     if claimed > size:  # a .pt file can stretch one number into a tensor of any size, and the network would be as large
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}: it is not a model")
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}, so it is not a model")
     return weights, metadata or {}
 
 
@@ -109,4 +110,4 @@ def _check_unpacked_size(path: str) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > Path(path).stat().st_size:
-        raise ValueError(f"it would unpack to {unpacked} bytes, and torch writes weights uncompressed")
+        raise ValueError(f"it would unpack to {unpacked} bytes, but torch stores weights uncompressed")

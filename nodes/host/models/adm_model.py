@@ -94,8 +94,9 @@ class ADMModel(comfy.model_base.BaseModel):
             raise ValueError(f"class label {label} is not among this model's labels, {known}{names}")
         if label == -1 and count and not self.label_dropout:
             _log.warning(
-                "PAG: this ADM model is class-conditional and, as far as its file says, was not trained with label "
-                "dropout; without a label (-1, or a conditioning not made by PAG ADM Class Label) its output is poor."
+                "PAG: this ADM model is class-conditional and, according to its file, was not trained with label "
+                "dropout. Without a class label (label -1, or a conditioning not made by PAG ADM Class Label), its "
+                "output is poor."
             )
 
     def extra_conds(self, **kwargs) -> dict:
@@ -103,11 +104,11 @@ class ADMModel(comfy.model_base.BaseModel):
         channels = kwargs["noise"].shape[1]
         if channels != 3:
             raise ValueError(
-                f"an ADM model samples images of 3 channels, but the latent has {channels}: use an Empty Latent "
-                "Image, or encode an image with the VAE output of the PAG ADM Loader"
+                f"an ADM model samples images with 3 channels, but the latent has {channels}: use Empty Latent Image, "
+                f"or encode an image with the VAE from PAG ADM Loader"
             )
         if kwargs.get("control") is not None:
-            raise ValueError("ADM models take no ControlNet: remove it from the conditioning")
+            raise ValueError("ADM models do not support ControlNet: remove it from the conditioning")
         label = kwargs.get("class_label", -1)
         if not kwargs.get("cross_attn", torch.ones(1)).any():
             label = -1  # the host's ConditioningZeroOut was applied

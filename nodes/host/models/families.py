@@ -248,29 +248,29 @@ FAMILIES = (
 BLOCKS_ONLY = (
     Family("Causal Wan", f"{_LDM}.wan.ar_model.CausalWanModel", (Group("", "blocks.*"),), patch=None,
            keeps_between_calls=True,
-           blocks_only="causal Wan attends to the frames before as well, by keys and values that it keeps from call to "
-                       "call"),
+           blocks_only="causal Wan also attends to earlier frames, through keys and values that it caches between "
+                       "calls"),
     Family("ACE-Step 1", f"{_LDM}.ace.model.ACEStepTransformer2DModel", (Group("", "transformer_blocks.*"),),
            patch=None,
            blocks_only="ACE-Step 1's self-attention is linear: it never forms the attention map that PAG replaces"),
     Family("ACE-Step 1.5", f"{_LDM}.ace.ace_step15.AceStepConditionGenerationModel", (Group("", "decoder.layers.*"),),
            packs_rows=True, patch=None,
-           blocks_only="ACE-Step 1.5's timbre encoder mixes the conditionings of one batch, so a perturbed one changes "
-                       "the others"),
+           blocks_only="ACE-Step 1.5's timbre encoder mixes the conditionings of a batch, so a perturbed one would "
+                       "change the others"),
     Family("Ernie-Image", f"{_LDM}.ernie.model.ErnieImageModel", (Group("", "layers.*"),),
            patch=None,
-           blocks_only="Ernie-Image joins text and image in one attention that ComfyUI cannot be asked to change"),
+           blocks_only="ComfyUI offers no way to change Ernie-Image's joint attention of text and image"),
     Family("Hunyuan3D 2.1", f"{_LDM}.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", (Group("", "blocks.*"),), skips=True,
            packs_rows=True, one_sample=True, patch=None,
-           blocks_only="Hunyuan3D 2.1 runs its attention where ComfyUI cannot be asked to change it"),
+           blocks_only="ComfyUI offers no way to change Hunyuan3D 2.1's attention"),
     Family("MiniMax H3", f"{_LDM}.minimax.model.MiniMaxH3Model", (Group("", "blocks.*"),), packs_rows=True,
            patch=None,
-           blocks_only="MiniMax H3 packs text, references, video and sound into one sequence without saying which "
+           blocks_only="MiniMax H3 packs text, references, video and audio into one sequence without marking which "
                        "token is which"),
     Family("SeedVR", f"{_LDM}.seedvr.model.NaDiT",
            (Group("", "blocks.*", streams=tuple(Argument(name, place) for place, name in enumerate(
                ("vid", "txt", "vid_shape", "txt_shape")))),), packs_rows=True, patch=None,
-           blocks_only="SeedVR attends within windows of differing size, packed into one sequence"),
+           blocks_only="SeedVR attends within windows of different sizes, packed into one sequence"),
 )
 
 # The attentions by which the two streams of a network see each other. They are no layers that a user selects; what can

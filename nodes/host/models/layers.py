@@ -130,11 +130,12 @@ def network_layers(network: Module) -> ModelLayers:
         name, layers = family.name, _transformer_layers(network, family)
     else:
         raise UnsupportedModelError(
-            f"Perturbed-Attention Guidance does not know the model {type(network).__name__}. It works on the U-Net "
-            f"families (SD 1.x, SD 2.x, SDXL and what shares their U-Net), on ADM models from the PAG ADM Loader, and "
-            f"on {', '.join(family.name for family in FAMILIES)}.")
+            f"Perturbed-Attention Guidance does not support the model {type(network).__name__}. It supports the U-Net "
+            f"families (SD 1.x, SD 2.x, SDXL and models that share their U-Net), ADM models from PAG ADM Loader, and "
+            f"{', '.join(family.name for family in FAMILIES)}.")
     if not layers:
-        raise UnsupportedModelError(f"This {name} model has no self-attention layer with a map that PAG could replace.")
+        raise UnsupportedModelError(f"This {name} model has no self-attention layer whose attention map PAG could "
+                                    f"replace.")
     published = published_for(network)
     if isinstance(network, ADMNetwork) and network.pag_layers:
         auto, source = network.pag_layers, "the file's own recommendation"
@@ -143,7 +144,8 @@ def network_layers(network: Module) -> ModelLayers:
     elif family:
         auto, source = _at(layers, family.auto), family.source
     else:
-        auto, source = _nearest_to_the_bottleneck(layers), "the middle block, or what is nearest (PAG Table 2, 10)"
+        auto, source = _nearest_to_the_bottleneck(layers), ("the middle block, or the nearest one with attention (PAG "
+                                                            "Table 2, 10)")
     return ModelLayers(name, layers, auto, source, pass_cost(network, layers.values(), family), family)
 
 
@@ -156,8 +158,8 @@ def exchange_layers(model: ModelPatcher) -> ModelLayers:
     network = model.get_model_object("diffusion_model")
     family = exchange_of(network)
     if family is None:
-        raise UnsupportedModelError(f"PAG AV Guider is for models that make video and sound together (LTX-2), and "
-                                    f"{type(network).__name__} does not. Take PAG Guider.")
+        raise UnsupportedModelError(f"PAG AV Guider is for models that generate video and audio together (LTX-2), "
+                                    f"which {type(network).__name__} does not. Use PAG Guider.")
     layers = _transformer_layers(network, family)
     return ModelLayers(family.name, layers, "all", "", pass_cost(network, layers.values(), family), family)
 

@@ -55,8 +55,8 @@ def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tenso
     check_pixels("IMAGE", "image", image)
     check_vae(vae)
     if vae.latent_dim != 2 or vae.output_channels != 3:
-        raise ValueError("This VAE does not encode images, as those of SD 1.5, SDXL and the PAG ADM Loader do. "
-                         "Connect the VAE that belongs to the model.")
+        raise ValueError("This VAE does not encode images, unlike those of SD 1.5, SDXL and PAG ADM Loader. Connect "
+                         "the VAE that belongs to the model.")
     memory = vae.memory_used_encode(image.movedim(-1, 1).shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
     with loaded_for_gradients(vae.patcher) as stage, differentiable([stage], vae.device):
@@ -66,8 +66,9 @@ def image_gradient(vae: VAE, image: Tensor, gradient_of_latent: Tensor) -> Tenso
             pixels = vae.process_input(vae.vae_encode_crop_pixels(image).movedim(-1, 1))
             latent = stage.encode(pixels.to(vae.vae_dtype)).to(known)
             if latent.shape != known.shape:
-                raise ValueError(f"The gradient is of shape {shape_text(known)}, but this image encodes to "
-                                 f"{shape_text(latent)}. Connect the image and the VAE of PAG SDS Gradient's latent.")
+                raise ValueError(f"The gradient has the shape {shape_text(known)}, but this image encodes to "
+                                 f"{shape_text(latent)}. Connect the image and the VAE that made PAG SDS Gradient's "
+                                 f"latent.")
             return (latent * known).flatten(1).sum(1)
 
         return intermediate(gradient(of_image, ordinary(image.to(vae.device)), type(stage).__name__))
@@ -101,9 +102,8 @@ class ScoreDistillation(comfy.samplers.Sampler):
         x0 = guider(a * x + b * noise, sigma.expand(len(x)), **extra_args)
         found = distillation_gradient(x, x0, a, b, self.weighting)
         if not bool(torch.isfinite(found).all()):
-            raise ValueError("The model's predictions contain NaN or infinity. Lower the "
-                             "learning rate or the scales; where the weights run in half precision, start ComfyUI "
-                             "with --force-fp32.")
+            raise ValueError("The model's predictions contain NaN or infinity. Lower the learning rate or the scales. "
+                             "If the model runs in half precision, start ComfyUI with --force-fp32.")
         return found if mask is None else found * mask
 
 

@@ -69,9 +69,8 @@ def gradient(energy: Callable[[Tensor], Tensor], x: Tensor, name: str, overwriti
                             f"use a smaller image.") from error
     except (RuntimeError, NotImplementedError) as error:
         kind = OverwritingError if "inplace operation" in str(error) else GradientError
-        raise kind(f"{name} gives no gradient: {error}. What you do needs a model that can be differentiated; remove "
-                   f"patches of other nodes (compiled or quantised layers, other attention), or use another "
-                   f"model.") from error
+        raise kind(f"{name} gives no gradient: {error}. This needs a differentiable model. Remove patches of other "
+                   f"nodes (compiled or quantized layers, replaced attention), or use another model.") from error
     if not bool(torch.isfinite(result).all()):
         raise GradientError(f"The gradient through {name} is not finite. Use smaller steps, or load the model in a "
                             f"higher precision.")
@@ -218,7 +217,7 @@ def _recomputed(forward: Callable) -> Callable:
             result = forward(*args, **kwargs)
             if [tensor._version for tensor in tensors] != versions:  # autograd itself would not notice, and be wrong
                 raise RuntimeError("a block of this model writes into its own input (an inplace operation), which "
-                                   "needs checkpointing off")
+                                   "requires checkpointing to be off")
             return result
 
         return checkpoint(compute, *args, use_reentrant=False, **kwargs)

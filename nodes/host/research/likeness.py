@@ -33,7 +33,7 @@ def likeness_of(score: str, clip_vision, clip, prompts: list[str], reference, ba
         return PictureLikeness(clip_vision, reference)
     check_clip(clip)
     if not all(text.strip() for text in prompts):
-        raise ValueError("prompt is empty: write what the images should show, or choose another score.")
+        raise ValueError("prompt is empty. Enter what the images should show, or choose another score.")
     return PromptLikeness(clip_vision, clip, prompts)
 
 
@@ -87,7 +87,7 @@ class PixelLikeness:
 
     def __init__(self, references: Tensor, pictures: int, batch: int) -> None:
         if len(references) not in (1, pictures):
-            raise ValueError(f"reference holds {len(references)} images; score pixels needs one, or one for each of "
+            raise ValueError(f"reference has {len(references)} images; the score pixels needs one, or one for each of "
                              f"the {pictures} images of prompts, seeds and batch, in that order.")
         self.references = references[..., :3].float().cpu()
         self.batch = batch
@@ -119,7 +119,7 @@ def check_clip(clip: object) -> None:
 def check_reference(reference: object) -> None:
     """Raise ValueError unless this is an IMAGE."""
     if reference is None:
-        raise ValueError("The reference is missing. Connect the image that the pictures are compared with.")
+        raise ValueError("The reference is missing. Connect the image to compare with.")
     check_pixels("IMAGE", "reference", reference)
 
 
@@ -141,17 +141,17 @@ def text_embedding(clip, prompt: str, width: int) -> Tensor:
     pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled="unprojected")[1]
     projection = None if pooled is None else _projection(clip.cond_stage_model, pooled.shape[-1])
     if projection is None:
-        raise UnfitModelError("This CLIP gives no embedding that pictures could be compared with. Load a CLIP text "
-                              "model alone, such as clip_l or clip_g, with Load CLIP.")
+        raise UnfitModelError("This CLIP has no embedding that can be compared with images. Load a single CLIP text "
+                              "model, such as clip_l or clip_g, with Load CLIP.")
     weight = projection.weight
     if weight is None or not weight.any() or torch.equal(weight.float().cpu(), torch.eye(len(weight))):
-        raise UnfitModelError("This CLIP comes without the projection that its embeddings need to be compared with "
-                              "pictures, as in many checkpoints. Load the whole CLIP text model, such as clip_l or "
-                              "clip_g, with Load CLIP.")
+        raise UnfitModelError("This CLIP lacks the projection needed to compare its embeddings with images, as in many "
+                              "checkpoints. Load the complete CLIP text model, such as clip_l or clip_g, with Load "
+                              "CLIP.")
     if projection.out_features != width:
-        raise UnfitModelError(f"CLIP and CLIP vision do not belong together: texts have {projection.out_features} "
-                              f"numbers, pictures {width}. CLIP ViT-L (768) belongs to clip_l, ViT-bigG (1280) to "
-                              f"clip_g, ViT-H (1024) to SD 2's.")
+        raise UnfitModelError(f"CLIP and CLIP vision do not match: text embeddings have {projection.out_features} "
+                              f"dimensions, image embeddings {width}. CLIP ViT-L (768) goes with clip_l, ViT-bigG "
+                              f"(1280) with clip_g, ViT-H (1024) with SD 2's.")
     found = projection(pooled).float().cpu()
     if not found.isfinite().all():
         raise UnfitModelError("This CLIP's embedding of the prompt contains NaN or infinity. Load another file.")

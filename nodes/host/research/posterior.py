@@ -42,7 +42,7 @@ class DPS:
     def energy(self, guider: comfy.samplers.CFGGuider, x: Tensor) -> Iterator[Energy]:
         form = guider.model_patcher.get_model_object("latent_format")
         if form.latent_channels != 3 or getattr(form, "spacial_downscale_ratio", 1) != 1:
-            raise ValueError(f"DPS needs a pixel-space model, such as those of the PAG ADM Loader, but "
+            raise ValueError(f"DPS needs a pixel-space model, such as one from PAG ADM Loader, but "
                              f"{type(guider.inner_model).__name__} works on latents. Use PAG PSLD Sampler.")
         check_size(self.operator, self.y, x, tuple(x.shape[-2:]))
         y = self.y.to(x)
@@ -64,8 +64,8 @@ class PSLD:
         check_vae(vae)
         low, high = vae.process_input(torch.tensor([0.0, 1.0])).tolist()
         if vae.latent_dim != 2 or vae.output_channels != 3 or (low, high) != (-1.0, 1.0):
-            raise ValueError("PSLD needs a VAE of images, such as those of SD 1.5 and SDXL; this one decodes "
-                             "something else. Connect the VAE that belongs to the model.")
+            raise ValueError("PSLD needs an image VAE, such as those of SD 1.5 and SDXL; this one decodes something "
+                             "else. Connect the VAE that belongs to the model.")
         self.networks: list[nn.Module] = [vae.first_stage_model]
 
     @contextmanager
@@ -98,8 +98,9 @@ def check_size(operator: Operator, y: Tensor, x: Tensor, size: tuple[int, int]) 
     """Raise ValueError where measurements y and latents x, of pictures of this size, do not belong together."""
     expected = operator.picture_size(tuple(y.shape[-2:]))
     if size != expected:
-        raise ValueError(f"The latent is for images of {size[1]} x {size[0]} pixels, but the measurement is of one of "
-                         f"{expected[1]} x {expected[0]} (width x height). Set that size in Empty Latent Image.")
+        raise ValueError(f"The latent is for images of {size[1]} x {size[0]} pixels, but the measurement belongs to an "
+                         f"image of {expected[1]} x {expected[0]} (width x height). Set that size in Empty Latent "
+                         f"Image.")
     if len(y) not in (1, len(x)):
         raise ValueError(f"There are {len(y)} measurements, but {len(x)} latents. Give one measurement, or one for "
                          f"each latent.")

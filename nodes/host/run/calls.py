@@ -70,9 +70,9 @@ class JointCall:
         for step in self.passes:
             for cond in conds[0]:
                 if any(name in cond["model_conds"] for name in step.found.one_row):
-                    return "the model takes one row at a time with this conditioning"
+                    return "the model supports only one row at a time with this conditioning"
             if step.found.is_apart or step.patch.is_apart:
-                return "the model lays out the rows of a batch in a way of its own"
+                return "the model uses a batch layout of its own"
         reason = others_in_conds([cond for rows in conds if rows for cond in rows])
         if reason is None and not self.passes[0].run.fits_one_call(lambda: _fits(args, len(self.passes))):
             reason = LOW_MEMORY

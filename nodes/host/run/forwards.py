@@ -31,12 +31,12 @@ from .neighbours import (
     with_attentions,
 )
 
-CHANCE = "another node's patch treats a row by what else is in the batch, or by chance"
-ENTRY = ("another node lays the batch out anew, or gives the network other input for the perturbed rows than for the "
+CHANCE = "another node's patch depends on the other rows of the batch, or on random numbers"
+ENTRY = ("another node rearranges the batch, or gives the network different inputs for the perturbed rows than for the "
          "conditional ones")
-STATEFUL = "the network keeps tensors from call to call"
-PACKED = "the network lays out the rows of a batch in a way of its own"
-MOVED = "another node calls the model without saying which rows the batch has"
+STATEFUL = "the network keeps tensors between calls"
+PACKED = "the network uses a batch layout of its own"
+MOVED = "another node calls the model without telling which rows the batch contains"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
@@ -169,7 +169,7 @@ class Forwards:
                 elif step.run.proof.is_given is False:
                     self.decline(CHANCE)
                 elif kept is None:
-                    for reason in store.lost or {"the conditional rows did not run the network in this step"}:
+                    for reason in store.lost or {"the conditional rows did not pass through the network in this step"}:
                         self.decline(reason)
                 elif entry and not entry.is_alike(kept, 0):
                     self.decline(ENTRY)

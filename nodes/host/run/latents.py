@@ -35,6 +35,6 @@ def check_mask(mask: torch.Tensor | None, shapes: Shapes) -> None:
     if mask is None:
         return
     if len(shapes) > 1:
-        raise SettingError("scale_mask needs a latent of images or video alone; this one holds several latents. "
+        raise SettingError("scale_mask needs a latent of images or video alone; this one contains several latents. "
                            "Disconnect the mask.")
     fit_mask(mask, tuple(shapes[0]))

@@ -41,14 +41,14 @@ def attach_modalities(model: ModelPatcher, scales: tuple[ModalityScales, ...], l
     check_model(model)
     exchange = exchange_layers(model)
     if _CFG in model.model_options:
-        raise SettingError("PAG AV Guider computes CFG itself, for video and sound apart, but a node before it has "
-                           "put another formula there (RescaleCFG, for example). Remove that node.")
+        raise SettingError("PAG AV Guider computes CFG itself, separately for video and audio, but a node before it "
+                           "replaces the CFG formula (RescaleCFG, for example). Remove that node.")
     if options.row == "negative":
-        raise SettingError("row is negative, but PAG AV Guider needs the weak prediction beside the negative. Set row "
-                           "to extra in PAG Options.")
+        raise SettingError("row is negative, but PAG AV Guider needs the perturbed prediction in addition to the "
+                           "negative one. Set row to extra in PAG Options.")
     if options.rescale:
-        raise SettingError(f"rescale in PAG Options is {options.rescale:g}, but here video_rescale and audio_rescale "
-                           f"rescale all guidance together. Set it to 0.")
+        raise SettingError(f"rescale in PAG Options is {options.rescale:g}, but in PAG AV Guider video_rescale and "
+                           f"audio_rescale rescale all guidance together. Set it to 0.")
     model = model.clone()
     modalities = Modalities(scales)
     # First, hence outermost: what the PAGs add comes before the rescaling.
@@ -70,8 +70,8 @@ class Modalities:
         """OUTER_SAMPLE wrapper: one per run of a guider, whose model_options are that run's own copy."""
         shapes = list(kwargs.get("latent_shapes") or [])
         if len(shapes) != len(self.scales):
-            raise SettingError(f"PAG AV Guider needs a latent of video and sound, as LTXVConcatAVLatent joins them; "
-                               f"this one holds {max(len(shapes), 1)} latent(s). For video alone take PAG Guider.")
+            raise SettingError(f"PAG AV Guider needs a latent of video and audio, as made by LTXVConcatAVLatent; this "
+                               f"one contains {max(len(shapes), 1)} latent(s). For video alone, use PAG Guider.")
         executor.class_obj.model_options[_LATENTS] = _Latents(shapes, [one.cfg - 1.0 for one in self.scales])
         return executor(noise, latent_image, *args, **kwargs)
 

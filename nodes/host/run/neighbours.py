@@ -30,7 +30,7 @@ def others_in_options(model_options: dict) -> str | None:
     if FUNCTION_WRAPPER in model_options:
         return "another node wraps the model's function"
     if "multigpu_clones" in model_options:
-        return "several GPUs share the rows"
+        return "the batch is split over several GPUs"
     if is_compiled(model_options):
         return "the model is compiled"
     for kind in _AROUND_CALLS:
@@ -39,9 +39,9 @@ def others_in_options(model_options: dict) -> str | None:
     if any(options.get("patches", {}).values()):
         return "another node patches the network's blocks"
     if any(options.get("patches_replace", {}).values()):
-        return "another node replaces attentions or blocks"
+        return "another node replaces attention layers or blocks"
     if OVERRIDE in options:
-        return "another node overrides every attention"
+        return "another node overrides attention"
     return None
 
 
@@ -65,7 +65,7 @@ def others_in_conds(conds: list[dict]) -> str | None:
     if any("gligen" in cond for cond in conds):
         return "GLIGEN patches the rows"
     if any(cond.get("hooks") is not None for cond in conds):
-        return "hooks of a prompt act on its rows"
+        return "a prompt has hooks that act on its rows"
     return None
 
 

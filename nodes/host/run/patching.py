@@ -91,7 +91,7 @@ def _weak_layers(found: ModelLayers, settings: PAGSettings, chosen: Chosen) -> d
         for layer, heads in chosen.items():
             if heads is not None:
                 raise SelectionError(f"layers: {settings.options.perturbation} acts on the whole block of "
-                                     f"{layer.name}, not on heads ({heads_text(heads)}); leave the heads out.")
+                                     f"{layer.name}, not on heads ({heads_text(heads)}). Remove the heads.")
     return {found.layers[layer]: LayerPerturbation(layer.name, settings.options, heads)
             for layer, heads in chosen.items()}
 
@@ -140,12 +140,12 @@ class Guidance:
         if options.row == "negative":
             check_negative(guider)
         if self.found.family and self.found.family.one_sample and noise.shape[0] > 1:
-            raise SettingError(f"{self.found.name} mixes up the samples of a batch where PAG has to run it; sample one "
-                               f"at a time, not {noise.shape[0]}.")
+            raise SettingError(f"{self.found.name} mixes the samples of a batch in the calls that PAG needs. Set the "
+                               f"batch size to 1; it is {noise.shape[0]}.")
         check_mask(options.scale_mask, kwargs.get("latent_shapes") or [noise.shape])
         if self.settings.options.reuse_every > 1 and getattr(sampler, "draws_new_noise", False):
-            raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation takes new "
-                             f"noise at every step, to which an earlier step's push does not belong. Set it to 1.")
+            raise ValueError(f"reuse_every is {self.settings.options.reuse_every}, but score distillation draws new "
+                             f"noise at every step, so an earlier step's push cannot be reused. Set it to 1.")
         runs = guider.model_options.setdefault(KEY, {})
         run = runs[self.namespace] = self._new_run(guider.model_patcher, sigmas, runs.setdefault(_PROOF, Proof()),
                                                     kwargs.get("latent_shapes"))

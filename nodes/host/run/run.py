@@ -198,24 +198,24 @@ class Run:
         """Say what a user would otherwise have to guess: that PAG did nothing, and why."""
         begin()
         if self.skipped:
-            _tell(f"PAG: left the self-attention of {', '.join(sorted(self.skipped))} alone, because something "
-                  f"(HyperTile, token merging, an attention mask over parts of the image) changes its tokens there. "
+            _tell(f"PAG: left the self-attention of {', '.join(sorted(self.skipped))} unperturbed, because another "
+                  f"patch (HyperTile, token merging, an attention mask over parts of the image) changes its tokens. "
                   f"Select other layers or remove that patch.")
         for reason in sorted(self.declined_joint):
-            _log.info("PAG: ran the perturbed rows in a call of their own (same result): %s.", reason)
+            _log.info("PAG: computed the perturbed prediction in a separate call (same result): %s.", reason)
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
         if self.calls == 0:
-            _tell(f"PAG had no effect: the guider of this run ({guider}) calls the model past ComfyUI's PREDICT_NOISE "
-                  f"wrappers, by which PAG acts. Use another guider or sampler node, for example PAG Guider.")
+            _tell(f"PAG had no effect: the guider of this run ({guider}) bypasses ComfyUI's PREDICT_NOISE wrappers, "
+                  f"which PAG needs. Use another guider or sampler node, for example PAG Guider.")
         elif self.is_negative and self.weak_negatives == 0:
-            _tell("PAG had no effect: row is negative, but no step of this run computed a negative (CFG was off). "
-                  "Raise cfg, or set row to extra in PAG Options.")
+            _tell("PAG had no effect: row is negative, but no step of this run computed the negative prediction (CFG "
+                  "was off). Raise cfg, or set row to extra in PAG Options.")
         elif self.is_negative:
             return
         elif self.wanted and self.steps == 0:
-            _tell(f"PAG had no effect: the guider of this run ({guider}) runs no post-CFG functions, by which PAG "
-                  f"acts. Raise its cfg above 1, or use another guider, for example PAG Guider.")
+            _tell(f"PAG had no effect: the guider of this run ({guider}) runs no post-CFG functions, which PAG needs. "
+                  f"Raise its cfg above 1, or use another guider, for example PAG Guider.")
         elif self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")

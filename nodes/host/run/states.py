@@ -84,9 +84,9 @@ class Memory:
             assert failed, "a call gives a prediction or fails"
             cause = failed.__cause__
             raise NeighbourError(
-                f"PAG's perturbed rows cannot run beside another node on this model ({self._names()}). The model's "
-                f"call went well without them and fails for them: {cause}. Such nodes count calls, keep results of "
-                f"one call for the next, or know pairs of rows only. Remove that node, or PAG.") from cause
+                f"PAG's perturbed rows cannot run together with another node on this model ({self._names()}). The "
+                f"model call succeeds without them and fails with them: {cause}. Such nodes count calls, reuse results "
+                f"of one call in the next, or handle pairs of rows only. Remove that node, or PAG.") from cause
         return prediction
 
     def _at_first(self) -> Own:

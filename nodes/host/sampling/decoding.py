@@ -33,8 +33,8 @@ def check_is_picture(latent: dict) -> None:
     check_latent(latent)
     samples = latent["samples"]
     if samples.is_nested or samples.ndim not in (4, 5):
-        raise ValueError("This node shows images, or the first frame of videos, but the latent holds something else, "
-                         "such as sound. Sample it with PAG KSampler.")
+        raise ValueError("This node shows images, or the first frame of videos, but the latent contains something "
+                         "else, such as audio. Sample it with PAG KSampler.")
 
 
 def still(latent: torch.Tensor) -> torch.Tensor:

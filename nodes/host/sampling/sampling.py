@@ -22,7 +22,7 @@ SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 def check_samples_something(denoise: float) -> None:
     """Raise ValueError where the host would hand the latent back without a single step."""
     if denoise <= 0.0:
-        raise ValueError(f"denoise is {denoise:g}: no step is sampled, so there is nothing to show. Raise it.")
+        raise ValueError(f"denoise is {denoise:g}, so no step is sampled and there is nothing to show. Raise denoise.")
 
 
 def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
