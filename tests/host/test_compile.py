@@ -92,3 +92,28 @@ def test_with_inductor():
     model = compiled(models.flux(), backend="inductor")
     assert relative_error(run.model_patch(model, SCALE, "single.1"),
                           run.model_patch(models.flux(), SCALE, "single.1")) < 1e-4
+
+
+OBJECTS = {"whole": ["diffusion_model"],
+           "singly": [f"diffusion_model.{group}.{i}" for group in ("double_blocks", "single_blocks") for i in range(2)]}
+
+
+QUICK = {("whole", 5.0, "identity, negative"), ("singly", 1.0, "identity, extra")}
+
+
+@pytest.mark.parametrize(("keys", "cfg", "how"), [
+    pytest.param(keys, cfg, how, marks=[] if (keys, cfg, how) in QUICK else pytest.mark.slow)
+    for keys in OBJECTS for cfg, how in ((1.0, "identity, extra"), (5.0, "identity, extra"), (5.0, "skip_block, extra"),
+                                         (5.0, "identity, negative"))])
+def test_compiled_in_the_place_of_the_modules(keys, cfg, how):
+    """As WaveSpeed's and older packs' nodes do it: object patches, of which nothing says how they were compiled."""
+    torch._dynamo.reset()
+    kind, row = how.split(", ")
+    options, model = PAGOptions(kind, row=row), models.flux().clone()
+    for key in OBJECTS[keys]:
+        model.add_object_patch(key, torch.compile(model.get_model_object(key), backend="eager",
+                                                  options={"guard_filter_fn": skip_torch_compile_dict}))
+    run = Run(steps=2, cfg=cfg, latent={"samples": torch.zeros(1, 16, 8, 8)})
+    plain = run.model_patch(models.flux(), SCALE, "double.1", options)
+    assert relative_error(run.model_patch(model, SCALE, "double.1", options), plain) < 1e-5
+    assert relative_error(run.ksampler(models.flux()), plain) > 1e-3

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from ..models.families import unwrapped
 from ..models.units import Units
 
 
@@ -50,14 +51,12 @@ class CompiledUnits:
         self.forwards: dict[int, Callable] = {}
 
     @contextmanager
-    def around(self, model: torch.nn.Module, network: torch.nn.Module, units: Units,
-               uncompiled: Collection[int] = ()) -> Iterator[None]:
-        """For one forward: `network`, as it was written, in the place of the compiled one of `model`.
+    def around(self, model: torch.nn.Module, units: Units, uncompiled: Collection[int] = ()) -> Iterator[None]:
+        """For one forward: `model` runs its network as it was written, but for its units.
 
         Args:
             uncompiled: indices of units to leave as they were written.
         """
-        compiled = model.diffusion_model
         config = torch._dynamo.config
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         with ExitStack() as stack:
@@ -66,16 +65,24 @@ class CompiledUnits:
             for index, unit in enumerate(units.modules):
                 if index not in uncompiled:
                     stack.enter_context(other_forward(unit, lambda forward, unit=unit: self._compiled(unit, forward)))
-            model.diffusion_model = network
-            try:
-                yield
-            finally:
-                model.diffusion_model = compiled
+            stack.enter_context(as_written(model))
+            yield
 
     def _compiled(self, unit: torch.nn.Module, forward: Callable) -> Callable:
         if id(unit) not in self.forwards:
             self.forwards[id(unit)] = torch.compile(forward, **self.settings)
         return self.forwards[id(unit)]
+
+
+@contextmanager
+def as_written(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """For one forward: a network that was compiled whole runs as it was written; this network, in any case."""
+    compiled = model.diffusion_model
+    model.diffusion_model = unwrapped(compiled)
+    try:
+        yield model.diffusion_model
+    finally:
+        model.diffusion_model = compiled
 
 
 @contextmanager

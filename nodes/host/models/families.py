@@ -364,12 +364,16 @@ def token_grid(network: torch.nn.Module, family: Family, latent: torch.Size) -> 
     return -(-latent[-2] // side), -(-latent[-1] // side)  # the host fills up the last patch
 
 
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """What torch.compile wraps in a module of its own; any other module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
 def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:
     if not path:
         yield module
         return
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    for name, child in module.named_children():
+    for name, child in unwrapped(module).named_children():
         if fnmatchcase(name, path[0]):
             yield from _matching(child, path[1:])
 

@@ -24,6 +24,7 @@ from .families import (
     family_of,
     group_modules,
     num_heads,
+    unwrapped,
 )
 from .pass_cost import PassCost, pass_cost
 from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
@@ -110,7 +111,7 @@ class ModelLayers:
 
 def model_layers(model: ModelPatcher) -> ModelLayers:
     """List the self-attention layers of a model; see `network_layers`."""
-    return network_layers(model.get_model_object("diffusion_model"))
+    return network_layers(unwrapped(model.get_model_object("diffusion_model")))
 
 
 def network_layers(network: Module) -> ModelLayers:
@@ -155,7 +156,7 @@ def exchange_layers(model: ModelPatcher) -> ModelLayers:
     Raises:
         UnsupportedModelError: if it has none.
     """
-    network = model.get_model_object("diffusion_model")
+    network = unwrapped(model.get_model_object("diffusion_model"))
     family = exchange_of(network)
     if family is None:
         raise UnsupportedModelError(f"PAG AV Guider is for models that generate video and audio together (LTX-2), "

@@ -13,19 +13,19 @@ from functools import partial
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..hooks.compiled import uncompiled
+from ..hooks.compiled import as_written, uncompiled
 from ..hooks.entry import Entry, all_agree, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Tried, trying
 from ..hooks.replay import replaying
+from ..models.families import unwrapped
 from ..models.units import Units
 from .neighbours import (
     FUNCTION_WRAPPER,
     KEY,
     OVERRIDE,
     in_units,
-    is_compiled,
     patches_units,
     replaced_attentions,
     with_attentions,
@@ -54,7 +54,6 @@ class Forwards:
         self.around: Callable[..., AbstractContextManager[dict]]  # given by `joint`, `alone` or `plain`
         self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
         self.has_run_altered = False  # whether one of these has run; also where it cannot be told
-        self.is_compiled = False
         self.is_past = False
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
@@ -77,7 +76,6 @@ class Forwards:
 
     def added_to(self, model_options: dict) -> dict:
         """A copy of the model_options with this in it."""
-        self.is_compiled = is_compiled(model_options)
         options = model_options.copy()
         transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
         wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
@@ -113,19 +111,22 @@ class Forwards:
     def _compiled(self, model) -> Iterator[tuple[torch.nn.Module, Units | None]]:
         """The network of a forward, and its units; see `hooks.compiled`."""
         run, altered = self.passes[0].run, self.altered
-        network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
+        network = unwrapped(model.diffusion_model)
         units = run.units(network)
-        if units is None or not self.is_compiled:
-            yield network, units
+        if units is None:
+            yield network, None
         elif network is model.diffusion_model:
             units = run.swapped_in(network)
             with uncompiled(units, altered):
                 yield network, units
-        elif run.compiled_units is None:
-            yield network, None  # compiled whole by a node that does not say how
-        else:
-            with run.compiled_units.around(model, network, units, altered):
+        elif run.compiled_units is not None:
+            with run.compiled_units.around(model, units, altered):
                 yield network, units
+        elif altered:  # compiled whole by a node that does not say how
+            with as_written(model):
+                yield network, units
+        else:
+            yield network, None
 
     @contextmanager
     def _joint(self, on_split: Callable[[str], None], network, units, options: dict, x: torch.Tensor, control,

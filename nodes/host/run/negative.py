@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ....pag_core.settings import check_has_negative
-from ..hooks.compiled import uncompiled
+from ..hooks.compiled import as_written, uncompiled
 from ..hooks.ways import Patch
 from .calls import JointCall
 from .neighbours import CALC_COND_BATCH, has_others, wrappers_around_calls
@@ -67,12 +67,12 @@ class _Forward:
             options = {**options, "uuids": self.running, "cond_or_uncond": [0] * len(self.running)}
         if any(row in self.negatives for row in options.get("uuids", ())):
             self.run.weak_negatives += 1
-        network = executor.class_obj.diffusion_model
-        self.run.know(network)
-        with uncompiled(self.run.swapped_in(network), self.run.places(self.patch.layers)), \
-                self.patch.around(network, options, self.negatives.__contains__, self.run.skipped.add,
-                                  self.noise_key) as options:
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        with as_written(executor.class_obj) as network:
+            self.run.know(network)
+            with uncompiled(self.run.swapped_in(network), self.run.places(self.patch.layers)), \
+                    self.patch.around(network, options, self.negatives.__contains__, self.run.skipped.add,
+                                      self.noise_key) as options:
+                return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def one_by_one(self, args: dict) -> list:
         """The host's call, once for each prediction: for batches in which nothing tells the rows."""

@@ -20,6 +20,7 @@ _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.
 FUNCTION_WRAPPER = "model_function_wrapper"
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 OVERRIDE = "optimized_attention_override"
+COMPILED = "the model is compiled"
 _ATTENTIONS = ("attn1", "attn2")  # in patches_replace
 _HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options
 
@@ -32,7 +33,7 @@ def others_in_options(model_options: dict) -> str | None:
     if "multigpu_clones" in model_options:
         return "the batch is split over several GPUs"
     if is_compiled(model_options):
-        return "the model is compiled"
+        return COMPILED
     for kind in _AROUND_CALLS:
         if has_others(options.get("wrappers", {}).get(kind, {})):
             return "another node wraps the model's calls"
@@ -79,6 +80,8 @@ def others_in_network(network: nn.Module) -> str | None:
             return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
     if has_other_forwards(network):
         return "another node replaces the forward of a module"
+    if any(hasattr(module, "_orig_mod") for module in network.modules()):
+        return COMPILED
     return None
 
 

@@ -16,6 +16,7 @@ from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
 from ..messages import begin, tell
+from ..models.families import unwrapped
 from ..models.layers import ModelLayers
 from ..models.units import LayerKey, Units
 from .latents import Shapes
@@ -104,13 +105,14 @@ class Run:
         finally:
             self.is_asked = before
 
-    def know(self, network: torch.nn.Module) -> None:
-        """Look at a network before a step, when no node has swapped its modules yet."""
+    def know(self, loaded: torch.nn.Module) -> None:
+        """Look at a network, perhaps compiled, before a step, when no node has swapped its modules yet."""
+        network = unwrapped(loaded)
         if id(network) not in self._units:
             self._networks[id(network)] = network
             units = self._units[id(network)] = self.found.units(network)
             self._replaced[id(network)] = [i for i, unit in enumerate(units.modules) if has_other_forwards(unit)]
-            self._in_network[id(network)] = others_in_network(network)
+            self._in_network[id(network)] = others_in_network(loaded)
 
     def network(self) -> tuple[torch.nn.Module, Units]:
         """The network that was loaded, and its units."""
