@@ -12,7 +12,7 @@ from .catalogue import Example
 from .graph import Graph
 
 TEMPLATES = "comfyui_workflow_templates_json"  # the host's requirement that holds its templates
-NEVER_RUN = ("*Never run here on the real weights. The graph was run from loader to picture on a small random model of "
+NEVER_RUN = ("*Never run here on the real weights. The graph was run from loader to result on a small random model of "
              "the same class.*")
 
 
@@ -62,10 +62,10 @@ def build(example: Example, known: dict[str, dict], files: dict[str, dict[str, d
 
 def note(example: Example, graph: Graph) -> str:
     models = {model["name"]: model for node in graph.nodes for model in node["properties"].get("models", [])}
-    lines = [f"## {example.name}", "", example.intro, "", "**PAG's settings.** " + example.settings, "",
+    lines = [f"## {example.name}", "", example.intro, "", "**PAG settings.** " + example.settings, "",
              "**Try**", *(f"- {line}" for line in example.tries), "",
-             f"**Files**, the same as in ComfyUI's own template `{example.template}`, as are steps, sampler and cfg "
-             "where this note says nothing else:",
+             f"**Files** are the same as in ComfyUI's own template `{example.template}`, and so are steps, sampler and "
+             f"cfg unless this note says otherwise:",
              *(f"- [{model['name']}]({model['url']}) in `models/{model['directory']}`" for model in models.values()),
              "", NEVER_RUN]
     return "\n".join(lines)

@@ -102,9 +102,9 @@ def qwen_image_edit(graph: Graph) -> None:
     model, clip, vae = separate_files(graph, "qwen_image_edit_2511_fp8mixed.safetensors",
                                       "qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image",
                                       "qwen_image_vae.safetensors", shift=3.1)
-    graph.group("Picture and instruction")
+    graph.group("Image and instruction")
     loaded = graph.add("LoadImage", image="example.png")
-    picture = graph.add("FluxKontextImageScale", "Fit to a size of the model", image=loaded[0])[0]
+    picture = graph.add("FluxKontextImageScale", "Fit to a size the model supports", image=loaded[0])[0]
     encoded = [graph.add("TextEncodeQwenImageEditPlus", title, colors, clip=clip, vae=vae, image1=picture, prompt=text)
                for title, colors, text in (("Instruction", POSITIVE, "Make it a pencil drawing; keep the composition."),
                                            ("Negative prompt", NEGATIVE, ""))]
@@ -190,7 +190,7 @@ def sdxl_hires(graph: Graph) -> None:
     graph.group("First pass, without PAG")
     first = sample(graph, loader["MODEL"], positive, negative, latent[0], 25, 7.0, "dpmpp_2m", "karras", SEED)
     decode_and_save(graph, first, loader["VAE"], "pag/sdxl_first_pass", group=False)
-    graph.group("Larger, and again with PAG", GREEN)
+    graph.group("Upscale, then sample again with PAG", GREEN)
     larger = graph.add("LatentUpscaleBy", samples=first, upscale_method="bislerp", scale_by=1.5)
     second = graph.add("PAGKSampler", model=loader["MODEL"], positive=positive, negative=negative,
                        latent_image=larger[0], seed=SEED, steps=25, cfg=5.0, pag_scale=3.0, layers="m0",
@@ -198,65 +198,65 @@ def sdxl_hires(graph: Graph) -> None:
     decode_and_save(graph, second[0], loader["VAE"], "pag/sdxl_hires")
 
 
-AT_CFG_1 = ("runs at cfg 1: the negative prompt is not used and CFG cannot act. PAG can, for it needs neither: the "
-            "model is guided away from its own prediction with part of its attention switched off.")
-SAME_SEED = "`scale` 0 with the same seed: that difference is PAG."
-CHEAP = "The picker at the foot of **PAG Model Patch** shows the layers; later ones cost less and change less."
+AT_CFG_1 = ("runs at cfg 1: the negative prompt is not used and CFG cannot act. PAG can, because it needs neither: the "
+            "model is guided away from its own prediction with perturbed attention.")
+SAME_SEED = "`scale` 0 with the same seed: the difference is PAG."
+CHEAP = "The picker at the bottom of **PAG Model Patch** shows the layers; later ones cost less and change less."
 
 EXAMPLES = (
     Example("Z-Image-Turbo with PAG at cfg 1", "image_z_image_turbo", z_image_turbo, f"Z-Image-Turbo {AT_CFG_1}",
-            "`auto` takes layers 10, 15 and 20, those that public experiments with skip-layer guidance on Z-Image take "
-            "(unmeasured there). Nothing is published for Turbo: the scale is a start.",
+            "`auto` is layers 10, 15 and 20, the ones used in public experiments with skip-layer guidance on Z-Image "
+            "(not measured there). Nothing is published for Turbo: the scale is a starting point.",
             (SAME_SEED, "`scale` 0.5 to 2.", CHEAP), "Z-Image-Turbo", (10, 15, 20), 30),
     Example("Krea 2 Turbo with PAG at cfg 1", "image_krea2_turbo_t2i", krea2_turbo, f"Krea 2 Turbo {AT_CFG_1}",
             NOTHING_PUBLISHED, (SAME_SEED, "`scale` 0.5 to 2.", CHEAP), "Krea 2 Turbo", (14,), 28),
     Example("Z-Image with CFG and PAG", "image_z_image", z_image,
-            "The base model, with CFG and PAG together: CFG pulls towards the prompt, PAG towards a picture that holds "
+            "The base model, with CFG and PAG together: CFG pulls toward the prompt, PAG toward an image that holds "
             "together.",
-            "Layers 10, 15 and 20 are those that public experiments with skip-layer guidance on Z-Image take (at a "
-            "scale of 2.8, unmeasured there). Here their attention is perturbed instead, at a moderate scale.",
-            (SAME_SEED, "cfg 3 with `scale` 2: less of the prompt, more structure."), "Z-Image", (10, 15, 20), 30),
+            "Layers 10, 15 and 20 are the ones used in public experiments with skip-layer guidance on Z-Image (at a "
+            "scale of 2.8, not measured there). Here their attention is perturbed instead, at a moderate scale.",
+            (SAME_SEED, "cfg 3 with `scale` 2: less prompt adherence, more structure."), "Z-Image", (10, 15, 20), 30),
     Example("Qwen-Image with CFG and PAG", "image_qwen_image", qwen_image,
             "CFG and PAG together on Qwen-Image, without the Lightning LoRA.", NOTHING_PUBLISHED,
             (SAME_SEED, "With the Lightning LoRA, 8 steps and cfg 1, PAG is the only guidance left.", CHEAP),
             "Qwen-Image", (30,), 60),
     Example("Qwen-Image-Edit with CFG and PAG", "image_qwen_image_edit_2511", qwen_image_edit,
-            "A picture changed by an instruction. Reference tokens are tokens of an image too: in the perturbed layers "
-            "they do not see each other either.", NOTHING_PUBLISHED, (SAME_SEED, CHEAP), "Qwen-Image-Edit 2511", (30,),
-            60),
+            "Edits an image according to an instruction. Reference tokens are image tokens too: in the perturbed "
+            "layers they do not attend to each other either.", NOTHING_PUBLISHED, (SAME_SEED, CHEAP),
+            "Qwen-Image-Edit 2511", (30,), 60),
     Example("Flux.1 dev with one head perturbed", "flux_dev_full_text_to_image", flux_dev,
-            "Flux.1 dev is distilled to run at cfg 1. Here PAG acts on a single attention head, and single heads have "
-            "looks of their own.",
-            "HeadHunter (arXiv 2506.10978) names heads of FLUX.1-dev by what they bring: layer 38, head 18 golden "
-            "hour; layer 51, head 23 vintage; layer 52, head 22 warm; layer 34, head 0 soft bokeh. Layers are counted "
-            "through all 57 there, so 38 is `single.19`. The scale is a start.",
+            "Flux.1 dev is distilled to run at cfg 1. Here PAG acts on a single attention head; single heads have "
+            "distinct effects.",
+            "HeadHunter (arXiv 2506.10978) lists heads of FLUX.1-dev by their effect: layer 38, head 18 golden hour; "
+            "layer 51, head 23 vintage; layer 52, head 22 warm; layer 34, head 0 soft bokeh. It counts all 57 layers "
+            "in one sequence, so 38 is `single.19`. The scale is a starting point.",
             ("`layers` `single.32:h23` (vintage), `single.33:h22` (warm), `single.15:h0` (soft bokeh).",
              "`layers` `auto`, all heads of a layer in the middle: structure instead of a look.", SAME_SEED),
             "Flux.1 dev", (38,), 57),
     Example("Flux.2 dev with PAG", "image_flux2_fp8", flux2_dev,
-            "Flux.2 dev is distilled as well and has no negative prompt; PAG acts beside its guidance embedding.",
+            "Flux.2 dev is distilled too and has no negative prompt; PAG acts in addition to its guidance embedding.",
             NOTHING_PUBLISHED, (SAME_SEED, CHEAP), "Flux.2 dev", (28,), 56),
     Example("Anima with CFG and PAG", "image_anima_base_v1", anima,
-            "CFG and PAG together on Anima, with the settings that its community has found.",
-            "Layer 18 of 28 (16 to 20 work), scale 4, strength 0.75, the first 70 % of the run, rescale 0.2: the "
+            "CFG and PAG together on Anima, with settings found by its community.",
+            "Layer 18 of 28 (16 to 20 work), scale 4, strength 0.75, the first 70% of the run, rescale 0.2: the "
             "defaults of the node pack anima-safe-pag.",
             (SAME_SEED, "`layers` 16 or 20."), "Anima", (18,), 28),
     Example("SD 3.5 Large with CFG and PAG", "sd3.5_simple_example", sd35_large,
             "CFG and PAG together on Stable Diffusion 3.5.",
-            "For SD3 Medium, PAG's first author takes one of layers 7 to 10, scale 3 to 5 and strength 0.25 to 0.5 "
-            "(HeadHunter, arXiv 2506.10978, its figures layer 9). Nothing is published for 3.5 Large: these are the "
+            "For SD3 Medium, PAG's first author uses one of layers 7 to 10, scale 3 to 5 and strength 0.25 to 0.5 "
+            "(HeadHunter, arXiv 2506.10978; layer 9 in its figures). Nothing is published for 3.5 Large: these are the "
             "same values.", (SAME_SEED, "`layers` 13 or 17: Large has 38 layers, Medium 24.", "`scale` 5."),
             "SD 3.5 Large", (9,), 38),
     Example("Chroma with CFG and PAG", "image_chroma_text_to_image", chroma,
-            "CFG and PAG together on Chroma, under SamplerCustomAdvanced.", NOTHING_PUBLISHED, (SAME_SEED, CHEAP),
+            "CFG and PAG together on Chroma, with SamplerCustomAdvanced.", NOTHING_PUBLISHED, (SAME_SEED, CHEAP),
             "Chroma1-HD", (28,), 57),
     Example("SDXL hires pass with PAG", "sdxl_simple_example", sdxl_hires,
-            "A picture at the size that SDXL knows, then one and a half times as large. At sizes above its own SDXL "
-            "doubles bodies and bends lines; PAG in the second pass alone works against that, and costs nothing in the "
-            "first.",
-            "The middle block and scale 3 are those of diffusers' SDXL examples for PAG; steps, sampler and cfg are "
-            "common ones.",
-            ("`pag_scale` 0 in the second sampler: that difference is PAG.", "`denoise` 0.4 to 0.6."), "SDXL", (4,),
+            "An image at SDXL's native size, then at one and a half times that size. Above its native size SDXL "
+            "duplicates bodies and bends lines; PAG works against that. It is used in the second pass only, and costs "
+            "nothing in the first.",
+            "The middle block and scale 3 are from diffusers' SDXL examples for PAG; steps, sampler and cfg are common "
+            "values.",
+            ("`pag_scale` 0 in the second sampler: the difference is PAG.", "`denoise` 0.4 to 0.6."), "SDXL", (4,),
             11),
     *(Example(*entry) for entry in videos.ENTRIES),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .graph import GREEN, NEGATIVE, POSITIVE, Graph, Output
 
-NOTHING_PUBLISHED = ("Nobody has published PAG settings for this model. `auto` is the middle of the network, and the "
-                     "scale is a start: not tuned.")
+NOTHING_PUBLISHED = ("No PAG settings have been published for this model. `auto` is the middle of the network, and the "
+                     "scale is a starting point: not tuned.")
 
 
 def prompts(graph: Graph, clip: Output, positive: str, negative: str | None = None) -> tuple[Output, Output]:
@@ -32,5 +32,5 @@ def sample(graph: Graph, model: Output, positive: Output, negative: Output, late
 
 def decode_and_save(graph: Graph, samples: Output, vae: Output, prefix: str, group: bool = True) -> None:
     if group:
-        graph.group("Picture")
+        graph.group("Image")
     graph.add("SaveImage", images=graph.add("VAEDecode", samples=samples, vae=vae)[0], filename_prefix=prefix)

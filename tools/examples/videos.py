@@ -112,7 +112,7 @@ def ltx_t2v(graph: Graph) -> None:
     sampled = graph.add("SamplerCustomAdvanced", noise=graph.add("RandomNoise", noise_seed=SEED)[0], guider=guider[0],
                         sampler=graph.add("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas[0],
                         latent_image=latent[0])
-    graph.group("Video with sound")
+    graph.group("Video with audio")
     apart = graph.add("LTXVSeparateAVLatent", av_latent=sampled[0])
     frames = graph.add("VAEDecode", samples=apart["video_latent"], vae=loader["VAE"])
     heard = graph.add("LTXVAudioVAEDecode", samples=apart["audio_latent"], audio_vae=audio_vae[0])
@@ -120,44 +120,45 @@ def ltx_t2v(graph: Graph) -> None:
     graph.add("SaveVideo", video=video[0], filename_prefix="video/pag_ltx23")
 
 
-_WAN = ("Two models take turns, one for high noise and one for low; each is guided away from itself with a whole block "
-        "skipped (`skip_block`, known as SLG and STG). A range in **PAG Options** is a share of the whole run, so it "
-        "spans both stages.")
-_WAN_SOURCE = ("Block 2 skipped, scale 2: what the authors of STG (arXiv 2411.18664) use for Wan 2.1. Nothing is "
-               "published for Wan 2.2.")
-_WAN_TRIES = ("`scale` 0 in both patches with the same seed: that difference is PAG.",
+_WAN = ("Two models take turns, one for high noise and one for low; each is guided away from its own prediction with a "
+        "whole block skipped (`skip_block`, known as SLG and STG). A range in **PAG Options** refers to the whole run, "
+        "so it spans both stages.")
+_WAN_SOURCE = ("Block 2 skipped, scale 2: the settings that the authors of STG (arXiv 2411.18664) use for Wan 2.1. "
+               "Nothing is published for Wan 2.2.")
+_WAN_TRIES = ("`scale` 0 in both patches with the same seed: the difference is PAG.",
               "`perturbation` `identity` with `layers` 9: PAG itself.",
               "PAG in the high-noise stage alone, which decides shape and motion: `scale` 0 in the other.")
-_SLG = ("Skip-layer guidance as Wan's users know it: at cfg 6, CFG steers away from a negative prediction in which one "
-        "block is skipped (`row` *negative*). It costs nothing, and even saves that block. The scale only says whether "
-        "it acts; `strength` says how weak the negative is.")
+_SLG = ("Skip-layer guidance as Wan users know it: at cfg 6, CFG steers away from a negative prediction in which one "
+        "block is skipped (`row` *negative*). It costs nothing, and even saves computing that block. The scale only "
+        "turns it on or off; `strength` sets how weak the negative is.")
 # The fields of an Example, in its order.
 ENTRIES = (
     ("Wan 2.2 text to video with PAG", "video_wan2_2_14B_t2v", wan_t2v, _WAN, _WAN_SOURCE, _WAN_TRIES, "Wan 2.2",
      (2,), 40),
     ("Wan 2.2 image to video with PAG", "video_wan2_2_14B_i2v", wan_i2v,
-     f"A picture brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (2,), 40),
+     f"An image brought into motion. {_WAN}", _WAN_SOURCE, _WAN_TRIES, "Wan 2.2", (2,), 40),
     ("Wan 2.1 text to video with skipped blocks", "text_to_video_wan", wan_slg, _SLG,
-     "Block 10 of the negative skipped from 20 % on: the defaults of KJNodes' SLG for Wan 2.1 14B. The small model has "
-     "30 blocks to its 40.",
-     ("`scale` 0 with the same seed: that difference is the skipped block.",
-      "`layers` 9, `start_percent` 0.1, `end_percent` 0.9: Wan2GP's.",
-      "`row` *extra*, `layers` 2, `scale` 2: STG, as its authors use it, for an extra prediction in each step."),
+     "Block 10 of the negative prediction is skipped from 20% on: the defaults of KJNodes' SLG for Wan 2.1 14B. The "
+     "small model has 30 blocks instead of 40.",
+     ("`scale` 0 with the same seed: the difference is the skipped block.",
+      "`layers` 9, `start_percent` 0.1, `end_percent` 0.9: Wan2GP's settings.",
+      "`row` *extra*, `layers` 2, `scale` 2: STG as its authors use it, at the cost of an extra prediction in each "
+      "step."),
      "Wan 2.1", (10,), 30),
     ("Wan 2.2 in four steps at cfg 1 with skipped blocks", "video_wan2_2_14B_t2v", wan_distilled,
-     "With a distilled LoRA Wan runs at cfg 1, where CFG has nothing to steer away from and SLG has no negative. A "
-     "weaker prediction of the model itself still works: here with block 2 skipped (`skip_block`, STG).",
-     "Block 2: what the authors of STG (arXiv 2411.18664) use for Wan 2.1, with CFG. Nothing is published for four "
-     "steps; scale 1 is a start.",
-     ("`scale` 0 in both patches with the same seed: that difference is PAG.", "`scale` 0.5 and 2.",
+     "With a distillation LoRA, Wan runs at cfg 1: CFG has nothing to steer away from, and SLG has no negative. A "
+     "weaker prediction of the model itself still works, here with block 2 skipped (`skip_block`, STG).",
+     "Block 2: the authors of STG (arXiv 2411.18664) use it for Wan 2.1, with CFG. Nothing is published for four "
+     "steps; scale 1 is a starting point.",
+     ("`scale` 0 in both patches with the same seed: the difference is PAG.", "`scale` 0.5 and 2.",
       "`perturbation` *identity* with `layers` 9: PAG itself."), "Wan 2.2", (2,), 40),
     ("LTX-2.3 text to video with PAG", "video_ltx2_3_t2v", ltx_t2v,
-     "Video and sound from one model, in one stage, without the distilled LoRA. **PAG AV Guider** guides both by "
-     "Lightricks' own formula, with scales for each: CFG, PAG (identity attention in one block, which Lightricks call "
-     "STG), and what keeps the sound and the video together.",
-     "Block 28 of 48, its video and its sound, PAG 1, modality 3, rescale 0.7, cfg 3 and 7: the defaults of "
+     "Video and audio from one model, in one stage, without the distilled LoRA. **PAG AV Guider** guides both with "
+     "Lightricks' own formula and separate scales: CFG, PAG (identity attention in one block, which Lightricks call "
+     "STG), and a term that keeps audio and video together.",
+     "Block 28 of 48, both its video and its audio layer, PAG 1, modality 3, rescale 0.7, cfg 3 and 7: the defaults of "
      "Lightricks' LTX-2.3 pipelines.",
-     ("`video_pag` and `audio_pag` 0 with the same seed: that difference is PAG.",
-      "`video_modality` and `audio_modality` 1: what the two make of each other without that term.",
+     ("`video_pag` and `audio_pag` 0 with the same seed: the difference is PAG.",
+      "`video_modality` and `audio_modality` 1: video and audio without that term.",
       "`layers` 29,audio.29: the default for LTX-2.0."), "LTX-2.3", (28,), 48),
 )
