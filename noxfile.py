@@ -1,7 +1,6 @@
-"""The commands: pip install nox uv, then nox -s demo, serve, tests, lint, bench, evaluate, soak, train
-or switch.
+"""The project's commands: pip install nox uv, then nox -s demo, serve, tests and so on; nox --list shows them all.
 
-They run in an environment of their own with a real ComfyUI; tools/harness/host.py says which one, and how to choose.
+They run in a separate environment with a real ComfyUI; tools/harness/host.py says which one, and how to choose it.
 """
 
 from __future__ import annotations  # the Python that comes with macOS is 3.9
@@ -67,33 +66,33 @@ def run(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ("demo"
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Runs the example workflows on the shipped model and leaves one comparison picture in demo/."""
+    """Run the example workflows on the shipped model and save a comparison image in demo/."""
     run(session, "-m", "commands.demo", *session.posargs)
 
 
 @nox.session
 def serve(session: nox.Session) -> None:
-    """Starts ComfyUI with this pack and opens the editor; -- --port N for another port than 8188."""
+    """Start ComfyUI with this pack and open the editor; -- --port N for a port other than 8188."""
     run(session, "-m", "commands.serve", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Checks style and likely mistakes with ruff, and types with basedpyright."""
+    """Run ruff and basedpyright."""
     run(session, "-m", "ruff", "check", ".", groups=("lint",))
     run(session, "-m", "basedpyright", groups=("lint",), without_host=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs ruff and the tests; -- --all adds the slow ones, the browser, the evaluation and the training, all else
-    after -- is pytest's."""
+    """Run lint and the tests; -- --all adds slow, browser, evaluation and training tests. Other arguments after -- are
+    passed to pytest."""
     lint(session)
     everything = session.posargs == ["--all"]
     if session.posargs and not everything:
         run(session, "-m", "pytest", *session.posargs, groups=TESTS)
         return
-    parts = ["unit (the core, with no ComfyUI in reach)", "host (in a ComfyUI process)", "server (over its API)",
+    parts = ["unit (the core, without ComfyUI)", "host (in a ComfyUI process)", "server (over the API)",
              *(["browser (the editor in chromium)", "training and evaluation"] if everything else [])]
     session.log(f"{len(parts)} parts, one after another: {', '.join(parts)}.")
     options = AT_ONCE if everything else (*AT_ONCE, *QUICK)
@@ -108,7 +107,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Runs the tests of the code that users run, and lists the lines of it that none of them reaches."""
+    """Measure line coverage of the code that users run, and list the lines that no test reaches."""
     report = ("--cov", "--cov-append", "--cov-report=", "--cov-fail-under=0")  # the limit holds for both together
     run(session, "-m", "coverage", "erase", groups=COVERAGE)
     run(session, "-m", "pytest", "tests/unit", *report, groups=COVERAGE, without_host=True)
@@ -118,18 +117,19 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(name="hosts")
 def other_hosts(session: nox.Session) -> None:
-    """Runs the tests on older ComfyUIs too; -- 0.16.3 0.24.1 for some of them. Each takes an environment of its own.
+    """Run the tests on all supported ComfyUI versions; -- 0.16.3 0.24.1 selects some.
 
-    With --table it writes what they said into the table in CONTRIBUTING. Without it, what else follows -- is pytest's.
+    Each version gets its own environment. --table writes the results into the table in CONTRIBUTING. Without it, other
+    arguments are passed to pytest.
     """
     versions = [argument for argument in session.posargs if argument in hosts.ARCHIVES]
     with_table = "--table" in session.posargs
     if unknown := [argument for argument in session.posargs if argument.replace(".", "").isdigit()
                    and argument not in versions]:
-        session.error(f"there is no archive of ComfyUI {', '.join(unknown)}; there are {', '.join(hosts.ARCHIVES)}")
+        session.error(f"no archive of ComfyUI {', '.join(unknown)}; available: {', '.join(hosts.ARCHIVES)}")
     options = [argument for argument in session.posargs if argument not in (*versions, "--table")]
     if with_table and options:
-        session.error(f"--table tells what all tests said, so it goes without {' '.join(options)}")
+        session.error(f"--table reports all tests and cannot be combined with {' '.join(options)}")
     for version in versions or hosts.ARCHIVES:
         session.log(f"ComfyUI {version}")
         reports = ROOT / "build" / "hosts" / version
@@ -144,15 +144,15 @@ def other_hosts(session: nox.Session) -> None:
 
 @nox.session
 def internals(session: nox.Session) -> None:
-    """Lists what the nodes rely on inside ComfyUI, and whether it is there."""
+    """List the ComfyUI internals that the nodes use, and mark missing ones."""
     run(session, "-m", "commands.internals", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Validates and packs for the Comfy Registry, and installs the result and a clone as users do.
+    """Validate and pack for the Comfy Registry, then install the archive and a clone as users do.
 
-    Fails while a field that the registry requires is empty; -- --dry-run does all the rest.
+    Fails while a field that the registry requires is empty; -- --dry-run runs everything else.
     """
     empty = packaging.empty_fields(nox.project.load_toml("pyproject.toml"))
     if empty and "--dry-run" not in session.posargs:
@@ -163,15 +163,15 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measures what PAG costs; -- --device cuda, --json FILE and the like go to the benchmark."""
+    """Measure what PAG costs; arguments after -- go to the benchmark, for example --device cuda or --json FILE."""
     run(session, "-m", "benchmark.bench", *session.posargs)
 
 
 @nox.session
 def neighbours(session: nox.Session) -> None:
-    """Checks PAG beside other people's packs that are in a folder, and writes docs/neighbours.md; -- FOLDER.
+    """Test PAG together with the custom node packs in a folder, and write docs/neighbours.md; -- FOLDER.
 
-    With --install it first installs what they require, into a folder of its own.
+    --install first installs their requirements into a separate folder.
     """
     options = [argument for argument in session.posargs if argument != "--install"]
     folder = Path(options[0]) if options else None
@@ -181,23 +181,23 @@ def neighbours(session: nox.Session) -> None:
 
 @nox.session
 def evaluate(session: nox.Session) -> None:
-    """Repeats the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and the like."""
+    """Repeat the paper's tables on the shipped model; -- --quick, --full, --only table1, --json FILE and more."""
     run(session, "-m", "evaluation.evaluate", *session.posargs, groups=("demo", "evaluate", "train"))
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Stress-tests a server with mixed prompts for an hour and looks for leaks; -- --minutes 5, --json FILE etc."""
+    """Stress-test a server with mixed prompts for an hour and look for leaks; -- --minutes 5, --json FILE and more."""
     run(session, "-m", "soak.soak", *session.posargs, groups=("test",))
 
 
 @nox.session
 def train(session: nox.Session) -> None:
-    """Trains a model on emoji drawings; -- --minutes 60 and the like go to the trainer."""
+    """Train a model on emoji drawings; arguments after -- go to the trainer, for example --minutes 60."""
     run(session, "-m", "training.train", *session.posargs, groups=("evaluate", "train"))
 
 
 @nox.session
 def switch(session: nox.Session) -> None:
-    """Fine-tunes the shipped model on its perturbed attention and compares; -- --steps 600 and the like."""
+    """Fine-tune the shipped model with perturbed attention and compare the results; -- --steps 600 and more."""
     run(session, "-m", "training.switch", *session.posargs, groups=("demo", "evaluate", "train"))

@@ -1,9 +1,8 @@
-"""What PAG costs: FLOPs, wall time and peak memory of a sampling step, as ratios to a CFG step; and what the gradient
-for restoration costs.
+"""Measures PAG's cost: FLOPs, time and peak memory of a sampling step relative to a CFG step, and of restoration.
 
-Everything goes through the host's own sampling and this pack's nodes. FLOPs at full size are counted on the meta
-device, without weights, with torch's FlopCounterMode. Times are taken in rounds in one process, each row once a round,
-and a ratio is the median of the rounds' ratios: a machine whose speed drifts slows the rows of a round alike.
+Everything goes through ComfyUI's own sampling and this pack's nodes. FLOPs at full size are counted on the meta device,
+without weights, with torch's FlopCounterMode. Times are taken in rounds in one process, each row once per round, and a
+ratio is the median of the rounds' ratios: drift in the machine's speed affects all rows of a round equally.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ CFG_END, PAG_START = 0.6, 0.4  # the scheduled row: CFG early, PAG late (PAG Fig
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda: full-size models in bf16")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each row")
-    parser.add_argument("--only", default="", help="models whose name holds this text")
-    parser.add_argument("--rows", default="", help="time these rows only, whose names hold one of these texts, with "
-                        "commas between; CFG is always among them")
-    parser.add_argument("--flops-only", action="store_true", help="count, do not time")
-    parser.add_argument("--json", type=Path, help="where to write the figures as JSON; must not exist yet")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for full-size models in bf16 (default: cpu)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per row (default: 5)")
+    parser.add_argument("--only", default="", help="only models whose name contains this text")
+    parser.add_argument("--rows", default="", help="only time rows whose name contains one of these comma-separated "
+                        "texts; CFG is always timed")
+    parser.add_argument("--flops-only", action="store_true", help="count FLOPs and memory, but time nothing")
+    parser.add_argument("--json", type=Path, help="also write the figures to this JSON file, which must not exist yet")
     arguments = parser.parse_args()
     if arguments.json and arguments.json.exists():
-        parser.error(f"{arguments.json} exists; name a new file")
+        parser.error(f"--json {arguments.json}: the file exists; name a new one")
     if arguments.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
     on_cpu = arguments.device == "cpu"
@@ -46,7 +45,7 @@ def main() -> None:
     import torch
 
     if not on_cpu and not torch.cuda.is_available():
-        parser.error(f"--device {arguments.device}: this machine has no CUDA device")
+        parser.error(f"--device {arguments.device}: no CUDA device was found on this machine")
     import_pack()
     report = {"device": "CPU" if on_cpu else torch.cuda.get_device_name(), "threads": torch.get_num_threads(),
               "torch": torch.__version__, "flops": [], "times": []}
@@ -213,7 +212,7 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
 
     rows = {"no guidance": stock(model, 1.0), "CFG": stock(model, CFG)}
     if shape.has_host_pag:
-        rows["CFG + PAG, the host's node"] = stock(host_pag, CFG)
+        rows["CFG + PAG, ComfyUI's node"] = stock(host_pag, CFG)
     # Another node holds the slot of the joint call, as SLG does; then the perturbed pass is a call of its own.
     apart = model.clone()
     apart.set_model_sampler_calc_cond_batch_function(lambda args: comfy.samplers.calc_cond_batch(
@@ -255,16 +254,16 @@ def peak(run: Callable[[], object], device: str) -> int | None:
 def print_tables(report: dict) -> None:
     """The pack's own work is what it adds to a step of SD 1.5's blocks at a width that needs hardly any arithmetic.
     Activations are counted, in half precision and with fused attention; peaks are measured, weights and all."""
-    print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios to a CFG step.")
+    print(f"\nDevice: {report['device']}, torch {report['torch']}. Ratios are relative to a CFG step.")
     for table in report["flops"]:
-        print(f"\nA step at full size: {table['model']}, layers {table['layers']}\n\n"
+        print(f"\nOne step at full size: {table['model']}, layers {table['layers']}\n\n"
               f"| row | TFLOP | ratio | activations MiB | operations |\n|---|---:|---:|---:|---:|")
         for row, value in table["flops"].items():
             memory, operations = table["bytes"].get(row), table["operations"].get(row, "")
             shown = "" if memory is None else f"{memory / 2**20:.0f}"
             print(f"| {row} | {value / 1e12:.3f} | {value / table['flops']['CFG']:.3f} | {shown} | {operations} |")
     for table in report["times"]:
-        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | from | to | peak GiB | "
+        print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | min | max | peak GiB | "
               f"tensors MiB |\n|---|---:|---:|---:|---:|---:|---:|")
         for row, value in table["seconds"].items():
             memory = (table["bytes"][row] or 0) / 2**30
@@ -272,7 +271,7 @@ def print_tables(report: dict) -> None:
             print(f"| {row} | {value:.3f} | {ratio:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} "
                   f"| {table['live'][row] / 2**20:.1f} |")
         share = report["overhead"] / table["seconds"]["CFG"]
-        print(f"| this pack's own work (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | | | | |")
+        print(f"| this pack's own overhead (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | | | | |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What PAG costs beside other nodes: FLOPs of a run with CFG and PAG over the same run with CFG, counted.
+"""Counts PAG's cost together with other nodes: FLOPs of a run with CFG and PAG divided by those of the run with CFG.
 
-The models are SD 1.5 with all its blocks, Flux and Wan, small; FLOPs are exact, and the ratio hardly depends on the
-width.
+The models are small versions of SD 1.5 (with all blocks), Flux and Wan. FLOPs are exact, and the ratio hardly depends
+on the width.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def ratio(family: str, set_up: SetUp, layer: str | None = None) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["", "FLOPs of CFG + PAG over CFG, beside other nodes", "",
-             "| set-up | " + " | ".join(FAMILIES) + " |", "|---|" + "---:|" * len(FAMILIES)]
+    lines = ["", "FLOPs of CFG + PAG divided by CFG, together with other nodes", "",
+             "| setup | " + " | ".join(FAMILIES) + " |", "|---|" + "---:|" * len(FAMILIES)]
     ratios = {(row["set_up"], row["family"]): row["ratio"] for row in rows}
     for what in dict.fromkeys(row["set_up"] for row in rows):
         cells = (ratios.get((what, family)) for family in FAMILIES)
@@ -156,11 +156,11 @@ ALL, TRANSFORMERS = (SD15, FLUX, WAN), (FLUX, WAN)
 SET_UPS = (
     (UNDISTURBED, ALL, None, lambda scene: None),
     ("an attention override", ALL, None, with_model(_override)),
-    ("rows one by one (short memory)", ALL, None, with_model(_memory_for(1))),
-    ("room for two rows of three", ALL, None, with_model(_memory_for(2))),
+    ("one row at a time (low memory)", ALL, None, with_model(_memory_for(1))),
+    ("memory for two rows of three", ALL, None, with_model(_memory_for(2))),
     ("torch.compile", ALL, None, with_model(_compiled_whole)),
-    ("blocks compiled singly", TRANSFORMERS, None, with_model(_compiled_blocks)),
-    ("image prompts in the cross-attention", (SD15,), None, with_model(_image_prompts)),
+    ("blocks compiled separately", TRANSFORMERS, None, with_model(_compiled_blocks)),
+    ("image prompts in cross-attention", (SD15,), None, with_model(_image_prompts)),
     ("a T2I adapter", (SD15,), None, _adapter),
     ("a ControlNet", (SD15,), None, _control("decoder")),
     ("a ControlNet, PAG in output.5", (SD15,), "output.5", _control("decoder")),

@@ -1,7 +1,7 @@
-"""What the gradient for restoration costs, with and without checkpointing: memory and time.
+"""Measures memory and time of the gradient for restoration, with and without checkpointing.
 
-Memory is the most that tensors held at once, weights aside: exact, and counted on the meta device at full size, without
-weights. Time is measured in this process, in turn, at a size that it can take.
+Memory is the peak held by tensors, without weights: exact, counted on the meta device at full size. Time is measured
+alternately in this process, at a size that it can handle.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def seconds(problem: Problem, device: str, repeats: int) -> dict[str, float]:
 
 def table(gradients: list[dict]) -> str:
     """In Markdown."""
-    lines = ["\nThe gradient for restoration, fp32\n", "| | plain | checkpointing | ratio |", "|---|---:|---:|---:|"]
+    lines = ["\nGradient for restoration, fp32\n", "| | plain | checkpointing | ratio |", "|---|---:|---:|---:|"]
     for entry in gradients:
         kind = "bytes" if "bytes" in entry else "seconds"
         plain, saving = entry[kind].values()

@@ -1,1 +1,1 @@
-"""The commands that are one file each: nox -s demo, serve and internals."""
+"""Commands that consist of one file each, such as nox -s demo, serve and internals."""

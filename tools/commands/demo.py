@@ -1,4 +1,4 @@
-"""nox -s demo: the example workflows on the shipped model, through a real server, in one comparison picture."""
+"""nox -s demo: runs the example workflows on the shipped model with a real server and draws a comparison image."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Row:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="nox -s demo --", description=__doc__)
-    parser.add_argument("--port", type=int, help="default: a free one")
-    parser.add_argument("--columns", type=int, default=8, help="pictures in a row, default: 8")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--port", type=int, help="port of the server (default: a free one)")
+    parser.add_argument("--columns", type=int, default=8, help="images per row (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     options = parser.parse_args(arguments)
     if options.columns < 1:
         raise HarnessError(f"--columns is {options.columns}; it must be at least 1.")
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
 
     path = picture.save_new(draw(rows, example, options.seed), ROOT / "demo", "comparison")
     print(report(rows))
-    print(f"\nThe picture: {path}")
+    print(f"\nImage saved to {path}")
 
 
 def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> workflow.Prompt:
@@ -129,27 +129,27 @@ def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
     label = example[settings(example)["positive"][0]]["inputs"]["label"]
     with safe_open(MODEL, "np") as file:
         facts = file.metadata()
-    titles = {UNCONDITIONAL: "Without a label: the model draws what it likes",
+    titles = {UNCONDITIONAL: "Without a label",
               CONDITIONAL: f"With a label: {json.loads(facts['class_names'])[label]}"}
     blocks = [picture.Block(title, [picture.Row(row.name, row.detail, row.images) for row in rows
                                     if row.block == block])
               for block, title in titles.items()]
     return picture.comparison(
         "Perturbed-Attention Guidance",
-        f"A small model of emoji, {facts['image_size']} by {facts['image_size']} pixels, {steps} steps. Each column "
+        f"A small emoji model, {facts['image_size']} × {facts['image_size']} pixels, {steps} steps. Each column "
         f"starts from the same noise (seed {seed}).", blocks)
 
 
 def report(rows: list[Row]) -> str:
-    """The time of each row as a ratio to CFG's in the same round: the median of the rounds, the least and the most."""
+    """The time of each row relative to CFG's in the same round: median, minimum and maximum of all rounds."""
     cfg = next(row for row in rows if row.name == "CFG")
-    lines = [f"\n{f'time of {TIMED_PICTURES} pictures':<34}{'to CFG':>8}{'range of ' + str(ROUNDS):>18}"]
+    lines = [f"\n{f'time for {TIMED_PICTURES} images':<34}{'vs. CFG':>8}{f'range ({ROUNDS} rounds)':>18}"]
     for row in rows:
         if row is not cfg:
             ratios = [seconds / base for seconds, base in zip(row.seconds, cfg.seconds, strict=True)]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             lines.append(f"{row.block + ': ' + row.name:<34}{statistics.median(ratios):>7.2f}x{spread:>18}")
-    lines.append("Where the range is wide, other programs kept this machine busy. nox -s bench measures exactly.")
+    lines.append("A wide range means that other programs used this machine; nox -s bench is more precise.")
     return "\n".join(lines)
 
 

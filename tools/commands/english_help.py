@@ -1,4 +1,4 @@
-"""Copies each node's English help to where the editor looks when there is none in its language: en.md to <node>.md.
+"""Copies each node's English help page (en.md) to <node>.md, which the editor shows if its language has none.
 
 python -m commands.english_help
 """

@@ -1,6 +1,6 @@
-"""The table of hosts in CONTRIBUTING: what the tests said on each ComfyUI, as nox -s hosts -- --table leaves it.
+"""Writes the table of test results by ComfyUI version in CONTRIBUTING, for nox -s hosts -- --table.
 
-    python -m commands.hosts_table VERSION FOLDER       FOLDER holds pytest's reports on folders of tests, as JUnit XML
+    python -m commands.hosts_table VERSION FOLDER       FOLDER contains pytest's JUnit XML reports, one per test folder
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDERS = ("host", "server")
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
-        raise HarnessError("Use: nox -s hosts -- --table, or python -m commands.hosts_table VERSION FOLDER")
+        raise HarnessError("Usage: nox -s hosts -- --table, or python -m commands.hosts_table VERSION FOLDER")
     version, folder = arguments
     counts = [count(Path(folder, f"{name}.xml")) for name in FOLDERS]
     python = ".".join(platform.python_version_tuple()[:2])
@@ -39,7 +39,7 @@ def count(report: Path) -> str:
     try:
         suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
     except (OSError, ElementTree.ParseError) as error:
-        raise HarnessError(f"{report} is no report of pytest ({error}).") from None
+        raise HarnessError(f"{report} is not a pytest report ({error}).") from None
     tests, skipped, failed = (sum(int(suite.get(name, 0)) for suite in suites for name in names)
                               for names in (("tests",), ("skipped",), ("failures", "errors")))
     return f"{tests - skipped - failed:,} / {skipped:,}" + (f", **{failed:,} failed**" if failed else "")
@@ -48,7 +48,7 @@ def count(report: Path) -> str:
 def with_row(text: str, version: str, row: str) -> str:
     """The file's text, with this row in the place of the version's last one; rows are in the order of the versions."""
     if BEGIN not in text or END not in text:
-        raise HarnessError(f"{CONTRIBUTING.name} has no place for the table, {BEGIN} to {END}.")
+        raise HarnessError(f"{CONTRIBUTING.name} lacks the markers of the table, {BEGIN} and {END}.")
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if re.match(r"\| \d", line)}

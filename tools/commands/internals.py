@@ -1,4 +1,4 @@
-"""nox -s internals: which of the host's internals the pack relies on, and whether this ComfyUI has them.
+"""nox -s internals: lists the ComfyUI internals that the pack uses, and whether this ComfyUI has them.
 
 The names are read off the pack's own source, so that the list cannot grow old: every import of the host, every
 attribute of what was imported, what subclasses of the host's classes take from them, and what is used of arguments
@@ -166,22 +166,22 @@ def missing_keys() -> list[str]:
 def main(arguments: list[str]) -> None:
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or arguments:
-        raise HarnessError("Use: COMFYUI_PATH=... python -m commands.internals, or nox -s internals.")
+        raise HarnessError("Usage: nox -s internals, or COMFYUI_PATH=... python -m commands.internals.")
     start_host(comfyui, "--cpu")
     from comfyui_version import __version__
 
     places = needed_names()
     missing = missing_names(places) + missing_keys()
     for name, where in places.items():
-        print(f"{'MISSING' if name in missing else 'there  '}  {name}   ({', '.join(where)})")
+        print(f"{'MISSING' if name in missing else 'found  '}  {name}   ({', '.join(where)})")
     for line in missing:
         if line not in places:
             print(f"MISSING  {line}")
     total = len(places) + sum(map(len, PROTOCOL.values()))
-    print(f"ComfyUI {__version__}: {total - len(missing)} of {total} names and keys are there.")
+    print(f"ComfyUI {__version__}: {total - len(missing)} of {total} names and keys found.")
     if missing:
-        raise HarnessError("This ComfyUI lacks what the nodes need; the lines marked MISSING say what, and where it is "
-                           "used.")
+        raise HarnessError("This ComfyUI lacks internals that the nodes need. The lines marked MISSING say which, and "
+                           "where they are used.")
     list_families()
 
 
@@ -191,7 +191,7 @@ def list_families() -> None:
     families = importlib.import_module("pag_pack.nodes.host.models.families")
     networks = [family.network for family in (*families.FAMILIES, *families.BLOCKS_ONLY)]
     absent = [name for name in networks if not exists(name)]
-    print(f"{len(networks) - len(absent)} of {len(networks)} networks are there by name."
+    print(f"{len(networks) - len(absent)} of {len(networks)} networks found by name."
           + "".join(f"\n  not in this ComfyUI: {name}" for name in absent))
 
 

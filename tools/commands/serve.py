@@ -1,4 +1,4 @@
-"""nox -s serve: ComfyUI with this pack, until Ctrl-C."""
+"""nox -s serve: runs ComfyUI with this pack until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from harness.server import Server
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="nox -s serve --", description="ComfyUI with this pack, until Ctrl-C.")
-    parser.add_argument("--port", type=int, default=8188, help="default: 8188")
-    parser.add_argument("--no-browser", action="store_true", help="only print the editor's address")
+    parser = argparse.ArgumentParser(prog="nox -s serve --", description="Runs ComfyUI with this pack until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=8188, help="port of the server (default: 8188)")
+    parser.add_argument("--no-browser", action="store_true", help="print the editor's URL without opening it")
     options = parser.parse_args(arguments)
 
     base = CACHE / f"serve-{options.port}"  # servers side by side must not share temporary files and a database
     with Server(get_comfyui(), base, options.port) as server:
-        print(f"\nThe editor: {server.url}\nPictures go to {base / 'output'}. Ctrl-C ends the server.", flush=True)
+        print(f"\nEditor: {server.url}\nImages are saved to {base / 'output'}. Press Ctrl-C to stop the server.",
+              flush=True)
         if not options.no_browser and has_display():
             webbrowser.open(server.url)
         while True:

@@ -26,7 +26,7 @@ def launch() -> Iterator:
         raise HarnessError("Playwright is missing. Install it with: pip install playwright") from None
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise HarnessError("There is no chromium on the path. On Debian: apt install chromium")
+        raise HarnessError("No Chromium found on PATH. On Debian, install it with: apt install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         try:

@@ -26,10 +26,10 @@ def readable(error: BaseException) -> str | None:
         return f"ComfyUI answered {error.url} with HTTP {error.code} ({error.reason}). Its log says why."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" while writing {error.filename}" if error.filename else ""
-        return f"The disk is full{place}. Free some space (the .host folder can be deleted: it is fetched again)."
+        return f"The disk is full{place}. Free some space; the .host folder can be deleted: it is downloaded again."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-        return (f"{error.filename} cannot be written ({error.strerror}). The commands keep what they fetch and make "
-                "beside noxfile.py, in .host, demo and build: copy this folder to a place that you may write to.")
+        return (f"{error.filename} cannot be written ({error.strerror}). Commands store files next to noxfile.py, in "
+                ".host, demo and build: copy this folder to a location with write access.")
     return None
 
 

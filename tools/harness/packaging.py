@@ -1,11 +1,11 @@
-"""What of pyproject.toml the registry requires and only the owner can say. Standard library only, for the noxfile."""
+"""Fields of pyproject.toml that the registry requires and only the owner can fill in. Standard library only."""
 
 from __future__ import annotations
 
 # {the field: what belongs there}
 OWNERS_FIELDS = {
     ("tool", "comfy", "PublisherId"): "the publisher's id at registry.comfy.org, without the @",
-    ("project", "urls", "Repository"): "the address of the repository",
+    ("project", "urls", "Repository"): "the URL of the repository",
 }
 
 
@@ -23,5 +23,5 @@ def value_of(project: dict, path: tuple[str, ...]) -> str:
 
 def what_is_missing(empty: dict[str, str]) -> str:
     fields = "; ".join(f"{name} ({meaning})" for name, meaning in empty.items())
-    return (f"pyproject.toml lacks what the registry requires and only the owner can say: {fields}. To check all the "
-            "rest: nox -s package -- --dry-run")
+    return (f"pyproject.toml lacks fields that the registry requires and only the owner can fill in: {fields}. To "
+            "check everything else: nox -s package -- --dry-run")

@@ -1,4 +1,4 @@
-"""What other people's packs require, in a folder beside the environment. Standard library only: the noxfile uses it."""
+"""Installs other packs' requirements into a separate folder. Standard library only: the noxfile imports this."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def install(host: Host, folder: Path) -> None:
         there.write_text("".join(f"{package['name']} ; sys_platform == 'nowhere'\n" for package in json.loads(listed)),
                          encoding="utf-8")
         for requirements in sorted(folder.glob("*/requirements.txt")):
-            print(f"{requirements.parent.name}: installing what it requires", flush=True)
+            print(f"{requirements.parent.name}: installing its requirements", flush=True)
             done = subprocess.run([*uv(), "pip", "install", "--quiet", "--python", str(host.python), "--target",
                                    str(PACKAGES), "--overrides", str(there), "--requirement", str(requirements)],
                                   capture_output=True, text=True)
             if done.returncode:
-                print(f"{requirements.parent.name}: its requirements cannot be installed here:\n{done.stderr.strip()}",
+                print(f"{requirements.parent.name}: could not install its requirements:\n{done.stderr.strip()}",
                       file=sys.stderr, flush=True)

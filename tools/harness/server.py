@@ -85,13 +85,13 @@ class Server:
                 break
             now = time.monotonic()
             if now - begun > self.ready_timeout:
-                raise HarnessError(f"ComfyUI did not answer within {self.ready_timeout:.0f} s.{self.log_tail()}")
+                raise HarnessError(f"ComfyUI did not respond within {self.ready_timeout:.0f} s.{self.log_tail()}")
             if now - said > STILL_STARTING:
-                print(f"ComfyUI is still starting, after {now - begun:.0f} s ...", flush=True)
+                print(f"ComfyUI is still starting after {now - begun:.0f} s ...", flush=True)
                 said = now
             time.sleep(0.2)
         if "PAGKSampler" not in nodes:
-            raise HarnessError(f"ComfyUI started, but could not import this pack.{self.log_tail()}")
+            raise HarnessError(f"ComfyUI started but could not import this pack.{self.log_tail()}")
 
     def check_alive(self, patience: float = 0.0) -> None:
         """HarnessError, with the end of the log, when the server has ended or ends within `patience` seconds."""
@@ -103,7 +103,7 @@ class Server:
         if code > 128:
             with contextlib.suppress(ValueError):
                 cause = signal.Signals(code - 128).name
-        raise HarnessError(f"ComfyUI has ended by itself ({cause}).{self.log_tail()}")
+        raise HarnessError(f"ComfyUI exited unexpectedly ({cause}).{self.log_tail()}")
 
     def log_tail(self) -> str:
         if self.log is None:
@@ -128,17 +128,17 @@ class Server:
 def claim_port(port: int | None) -> int:
     """The port asked for, or a free one. HarnessError if there is no such port, or another program listens there."""
     if port is not None and not 1 <= port <= LAST_PORT:
-        raise HarnessError(f"There is no port {port}: ports go from 1 to {LAST_PORT}. Choose one with: -- --port N")
+        raise HarnessError(f"Port {port} does not exist: ports range from 1 to {LAST_PORT}. Set one with: -- --port N")
     with socket.socket() as probe:
         if os.name == "posix":  # as the server does, so that a port just left counts as free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, port or 0))
         except PermissionError:
-            raise HarnessError(f"Port {port} is for the system's own programs. Choose one above 1023 with: -- --port N"
+            raise HarnessError(f"Port {port} is reserved for the system. Choose one above 1023 with: -- --port N"
                                ) from None
         except OSError as error:
-            raise HarnessError(f"Port {port} cannot be used ({error.strerror or error}). End the program that uses "
+            raise HarnessError(f"Port {port} cannot be used ({error.strerror or error}). Stop the program that uses "
                                "it, or choose another port with: -- --port N") from None
         return probe.getsockname()[1]
 

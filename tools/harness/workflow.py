@@ -31,9 +31,9 @@ def to_prompt(workflow: dict, object_info: dict[str, dict]) -> Prompt:
             continue
         name = f"{kind} (node {node['id']})"
         if node.get("mode", 0) != 0:
-            raise HarnessError(f"{name} is muted or bypassed, which only the editor can carry out.")
+            raise HarnessError(f"{name} is muted or bypassed, which only the editor supports.")
         if kind not in object_info:
-            raise HarnessError(f"{name} is not a node this server has.")
+            raise HarnessError(f"{name} is not a node of this server.")
         linked = {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
         try:
             values = widget_values(object_info[kind], node.get("widgets_values", []))

@@ -1,7 +1,7 @@
-"""nox -s soak: mixed prompts, valid and not, some cancelled, against a real server, and what that leaves behind.
+"""nox -s soak: sends mixed prompts (valid, invalid, some cancelled) to a real server and looks for leaks.
 
-Every prompt must be answered with a picture, a clear error or its cancellation, every question to the /pag routes
-with JSON, and neither memory, nor handles, threads or processes may grow beyond their noise.
+Every prompt must end with an image, a clear error or its cancellation, every request to the /pag routes with JSON, and
+memory, handles, threads and processes must not grow beyond their noise.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLEAR = ("ValueError", "SettingError", "SelectionError", "GradientError", "FileN
 # With these, what is resident is what is in use: glibc takes blocks of 64 kB and more from the system one by one, and
 # gives them back. By itself it raises both limits as it goes, and then keeps whole heaps for single blocks in them.
 EXACT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
-ANSWERS = {"picture": "pictures", "refused": "refused when queued", "error": "clear errors",
+ANSWERS = {"picture": "images", "refused": "rejected when queued", "error": "clear errors",
            "interrupted": "interrupted", "deleted": "deleted from the queue"}
 
 
@@ -55,10 +55,10 @@ class Report:
 
     def text(self) -> str:
         prompts = sum(self.answers.values())
-        lines = [f"{self.seconds / 60:.1f} minutes, seed {self.seed}: {prompts} prompts, {self.flawed} of them flawed; "
-                 f"{sum(self.questions.values())} questions",
+        lines = [f"{self.seconds / 60:.1f} minutes, seed {self.seed}: {prompts} prompts, {self.flawed} invalid; "
+                 f"{sum(self.questions.values())} requests",
                  "prompts    " + ", ".join(f"{self.answers[key]} {name}" for key, name in ANSWERS.items()),
-                 "questions  " + ", ".join(f"{count} × {status}" for status, count in sorted(self.questions.items()))]
+                 "requests   " + ", ".join(f"{count} × {status}" for status, count in sorted(self.questions.items()))]
         for name, found in self.trends.items():
             unit = " MB" if name == "memory" else ""
             lines.append(f"{name:<10} median {found.median:.0f}{unit}, growth {found.growth:+.2f}{unit} in "
@@ -194,17 +194,17 @@ class Soak:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="default: 60")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts; default: 0")
-    parser.add_argument("--pause", type=float, default=0.5, help="mean seconds between prompts, default: 0.5")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="leave the figures there too")
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration in minutes (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts (default: 0)")
+    parser.add_argument("--pause", type=float, default=0.5, help="mean seconds between prompts (default: 0.5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
     if not 0.0 < options.minutes < 100_000:
-        raise HarnessError(f"--minutes is {options.minutes:g}; it must be more than 0.")
+        raise HarnessError(f"--minutes is {options.minutes:g}; it must be greater than 0.")
     if options.pause < 0.0:
         raise HarnessError(f"--pause is {options.pause:g}; it must be at least 0.")
     if options.json and options.json.exists():
-        raise HarnessError(f"{options.json} exists and is not overwritten. Name another file.")
+        raise HarnessError(f"--json {options.json}: the file exists and is not overwritten. Name a new one.")
 
     os.environ.pop("MALLOC_MMAP_MAX_", None)
     os.environ.update(EXACT_MEMORY)
@@ -220,7 +220,7 @@ def main(arguments: list[str]) -> None:
                 bar.close()
                 leave(soak.report, options.json)
     if problems := soak.report.problems():
-        raise HarnessError(f"{', '.join(problems)}; see above.")
+        raise HarnessError(f"{', '.join(problems)} (see above).")
 
 
 def leave(report: Report, path: Path | None) -> None:
