@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
     (["--ranks", "-1"], "--ranks"),
     (["--quick", "--full"], "not allowed with"),
     (["--device", "tpu"], "tpu"),
-    (["--json", "no/such/folder/a.json"], "no folder no/such/folder"),
-    (["--out", __file__], "is no folder"),
+    (["--json", "no/such/folder/a.json"], "the folder no/such/folder does not exist"),
+    (["--out", __file__], "is not a folder"),
 ])
 def test_bad_arguments_are_named_before_any_work(given, complaint, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -135,7 +135,7 @@ def test_a_model_of_other_things_is_refused(tiny, small_model):
     weights = load_file(path)
     with safe_open(path, "pt") as file:
         facts = file.metadata()
-    for name, value, message in (("class_names", '["Cars", "Food"]', "categories Cars: expected some of Smileys"),
+    for name, value, message in (("class_names", '["Cars", "Food"]', "categories Cars: expected names from Smileys"),
                                  ("image_size", "0", "names no size or no classes")):
         save_file(weights, path.with_name("other.safetensors"), {**facts, name: value})
         with pytest.raises(HarnessError, match=message):

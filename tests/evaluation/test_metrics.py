@@ -153,7 +153,7 @@ def test_matched_tones_are_those_asked_for_and_one_setting_for_the_whole_set():
 @pytest.mark.parametrize(("higher", "no_worse", "value", "expected"), [
     (False, False, -2.0, "yes"), (False, False, 2.0, "no"), (False, False, -0.5, "undecided"),
     (True, False, 2.0, "yes"), (True, False, -2.0, "no"),
-    (False, True, 0.5, "no difference seen"), (False, True, 2.0, "no"), (False, True, -2.0, "yes"),
+    (False, True, 0.5, "no difference measured"), (False, True, 2.0, "no"), (False, True, -2.0, "yes"),
 ])
 def test_verdicts_need_the_whole_interval(higher, no_worse, value, expected):
     check = Check("", "", "", higher=higher, no_worse=no_worse)

@@ -76,7 +76,7 @@ def test_drawings_are_rendered_once_and_labelled_in_the_order_asked_for(tmp_path
     assert chosen.labels.tolist() == [1, 1, 1, 0, 1, 1, 0]
     assert chosen.concepts[3] == "lamp-light"
     assert chosen.styles == ["first"] * 4 + ["second"] * 3
-    with pytest.raises(HarnessError, match=r"categories Cars: expected some of Smileys, Animals"):
+    with pytest.raises(HarnessError, match=r"categories Cars: expected names from Smileys, Animals"):
         again.only(("Cars",))
 
 

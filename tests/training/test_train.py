@@ -72,7 +72,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, monkeypatch):
     whole = run(data, "whole")
     with monkeypatch.context() as patched:
         patched.setattr(train, "tqdm", Interrupting)
-        with pytest.raises(SystemExit, match="stopped at step 2"):
+        with pytest.raises(SystemExit, match="Stopped at step 2"):
             run(data, "parts")
     parts = run(data, "parts")
     with safe_open(whole, "pt") as a, safe_open(parts, "pt") as b:
@@ -133,7 +133,7 @@ def test_another_network_is_refused(data, monkeypatch):
     first = run(data, "first")
     monkeypatch.undo()
     for more in (("--start-from", str(first)), ("--checkpoint", str(data / "first.pt"))):
-        with pytest.raises(HarnessError, match=r"holds another network than ADM Emoji 16"):
+        with pytest.raises(HarnessError, match=r"contains a network other than ADM Emoji 16"):
             run(data, "other", *more)
 
 
@@ -193,10 +193,10 @@ def test_pictures_move_on_white_and_only_some_are_mirrored():
 @pytest.mark.parametrize(("more", "message"), [
     (("--ranks", "3"), "--ranks 3 must be at least 1 and divide the batch of 2"),
     (("--start-from", "nowhere.safetensors"), "--start-from nowhere.safetensors: no such file"),
-    (("--cooldown", "0"), "--cooldown 0.0: expected a share above 0, up to 1"),
-    (("--size", "20"), "--size 20: expected a multiple of 8 from 16 on"),
-    (("--categories", "Food,Cars"), "--categories Cars: expected some of Smileys, Animals, Food, People"),
-    (("--categories", " , "), "--categories is empty: expected some of Smileys, Animals, Food, People"),
+    (("--cooldown", "0"), "--cooldown 0.0: expected a share greater than 0 and at most 1"),
+    (("--size", "20"), "--size 20: expected a multiple of 8, at least 16"),
+    (("--categories", "Food,Cars"), "--categories Cars: expected names from Smileys, Animals, Food, People"),
+    (("--categories", " , "), "--categories is empty: expected names from Smileys, Animals, Food, People"),
 ])
 def test_what_cannot_be_is_said_before_training(data, capsys, more, message):
     with pytest.raises(SystemExit):

@@ -1,1 +1,1 @@
-"""Whether PAG does on the shipped model what the paper says: `nox -s evaluate`."""
+"""Tests the paper's claims about PAG on the shipped model: `nox -s evaluate`."""

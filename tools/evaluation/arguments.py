@@ -21,33 +21,36 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s evaluate --", description=description)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true",
-                      help=f"Table 1 and Fig. 12 with {QUICK} samples a row, at the settings found before (default)")
-    size.add_argument("--full", action="store_true", help=f"everything, the search too, with {FULL} samples a row")
+                      help=f"Table 1 and Fig. 12 with {QUICK} samples per row, at known settings (default)")
+    size.add_argument("--full", action="store_true",
+                      help=f"everything, including the search, with {FULL} samples per row")
     parser.add_argument("--only", default="", metavar="KEYS",
-                        help="tables by name, separated by commas: " + ", ".join(known_keys()))
-    parser.add_argument("--samples", type=int, help="samples a row of Table 1; other tables take half as many, "
+                        help="comma-separated names of tables: " + ", ".join(known_keys()))
+    parser.add_argument("--samples", type=int, help="samples per row of Table 1; other tables use half as many, "
                                                     "restoration a fifth")
     parser.add_argument("--search", type=int, metavar="SAMPLES",
-                        help="held-out samples a setting in the search for layers and scales; 0: take those found "
-                             "before")
-    parser.add_argument("--batch", type=int, help="rows of a batch (default: 25, with CUDA 250)")
-    parser.add_argument("--model", default="", help="an ADM file that PAG ADM Loader lists (default: the shipped one)")
+                        help="held-out samples per setting in the search for layers and scales; 0 skips it and uses "
+                             "known settings")
+    parser.add_argument("--batch", type=int, help="batch size (default: 25; 250 with CUDA)")
+    parser.add_argument("--model", default="", help="an ADM file listed by PAG ADM Loader (default: the shipped one)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work on this machine")
-    parser.add_argument("--data", type=Path, help="folder where nox -s train keeps its drawings (default: the same)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate", help="where samples and results go")
-    parser.add_argument("--json", type=Path, help="where to write the figures as JSON too; must not exist yet")
+    parser.add_argument("--ranks", type=int, default=1,
+                        help="processes that share the work on this machine (default: 1)")
+    parser.add_argument("--data", type=Path, help="folder of nox -s train's drawings (default: the one that it uses)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "evaluate",
+                        help="folder for samples and results (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this JSON file, which must not exist yet")
     args = parser.parse_args(argv)
 
     if args.json and args.json.exists():
-        parser.error(f"--json {args.json} exists; name a new file")
+        parser.error(f"--json {args.json}: the file exists; name a new one")
     if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+        parser.error(f"--json {args.json}: the folder {args.json.parent} does not exist")
     if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is no folder")
+        parser.error(f"--out {args.out} is not a folder")
     args.samples = (FULL if args.full else QUICK) if args.samples is None else args.samples
     if args.samples < LEAST:
-        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take {LEAST} or more")
+        parser.error(f"--samples {args.samples}: too few for a meaningful distance; use {LEAST} or more")
     args.batch = (250 if args.device == "cuda" else 25) if args.batch is None else args.batch
     for name in ("batch", "ranks"):
         if getattr(args, name) < 1:
@@ -55,11 +58,11 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     known = known_keys()
     args.only = [key.strip() for key in args.only.split(",") if key.strip()]
     if unknown := [key for key in args.only if key not in known]:
-        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(known)}")
+        parser.error(f"--only {', '.join(unknown)}: expected names from {', '.join(known)}")
     if args.search is None:
         args.search = args.samples // 5 if args.full else QUICK if LAYERS in args.only else 0
     if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
-        parser.error(f"--search {args.search}: take {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
+        parser.error(f"--search {args.search}: use {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
     return args
 
 
@@ -81,7 +84,7 @@ def layer_table() -> Table:
     """The search's own table: all layers at one scale, on the held-out samples."""
     rows = (Row("no guidance", Config()), *layer_search())
     outer = (SINGLE_LAYERS[0], SINGLE_LAYERS[-1])
-    return Table(LAYERS, f"Where to perturb, at s {LAYER_SCALE:g}", "PAG Table 10, Fig. 38 to 40", rows, (
+    return Table(LAYERS, f"Which layers to perturb, at s {LAYER_SCALE:g}", "PAG Table 10, Fig. 38 to 40", rows, (
         *(Check(f"the middle block beats the outermost layer {layer}", "m0", layer) for layer in outer),
         *(Check(f"{layers} beats the middle block alone", layers, "m0") for layers in COMBINATIONS),
     ))

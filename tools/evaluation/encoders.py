@@ -169,6 +169,6 @@ def _trained(folder: Path, name: str, model: nn.Module, data: Data,
 def _good_enough(name: str, accuracy: float, folder: Path) -> float:
     if accuracy < LEAST[name]:
         raise HarnessError(f"The {name} network is right on only {accuracy:.1%} of the held-out drawings, expected "
-                           f"{LEAST[name]:.0%} or more; its features would say little. Delete {folder}/{name}-*."
-                           "safetensors to train it anew.")
+                           f"{LEAST[name]:.0%} or more; its features would be meaningless. Delete {folder}/{name}-*."
+                           "safetensors to train it again.")
     return accuracy

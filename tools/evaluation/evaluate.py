@@ -1,8 +1,8 @@
-"""The paper's tables and figures in miniature, on the shipped model, through this pack's nodes.
+"""Repeats the paper's tables and figures in miniature, on the shipped model, through this pack's nodes.
 
-Samples are kept in the --out folder, keyed by model file and settings: an interrupted run goes on, and a larger one
-uses what a smaller one made. Every sample has a seed of its own, so that neither batches nor ranks change it. Large
-runs: --ranks N on one machine, or torchrun -m evaluation.evaluate on several that share the --out folder.
+Samples are stored in the --out folder, keyed by model file and settings: an interrupted run continues, and a larger run
+reuses the samples of a smaller one. Each sample has its own seed and does not depend on batches or ranks. For large
+runs, use --ranks N on one machine, or torchrun -m evaluation.evaluate on several that share the --out folder.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def main(argv: list[str]) -> None:
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise HarnessError("--device cuda: this machine has no CUDA device. Leave it out to run on the CPU.")
+        raise HarnessError("--device cuda: no CUDA device was found on this machine. Omit it to run on the CPU.")
     import_pack()
     try:
         evaluate(args)
     except KeyboardInterrupt:
-        print("\nThe samples made so far are kept; the same command goes on from there.", file=sys.stderr)
+        print("\nThe samples made so far are kept; run the same command again to continue.", file=sys.stderr)
         raise
 
 
@@ -88,7 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
     name = args.model or SHIPPED
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        raise HarnessError(f"--model {name}: PAG ADM Loader knows no such file; it lists "
+        raise HarnessError(f"--model {name}: PAG ADM Loader does not list this file; it lists "
                            f"{', '.join(folder_paths.get_filename_list(FOLDER))}.")
     ranks = Ranks.join()
     key = file_key(Path(path))
@@ -117,9 +117,10 @@ def evaluate(args: argparse.Namespace) -> None:
         "model": name, "model_sha256": key, "steps": STEPS, "accuracy": judge and judge.networks.accuracy,
         "found": asdict(found), "torch": torch.__version__,
         "device": "a CPU" if args.device == "cpu" else torch.cuda.get_device_name(),
-        "search": f"Layers and scales were chosen on {args.search} other samples a setting, PAG's scale without a "
-                  f"label on {FINAL * args.search}."
-                  if searches else "Layers and scales are those that an earlier search found."}
+        "search": f"Layers and scales were chosen on {args.search} other samples per setting, PAG's scale without "
+                  f"a label on {FINAL * args.search}."
+                  if searches else "Layers and scales are the best ones of an earlier search.",
+        "held_out": int(drawings.held_out.sum())}
     results = Results(args, about) if judge else None
     for table in plan:
         worker.run(wanted(args, [table]))

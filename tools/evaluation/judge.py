@@ -105,7 +105,7 @@ def verdict(check: Check, found: Value) -> str:
         return "yes"
     if gain < -found.margin:
         return "no"
-    return "no difference seen" if check.no_worse else "undecided"
+    return "no difference measured" if check.no_worse else "undecided"
 
 
 def choose_scales(judge: Judge, choices: dict[str, list[tuple[object, Config]]], found: Found, ids: range) -> Found:

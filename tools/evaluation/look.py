@@ -1,8 +1,9 @@
-"""A quick look at an emoji model: where PAG helps it, and whether it repeats its training pictures.
+"""Takes a quick look at an emoji model: where PAG helps, and whether it repeats training drawings.
 
-`python -m evaluation.look FILE`, with tools/ on the path. It needs no ComfyUI: pictures by DDIM without a label, from
-the same noise without and with PAG, Fréchet distances to held-out drawings as two independent networks see them, and
-the nearest training drawings. For the layers and scale of a model in training; what counts is `nox -s evaluate`.
+Run `python -m evaluation.look FILE` with tools/ on the Python path. It needs no ComfyUI. It draws DDIM samples without
+a label, from the same noise without and with PAG, measures Fréchet distances to held-out drawings with two independent
+networks, and finds the nearest training drawings. Use it to choose layers and scale during training; the results that
+count are those of `nox -s evaluate`.
 """
 
 from __future__ import annotations
@@ -67,17 +68,19 @@ def draw(model: ADMUNet, seeds: range, scale: float, places: frozenset[Place]) -
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.look", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="an ADM that nox -s train wrote")
-    parser.add_argument("--layers", default="m0,all", help="layers to try, one by one: d0, m0, u3 and so on, joined by "
-                        "+ where several are perturbed together; all (default: %(default)s)")
-    parser.add_argument("--scales", default="1,2", help="PAG's scales to try (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=100, help="pictures of each (default: 100, at least 50)")
-    parser.add_argument("--data", type=Path, default=CACHE, help="where nox -s train keeps its data (default: "
+    parser.add_argument("file", type=Path, help="an ADM file written by nox -s train")
+    parser.add_argument("--layers", default="m0,all", help="comma-separated selections to try: d0, m0, u3 and so on, "
+                        "several layers joined by +, or all (default: %(default)s)")
+    parser.add_argument("--scales", default="1,2", help="comma-separated PAG scales to try (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=100,
+                        help="samples per selection and scale (default: 100, at least 50)")
+    parser.add_argument("--data", type=Path, default=CACHE, help="folder of nox -s train's data (default: "
                         "%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "look", help="folder for the pictures and figures")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "look",
+                        help="folder for the images (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 50:
-        parser.error(f"--samples {args.samples}: distances of so few pictures say nothing; take 50 or more")
+        parser.error(f"--samples {args.samples}: too few for a meaningful distance; use 50 or more")
     model, facts = read(args.file)
     names = layer_names(model)
     rows = [("no guidance", 0.0, frozenset())]
@@ -99,7 +102,7 @@ def read(path: Path) -> tuple[ADMUNet, dict[str, str]]:
         facts = file.metadata() or {}
     config = read_config({name: weight.shape for name, weight in weights.items()}, facts)
     if "class_names" not in facts or config.image_size == 0:
-        raise HarnessError(f"{path} was not written by nox -s train: its metadata names no classes or no size")
+        raise HarnessError(f"{path} was not written by nox -s train: its metadata lacks classes or size")
     model = ADMUNet(config)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False), facts
@@ -117,21 +120,21 @@ def look(model: ADMUNet, categories: list[str], rows: list[tuple[str, float, fro
     figures = {name: {} for name in drawn}
     for name, encoder in encoders.items():
         for row, values in distances(drawn, held_out, encoder).items():
-            figures[row] |= {f"{name} network": values[0], "less than none": values[1]}
+            figures[row] |= {f"{name} network": values[0], f"{name}: gain over none": values[1]}
     by = {"pixels": lambda pictures: nearest_pixels(pictures, training),
           "concept network": lambda pictures: nearest_features(pictures, training, encoders["concept"])}
     for row, pictures in drawn.items():
         figures[row] |= {f"copies by {name}": copies(nearest(pictures), nearest(held_out))
                          for name, nearest in by.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    comparison(args.file.stem, f"The first {SHOWN} samples, not chosen. Each column starts from the same noise.",
+    comparison(args.file.stem, f"The first {SHOWN} samples, not selected. Each column starts from the same noise.",
                [Block("", [Row(row, "", images_of(pictures[:SHOWN])) for row, pictures in drawn.items()])]
                ).save(args.out / f"{args.file.stem}.png")
     first = drawn[rows[0][0]][:20]
     neighbours_sheet(first, training, {name: nearest(first) for name, nearest in by.items()}
                      ).save(args.out / f"{args.file.stem}-neighbours.png")
     print(markdown(figures))
-    print(f"Pictures in {args.out}")
+    print(f"Images saved to {args.out}")
 
 
 def distances(drawn: dict[str, Tensor], held_out: Tensor, encoder: nn.Module) -> dict[str, tuple[Value, Value]]:

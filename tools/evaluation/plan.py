@@ -1,4 +1,4 @@
-"""The experiments as data: which configurations a table compares, and what the paper says about them."""
+"""The experiments as data: which configurations a table compares, and the paper's claims about them."""
 
 from __future__ import annotations
 
@@ -144,34 +144,34 @@ def _scales(found: Found) -> Table:
     rows = tuple(Row(f"s {s}", pag(s, found.layers)) for s in range(8))
     return Table("fig12", "PAG's scale", "PAG Fig. 12", rows, (
         Check("a small scale beats none", "s 1", "s 0"),
-        Check("a large scale loses to a small one", "s 1", "s 7"),
-        Check("the score is best above the scale that is best for the distance", "s 2", "s 1", "score", higher=True),
+        Check("a small scale beats a large one", "s 1", "s 7"),
+        Check("the score is best at a higher scale than the distance", "s 2", "s 1", "score", higher=True),
     ), share=0.5, as_line=True)
 
 
 def _shown() -> Table:
-    """The layers of the README's picture and the example workflows."""
+    """The layers of the README's picture and the example workflows, which use CFG + PAG at scale 2, not 1."""
     rows = (*(Row(f"s {s:g}", pag(s, SHOWN)) for s in (0, 0.5, 1, 2, 4)),
             *(Row(f"label: s {s:g}", pag(s, SHOWN, True)) for s in (0, 1, 2)),
             Row("label: CFG", Config(True, cfg=3.0)), Row("label: CFG + PAG", pag(1.0, SHOWN, True).but(cfg=3.0)))
-    return Table("shown", f"Where PAG draws most clearly: {SHOWN}", "PAG Fig. 12", rows, (
+    return Table("shown", f"Layer with the clearest drawings: {SHOWN}", "PAG Fig. 12", rows, (
         Check("PAG raises precision", "s 2", "s 0", "precision", higher=True),
         Check("PAG raises the score", "s 2", "s 0", "score", higher=True),
         Check("PAG lowers recall", "s 0", "s 2", "recall", higher=True),
-        Check("PAG's pictures are spread more like real ones", "s 2", "s 0"),
+        Check("PAG lowers the Fréchet distance", "s 2", "s 0"),
         Check("with a label, PAG raises precision", "label: s 2", "label: s 0", "precision", higher=True),
-        Check("with a label, PAG shows the label more clearly", "label: s 2", "label: s 0", "accuracy", higher=True),
-        Check("CFG + PAG raises CFG's precision", "label: CFG + PAG", "label: CFG", "precision", higher=True),
+        Check("with a label, PAG makes it easier to recognize", "label: s 2", "label: s 0", "accuracy", higher=True),
+        Check("CFG + PAG raises precision over CFG", "label: CFG + PAG", "label: CFG", "precision", higher=True),
     ), share=0.5)
 
 
 def _scales_at_equal_tones(found: Found) -> Table:
     """Whether the model's wrong brightness is why large scales and recall go another way here than in the paper."""
     rows = _scales(found).rows
-    return Table("tones", "PAG's scale, with every row's brightness and contrast made those of the real pictures", "",
+    return Table("tones", "PAG's scale, with every row's brightness and contrast matched to the real images", "",
                  rows, (
         Check("a small scale beats none", "s 1", "s 0"),
-        Check("a large scale loses to a small one", "s 1", "s 7"),
+        Check("a small scale beats a large one", "s 1", "s 7"),
         Check("PAG raises precision", "s 2", "s 0", "precision", higher=True),
         Check("PAG lowers recall", "s 0", "s 2", "recall", higher=True),
     ), share=0.5, as_line=True, matched=True)
@@ -182,7 +182,7 @@ def _perturbations(guided: Config) -> Table:
     rows = (Row("no guidance", Config()), Row("identity", guided),
             *(Row(kind, guided.but(options={"perturbation": kind})) for kind in kinds))
     checks = tuple(Check(f"identity beats {kind}", "identity", kind) for kind in kinds)
-    return Table("table9", "What takes the place of the attention map", "PAG Table 9", rows, checks, share=0.5)
+    return Table("table9", "Replacements of the attention map", "PAG Table 9", rows, checks, share=0.5)
 
 
 def _diversity(found: Found) -> Table:
@@ -192,8 +192,8 @@ def _diversity(found: Found) -> Table:
         Row("CFG", Config(True, cfg=7.5)),
         Row("PAG", pag(4.5, found.layers, True)),
     ), (
-        Check("PAG leaves more diversity than CFG", "PAG", "CFG", "label_diversity", higher=True),
-        Check("PAG's score within a label is above CFG's", "PAG", "CFG", "label_score", higher=True),
+        Check("PAG keeps more diversity than CFG", "PAG", "CFG", "label_diversity", higher=True),
+        Check("PAG's score within a label is higher than CFG's", "PAG", "CFG", "label_score", higher=True),
     ), share=0.5)
 
 
@@ -251,7 +251,7 @@ def _high_scale(found: Found) -> Table:
     strong = pag(5.0, found.layers)
     rows = (Row("s 5", strong), *(Row(f"s 5, rescale {r:g}, {mode}", strong.but(options={
         "rescale": r, "rescale_mode": mode})) for r, mode in ((0.7, "full"), (0.7, "partial"), (1.0, "full"))))
-    checks = tuple(Check(f"{r.name.removeprefix('s 5, ')} helps", r.name, "s 5") for r in rows[1:])
+    checks = tuple(Check(f"{r.name.removeprefix('s 5, ')} lowers the distance", r.name, "s 5") for r in rows[1:])
     return Table("rescale", "Rescaling at a high scale", "", rows, checks, share=0.5)
 
 
@@ -263,12 +263,12 @@ def _weak_selves(guided: Config) -> Table:
                 ("block skipped (SLG, STG)", "skip_block"), ("attention skipped", "skip_attention"),
                 ("tokens shuffled (TPG)", "shuffle"), ("Sinkhorn (ASAG)", "sinkhorn"), ("uniform attention", "uniform"),
                 ("temperature 2", "temperature"))),
-            *(Row(f"{share:.0%} of all layers, drawn anew (S²){', blocks skipped' * (kind != 'identity')}",
+            *(Row(f"{share:.0%} of all layers, redrawn at each step (S²){', blocks skipped' * (kind != 'identity')}",
                   everywhere.but(options={"perturbation": kind, "random_share": share}))
               for kind in ("identity", "skip_block") for share in (0.1, 0.25)))
     checks = [Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:]]
     checks += [Check(f"{row.name} raises the score", row.name, "PAG", "score", higher=True) for row in rows[1:]]
-    return Table("weak", "Other weak selves", "", rows, tuple(checks), share=0.5)
+    return Table("weak", "Other weak predictions", "", rows, tuple(checks), share=0.5)
 
 
 def _negative_row(cfg: Config, found: Found) -> Table:
@@ -280,7 +280,7 @@ def _negative_row(cfg: Config, found: Found) -> Table:
             row("a quarter perturbed", strength=0.25), row("negative's blocks skipped", perturbation="skip_block"))
     checks = [Check(f"{one.name} beats CFG", one.name, "CFG") for one in rows[1:]]
     checks += [Check(f"{one.name} costs no more than CFG", one.name, "CFG", "flops", no_worse=True) for one in rows[1:]]
-    return Table("negative", "The negative's own row", "", rows, tuple(checks), share=0.5)
+    return Table("negative", "Perturbing the negative's row", "", rows, tuple(checks), share=0.5)
 
 
 def _rules(guided: Config, found: Found) -> Table:
@@ -289,13 +289,13 @@ def _rules(guided: Config, found: Found) -> Table:
     rows = (Row("PAG", guided), *(Row(name, guided.but(options=options)) for name, options in (
         ("early damping 8 (MAMBO-G)", {"early_damping": 8.0}),
         ("momentum 0.3 (Momentum Guidance, HiGS)", {"momentum": 0.3}),
-        ("coarse half (FDG)", {"coarse_scale": 0.5}),
-        ("coarse twice (FDG)", {"coarse_scale": 2.0}),
-        ("tangential 1.2 (TAG)", {"tangential_scale": 1.2}),
+        ("coarse part halved (FDG)", {"coarse_scale": 0.5}),
+        ("coarse part doubled (FDG)", {"coarse_scale": 2.0}),
+        ("tangential part 1.2 (TAG)", {"tangential_scale": 1.2}),
     )), Row("s 5", strong), Row("s 5, early damping 8", strong.but(options={"early_damping": 8.0})))
     checks = [Check(f"{row.name} beats plain PAG", row.name, "PAG") for row in rows[1:-2]]
-    checks.append(Check("early damping helps at a high scale", rows[-1].name, "s 5"))
-    return Table("rules", "Rules on PAG's push", "", rows, tuple(checks), share=0.5)
+    checks.append(Check("early damping lowers the distance at a high scale", rows[-1].name, "s 5"))
+    return Table("rules", "Rules on PAG's delta", "", rows, tuple(checks), share=0.5)
 
 
 def quick(plan: list[Table]) -> list[Table]:

@@ -33,7 +33,7 @@ def plot(table: dict, path: Path) -> None:
         axes.barh(names, values, xerr=margins, color=ACCENT, ecolor=INK, capsize=3, height=0.62)
         axes.axvline(table["real"]["fd"]["value"], color=INK, linestyle=":", linewidth=1)
         axes.invert_yaxis()
-        axes.set_xlabel("Fréchet distance (dotted: real pictures)")
+        axes.set_xlabel("Fréchet distance (dotted: real images)")
     axes.set_title(table["title"], loc="left", fontsize=11)
     figure.savefig(path, dpi=110)
 
@@ -59,5 +59,5 @@ def grid(table: dict, store: Store) -> Image.Image:
         pictures = store.load(config, ids)
         images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
         rows.append(Row(row["name"], f"FD {row['metrics']['fd']['value']:.1f}", images))
-    subtitle = f"The first {len(images)} samples, not chosen. Each column starts from the same noise."
+    subtitle = f"The first {len(images)} samples, not selected. Each column starts from the same noise."
     return comparison(table["title"], subtitle, [Block("", rows)])

@@ -10,9 +10,9 @@ COLUMNS = {  # metric: (heading, decimals, multiplier)
     "kd": ("kernel distance ↓", 2, 1), "score": ("score ↑", 2, 1),
     "precision": ("precision ↑", 2, 1), "recall": ("recall ↑", 2, 1), "diversity": ("diversity ↑", 2, 1),
     "classes": ("classes", 1, 1), "brightness": ("brightness", 0, 1), "contrast": ("contrast", 0, 1),
-    "accuracy": ("label seen ↑", 2, 1), "label_diversity": ("diversity within a label ↑", 2, 1),
+    "accuracy": ("label recognized ↑", 2, 1), "label_diversity": ("diversity within a label ↑", 2, 1),
     "label_score": ("score within a label ↑", 2, 1), "lpips": ("perceptual distance ↓", 3, 1),
-    "psnr": ("PSNR in dB ↑", 2, 1), "flops": ("GFLOP a picture", 1, 1e-9),
+    "psnr": ("PSNR in dB ↑", 2, 1), "flops": ("GFLOP per sample", 1, 1e-9),
 }
 
 
@@ -22,7 +22,7 @@ def markdown(report: dict) -> str:
     parts = [f"# Evaluation\n\n{describe(about)}"]
     for table in report["tables"]:
         parts.append(f"## {table['title']}{' (' + table['source'] + ')' if table['source'] else ''}")
-        parts.append(f"{table['samples']} pictures a row. {table.get('note', '')}".rstrip())
+        parts.append(f"{table['samples']} samples per row. {table.get('note', '')}".rstrip())
         parts.append(_rows(table))
         if table["checks"]:
             parts.append(_checks(table["checks"]))
@@ -32,12 +32,14 @@ def markdown(report: dict) -> str:
 def describe(about: dict) -> str:
     found = ", ".join(f"{name} {value}" for name, value in about["found"].items())
     return (f"Model {about['model']} (SHA-256 {about['model_sha256']}), {about['steps']} DDIM steps, the same noise in "
-            f"every row, through this pack's nodes in ComfyUI, on {about['device']}. All distances are to drawings of "
-            f"held-out concepts. They and all scores are of the features of a small network trained here on categories "
-            f"(right on {about['accuracy'][0]:.1%} of held-out drawings), not of Inception-v3, so they compare with "
-            f"each other and with nothing else. A second network of another architecture learnt, without categories, "
-            f"which drawings show the same (right on {about['accuracy'][1]:.1%}). ± is half a 95 % interval, "
-            f"from resampling the pictures; differences resample both rows together. {about['search']}\n\n"
+            f"every row, through this pack's nodes in ComfyUI, on {about['device']}. Distances are measured to the "
+            f"{about['held_out']} drawings of held-out concepts; precision and recall use at most {about['held_out']} "
+            f"samples per row, because there are no more held-out drawings. Distances and scores use the features of a "
+            f"small network trained here to classify categories (accuracy {about['accuracy'][0]:.1%} on held-out "
+            f"drawings), not of Inception-v3, so they compare only with each other. A second network has another "
+            f"architecture and was trained without categories to recognize which drawings show the same concept "
+            f"(accuracy {about['accuracy'][1]:.1%}). ± is half the width of a 95 % bootstrap confidence interval over "
+            f"the samples; for differences, both rows are resampled together. {about['search']}\n\n"
             f"Settings: {found}.")
 
 
@@ -45,7 +47,7 @@ def _rows(table: dict) -> str:
     shown = [name for name in COLUMNS if any(name in row["metrics"] for row in table["rows"])]
     lines = ["| | settings | " + " | ".join(COLUMNS[name][0] for name in shown) + " |",
              "|---|---|" + "---:|" * len(shown)]
-    real = {"name": f"*{table['real_samples']} real pictures*", "settings": "", "metrics": table["real"]}
+    real = {"name": f"*{table['real_samples']} real images*", "settings": "", "metrics": table["real"]}
     for row in [real, *table["rows"]]:
         cells = [_cell(name, row["metrics"].get(name)) for name in shown]
         lines.append(f"| {row['name']} | {row['settings']} | " + " | ".join(cells) + " |")
@@ -61,7 +63,7 @@ def _cell(name: str, metric: dict | None) -> str:
 
 
 def _checks(checks: list[dict]) -> str:
-    lines = ["| claim | difference | so? | by the second network | same sign? |", "|---|---:|---|---:|---|"]
+    lines = ["| claim | difference | confirmed? | by the second network | same sign? |", "|---|---:|---|---:|---|"]
     for check in checks:
         name = COLUMNS[check["metric"]][0].rstrip("↑↓ ")
         second = check.get("second")

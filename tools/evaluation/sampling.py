@@ -50,8 +50,8 @@ class Sampler:
         self.model, _ = PAGADMLoader.execute(file).result
         self.size, self.classes = self.model.model.adm_config.image_size, self.model.model.class_names
         if not self.size or not self.classes:
-            raise HarnessError(f"--model {file} names no size or no classes in its metadata, as the files of nox -s "
-                               "train do; the evaluation has nothing to compare its pictures with")
+            raise HarnessError(f"--model {file} names no size or no classes in its metadata, unlike files of nox -s "
+                               "train; the evaluation has nothing to compare its samples with")
         self.found = model_layers(self.model)
         self.sampler = KSamplerSelect.execute("ddim").result[0]
         self.sigmas = BasicScheduler.execute(self.model, "ddim_uniform", STEPS, 1.0).result[0]

@@ -1,6 +1,6 @@
-"""Writes the example workflows for published models: python -m examples, variables as in nox -s demo.
+"""Writes the example workflows for published models: python -m examples, with the variables of nox -s demo.
 
-Their pictures are drawn by: python -m pictures.workflows
+python -m pictures.workflows draws their pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .catalogue import EXAMPLES
 def main(arguments: list[str]) -> None:
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or arguments:
-        raise HarnessError("Use: COMFYUI_PATH=... python -m examples")
+        raise HarnessError("Usage: COMFYUI_PATH=... python -m examples")
     start_host(comfyui, "--cpu")
     import_pack()
     known, files = definitions(), template_files()

@@ -1,6 +1,6 @@
-"""The pictures of the picker and the plot in the help pages: python -m pictures.help
+"""Draws the pictures of the layer picker and the schedule plot in the help pages: python -m pictures.help
 
-Environment as for the demo: COMFYUI_PATH, and tools/ on PYTHONPATH; and Playwright with a Chromium on the path.
+Environment as for the demo (COMFYUI_PATH, and tools/ on PYTHONPATH), plus Playwright and a Chromium on PATH.
 """
 
 from __future__ import annotations

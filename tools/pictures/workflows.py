@@ -1,7 +1,7 @@
-"""The pictures beside the example workflows and in the help pages: python -m pictures.workflows [name ...]
+"""Draws the pictures of the example workflows and the help pages: python -m pictures.workflows [name ...]
 
-A workflow that needs only the shipped model is run, and its picture shows what it made, without and with PAG. One that
-names other weights gets a drawing of what it does. Environment as for the demo: COMFYUI_PATH, and tools/ on PYTHONPATH.
+A workflow that needs only the shipped model is run, and its picture shows the results without and with PAG. Workflows
+for other weights get a diagram. Environment as for the demo: COMFYUI_PATH, and tools/ on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(names: list[str]) -> None:
         WORKFLOWS.glob("*.json"))
     for path in paths:
         if not path.is_file():
-            raise HarnessError(f"There is no workflow {path.stem} in {WORKFLOWS}.")
+            raise HarnessError(f"No workflow named {path.stem} in {WORKFLOWS}.")
     drawn = [path for path in paths if foreign_weights(path)]
     for path in drawn:
         save(card(path), path)

@@ -1,1 +1,1 @@
-"""Training the shipped model, and an experiment with it."""
+"""Trains the shipped model, and runs an experiment with it."""

@@ -74,7 +74,7 @@ class Drawings:
     def only(self, categories: Sequence[str]) -> Drawings:
         """The drawings of some categories, labelled in the order given."""
         if unknown := [name for name in categories if name not in self.categories]:
-            raise HarnessError(f"categories {', '.join(unknown)}: expected some of {', '.join(self.categories)}")
+            raise HarnessError(f"categories {', '.join(unknown)}: expected names from {', '.join(self.categories)}")
         new = torch.full([len(self.categories)], -1)
         for label, name in enumerate(categories):
             new[self.categories.index(name)] = label

@@ -81,13 +81,13 @@ def archive(package: Package, folder: Path) -> Path:
                                   capture_output=True, text=True, check=False)
             if made.returncode or not (Path(scratch) / package.file).is_file():
                 raise HarnessError(f"npm pack {package.name}@{package.version} failed:\n{made.stderr.strip()}\n"
-                                   f"Where npm reaches no registry, put {package.file} into {folder} yourself.")
+                                   f"If npm cannot reach a registry, put {package.file} into {folder}.")
             with written_whole(path) as partial:
                 shutil.copy(Path(scratch) / package.file, partial)
     found = "sha512-" + base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != package.integrity:
         raise HarnessError(f"{path} is not {package.name} {package.version}: {found}, expected {package.integrity}. "
-                           "Delete it to have it fetched again.")
+                           "Delete it to download it again.")
     return path
 
 

@@ -73,9 +73,9 @@ class Run:
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError:
-            raise HarnessError(f"{self.args.checkpoint} holds another network than {self.recipe.title} with "
-                               f"{len(self.recipe.class_names)} classes; name another --checkpoint, or --fresh to "
-                               "start anew") from None
+            raise HarnessError(f"{self.args.checkpoint} contains a network other than {self.recipe.title} with "
+                               f"{len(self.recipe.class_names)} classes; name another --checkpoint, or use --fresh to "
+                               "start over") from None
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
         self.origin, self.measured, self.end = state["origin"], state["measured"], state["end"]
         for ema, saved in zip(self.ema, state["ema"], strict=True):
@@ -96,7 +96,7 @@ class Run:
         try:
             self.model.load_state_dict(weights)
         except RuntimeError:
-            raise HarnessError(f"--start-from {path} holds another network than {self.recipe.title}") from None
+            raise HarnessError(f"--start-from {path} contains a network other than {self.recipe.title}") from None
         self.ema = [p.detach().clone() for p in self.params]
         self.origin = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {facts.get('steps', '?')} steps"
 

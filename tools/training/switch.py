@@ -1,11 +1,11 @@
-"""The paper's open question (PAG App. E.1.3): does it help to train the perturbed prediction? `nox -s switch`.
+"""Tests the paper's open question (PAG App. E.1.3): does training the perturbed prediction help? `nox -s switch`.
 
-PAG's perturbed prediction comes from a network that has never seen its attention map replaced. Here the shipped model
-is fine-tuned with a switch: in a share of the rows the chosen layers' maps are the identity, and the network is told so
-by a vector that is added to the time embedding. A second copy is fine-tuned for as many steps without any of this, for
-more training alone helps too. Then both sample with PAG at several scales, from the same noise.
+PAG's perturbed prediction comes from a network that was never trained with its attention map replaced. Here the shipped
+model is fine-tuned with a switch: for a share of the samples, the maps of the chosen layers are the identity, and a
+vector added to the time embedding tells the network so. A second copy is fine-tuned for as many steps without the
+switch, because more training alone helps too. Then both sample with PAG at several scales, from the same noise.
 
-Interrupt it at any time; the same command goes on from there.
+It can be interrupted at any time; the same command continues.
 """
 
 from __future__ import annotations
@@ -126,18 +126,18 @@ def samples(model: SwitchedADM, name: str, scale: float, args: argparse.Namespac
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="nox -s switch --", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of either fine-tuning (default: 600)")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each fine-tuning (default: 600)")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: 32")
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (default: 0.0003)")
-    parser.add_argument("--samples", type=int, default=100, help="pictures at each scale (default: 100, at least 50)")
+    parser.add_argument("--samples", type=int, default=100, help="samples per scale (default: 100, at least 50)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    parser.add_argument("--data", type=Path, default=CACHE, help="where nox -s train keeps its data (default: "
+    parser.add_argument("--data", type=Path, default=CACHE, help="folder of nox -s train's data (default: "
                         "%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "switch", help="for checkpoints and samples")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "switch", help="folder for checkpoints and samples")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.samples < 50 or args.batch_size < 2:
-        parser.error(f"--steps must be at least 1, --batch-size 2, --samples 50; got {args.steps}, {args.batch_size}, "
+        parser.error(f"--steps must be at least 1, --batch-size 2 and --samples 50; got {args.steps}, {args.batch_size}, "
                      f"{args.samples}")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -160,7 +160,7 @@ def main(argv: list[str]) -> None:
 
 def report(measured: dict[tuple[str, float], dict[str, Value]], about: dict) -> None:
     """Both tables: the error of either prediction, and PAG at every scale with what the switch changes."""
-    print("\n| | error of the plain prediction | of the perturbed one |\n|---|---:|---:|")
+    print("\n| | error, plain prediction | error, perturbed prediction |\n|---|---:|---:|")
     for name, found in about["errors"].items():
         print(f"| {name} | {found['plain']:.4f} | {found['perturbed']:.4f} |")
     control, switched = ARMS

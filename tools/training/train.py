@@ -1,12 +1,12 @@
-"""Train the shipped model: `nox -s train`.
+"""Trains the shipped model: `nox -s train`.
 
-Emoji drawings, fetched as npm packages and rendered on white (see `drawings`); their categories are the labels, dropped
-on 20 % of the rows so that one network gives the conditional and the unconditional estimate. Noise prediction under
-guided-diffusion's linear betas: the paper's ImageNet 256 model uses them, and their largest sigma (157) suits samplers
-that work in sigma, which cosine betas (sigma above 10,000 at the last step) do not.
+The data are emoji drawings from npm packages, rendered on white (see `drawings`). The labels are their categories,
+dropped for 20 % of the samples, so that one network gives both conditional and unconditional predictions. The network
+predicts noise with guided-diffusion's linear betas, as the paper's ImageNet 256 model does. Their largest sigma (157)
+suits samplers that work in sigma; that of cosine betas (above 10,000 at the last step) does not.
 
-Interrupt it at any time; the same command goes on from the last checkpoint. --ranks 2 trains in two processes, which on
-two cores is about 1.6 times as fast as two threads; torchrun works too.
+It can be interrupted at any time; the same command continues from the last checkpoint. --ranks 2 trains in two
+processes, about 1.6 times as fast on two cores as two threads; torchrun works too.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def train(run: Run, data: Data, hooks: ADMHooks, encoders: Mapping[str, nn.Modul
             run.curve.append((run.step, mean_of_ranks(float(torch.stack(losses).mean()))))
             losses.clear()
             if not math.isfinite(run.curve[-1][1]):
-                raise HarnessError(f"the loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr")
+                raise HarnessError(f"The loss is {run.curve[-1][1]} at step {run.step}; try a smaller --lr.")
         if data.held_out is not None and run.step % args.measure_every == 0:
             measure(run, data, encoders, hooks)
             if run.end == math.inf and watch.stopped_falling(run.measured, args.patience):
@@ -153,52 +153,53 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s train --", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, default=600, help="training time (default: 600)")
-    budget.add_argument("--steps", type=int, default=0, help="optimiser steps, instead of --minutes")
+    budget.add_argument("--minutes", type=float, default=600, help="training time in minutes (default: 600)")
+    budget.add_argument("--steps", type=int, default=0, help="optimizer steps, instead of --minutes")
     parser.add_argument("--categories", default="Smileys,Animals,Food,People", metavar="NAMES",
-                        help=f"of the emoji, separated by commas: {', '.join(CATEGORIES)} (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="of the emoji in pixels (default: 64)")
-    parser.add_argument("--data", type=Path, help=f"folder of the npm archives, which are fetched where they are not "
-                                                  f"there (default: {CACHE})")
-    parser.add_argument("--out", type=Path, help="the file to write (default: in models/)")
-    parser.add_argument("--checkpoint", type=Path, help=f"default: in {CACHE}")
-    parser.add_argument("--fresh", action="store_true", help="start anew even where a checkpoint exists")
-    parser.add_argument("--start-from", type=Path, help="a file of this command's, to train on from its weights")
+                        help=f"comma-separated categories: {', '.join(CATEGORIES)} (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="image size in pixels (default: 64)")
+    parser.add_argument("--data", type=Path, help=f"folder of the npm archives, downloaded if they are missing (default: "
+                                                  f"{CACHE})")
+    parser.add_argument("--out", type=Path, help="file to write (default: in models/)")
+    parser.add_argument("--checkpoint", type=Path, help=f"checkpoint file (default: in {CACHE})")
+    parser.add_argument("--fresh", action="store_true", help="start over even if a checkpoint exists")
+    parser.add_argument("--start-from", type=Path, help="a file written by this command, whose weights to start from")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each batch (default: 1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu or cuda (default: cuda if available)")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: 32")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
     parser.add_argument("--cooldown", type=float, default=0.2, metavar="SHARE",
-                        help="the learning rate falls to 0 over this last share of the budget (default: 0.2)")
+                        help="last share of the budget, over which the learning rate falls to 0 (default: 0.2)")
     parser.add_argument("--patience", type=int, default=8, metavar="TIMES",
-                        help="begin that last part when the Fréchet distance to held-out drawings has not fallen so "
-                             "many times (default: 8)")
+                        help="start that last share early if the Fréchet distance to held-out drawings has not fallen "
+                             "for this many measurements (default: 8)")
     parser.add_argument("--measure-every", type=int, default=1000, metavar="STEPS",
-                        help="steps between looks at held-out drawings (default: 1000)")
+                        help="steps between measurements on held-out drawings (default: 1000)")
     parser.add_argument("--distances", action=argparse.BooleanOptionalAction, default=True,
-                        help="measure them; two small networks are trained for it first (default: on)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each rank (default: all)")
+                        help="measure Fréchet distances; this first trains two small networks (default: on)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads per rank (default: all)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=can_compile(),
-        help="torch.compile: about twice as fast, needs a C++ compiler (default: where there is one)",
+        help="use torch.compile: about twice as fast, needs a C++ compiler (default: on if there is one)",
     )
     parser.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
         default=has_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
-        help="bfloat16 autocast (default: where the processor has it)",
+        help="use bfloat16 autocast (default: on if the hardware supports it)",
     )
     args = parser.parse_args(argv)
     if args.minutes <= 0 or args.steps < 0 or args.batch_size < 1:
-        parser.error("--minutes and --batch-size must be above 0, --steps not below")
+        parser.error("--minutes and --batch-size must be greater than 0, and --steps must not be negative")
     for name in ("patience", "measure_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if not 0 < args.cooldown <= 1:
-        parser.error(f"--cooldown {args.cooldown}: expected a share above 0, up to 1")
+        parser.error(f"--cooldown {args.cooldown}: expected a share greater than 0 and at most 1")
     if args.ranks < 1 or args.batch_size % args.ranks:
         parser.error(f"--ranks {args.ranks} must be at least 1 and divide the batch of {args.batch_size}")
     if args.start_from and not args.start_from.is_file():
@@ -206,9 +207,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.categories = tuple(name.strip() for name in args.categories.split(",") if name.strip())
     unknown = [name for name in args.categories if name not in CATEGORIES]
     if unknown or not args.categories:
-        parser.error(f"--categories {', '.join(unknown) or 'is empty'}: expected some of {', '.join(CATEGORIES)}")
+        parser.error(f"--categories {', '.join(unknown) or 'is empty'}: expected names from {', '.join(CATEGORIES)}")
     if args.size < 16 or args.size % 8:
-        parser.error(f"--size {args.size}: expected a multiple of 8 from 16 on")
+        parser.error(f"--size {args.size}: expected a multiple of 8, at least 16")
     recipe = chosen_recipe(args)
     args.out = args.out or ROOT / "models" / f"{recipe.file}.safetensors"
     args.checkpoint = args.checkpoint or CACHE / f"{recipe.file}.pt"
@@ -255,7 +256,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         if first:
             run.save()
-        raise SystemExit(f"\nstopped at step {run.step}; the same command goes on from there") from None
+        raise SystemExit(f"\nStopped at step {run.step}; run the same command again to continue.") from None
     if first:
         run.save()
         run.export()

@@ -16,8 +16,9 @@ from ..store import Store
 from .plan import METRICS, TASKS, Experiment, Pair, Restoration
 from .restorer import Truths
 
-GAINS = {"fd": "closer to the true ones, taken together",
-         "lpips": "closer to the truth, as the category network sees it", "psnr": "closer to the truth, pixel by pixel"}
+GAINS = {"fd": "closer to the true images as a set",
+         "lpips": "closer to the true images in the category network's features",
+         "psnr": "closer to the true images pixel by pixel"}
 
 
 class RestorationJudge:
@@ -62,7 +63,7 @@ class RestorationJudge:
                       for row, config in ((plain_row, both.plain), (guided_row, both.guided))}
             rows += [{"name": row, "settings": config.settings, "config": asdict(config), "metrics": plain(values[row])}
                      for row, config in ((plain_row, both.plain), (guided_row, both.guided))]
-            checks += [checked(Check(f"{name}: PAG brings the pictures {GAINS[metric]}", guided_row, plain_row, metric,
+            checks += [checked(Check(f"{name}: PAG brings images {GAINS[metric]}", guided_row, plain_row, metric,
                                      higher=metric == "psnr"), values[guided_row], values[plain_row])
                        for metric in METRICS]
         return {"key": self.experiment.key, "title": f"Restoration: {method} with and without PAG",

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace, restorer: Restorer, store: Store, ranks: Ranks
     worker.bar.close()
     if judge is None:
         return None
-    chosen = f"were chosen on {len(held_out)} other pictures" if args.search else "are those found before"
-    note = (f"{experiment.steps} steps, measurements with noise of σ {NOISE_SIGMA:g}. Distances are to the true "
-            f"pictures. Step sizes, scale and layers {chosen}.")
+    chosen = f"were chosen on {len(held_out)} other images" if args.search else "are the best of an earlier search"
+    note = (f"{experiment.steps} steps, measurement noise with σ {NOISE_SIGMA:g}. Distances are measured to the true "
+            f"images. Step sizes, scale and layers {chosen}.")
     others = range(SEARCH_FIRST, SEARCH_FIRST + len(ids))
     return judge.table(pairs, ids, others, note), restorations(restorer, store, pairs)
 
