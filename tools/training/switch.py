@@ -126,19 +126,20 @@ def samples(model: SwitchedADM, name: str, scale: float, args: argparse.Namespac
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="nox -s switch --", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each fine-tuning (default: 600)")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps per fine-tuning (default: 600)")
     parser.add_argument("--batch-size", type=int, default=32, help="default: 32")
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (default: 0.0003)")
     parser.add_argument("--samples", type=int, default=100, help="samples per scale (default: 100, at least 50)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="default: cuda if available")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     parser.add_argument("--data", type=Path, default=CACHE, help="folder of nox -s train's data (default: "
                         "%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "switch", help="folder for checkpoints and samples")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "switch", help="folder for results")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.samples < 50 or args.batch_size < 2:
-        parser.error(f"--steps must be at least 1, --batch-size 2 and --samples 50; got {args.steps}, {args.batch_size}, "
-                     f"{args.samples}")
+        parser.error(f"--steps must be at least 1, --batch-size 2 and --samples 50; got {args.steps}, "
+                     f"{args.batch_size} and {args.samples}")
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
