@@ -1,4 +1,4 @@
-"""Random prompts and questions: the shipped examples with settings drawn anew, some of them spoilt in one place."""
+"""Random prompts and requests: the shipped examples with random settings, some made invalid in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server holds on to, sampled along a run, and whether that grows beyond its noise."""
+"""Samples a server's memory, handles, threads and processes, and tells whether they grow beyond their noise."""
 
 from __future__ import annotations
 

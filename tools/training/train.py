@@ -158,7 +158,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--categories", default="Smileys,Animals,Food,People", metavar="NAMES",
                         help=f"comma-separated categories: {', '.join(CATEGORIES)} (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="image size in pixels (default: 64)")
-    parser.add_argument("--data", type=Path, help=f"folder of the npm archives, downloaded if missing (default: {CACHE})")
+    parser.add_argument("--data", type=Path,
+                        help=f"folder of the npm archives, downloaded if missing (default: {CACHE})")
     parser.add_argument("--out", type=Path, help="file to write (default: in models/)")
     parser.add_argument("--checkpoint", type=Path, help=f"checkpoint file (default: in {CACHE})")
     parser.add_argument("--fresh", action="store_true", help="start over even if a checkpoint exists")
