@@ -21,7 +21,7 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s evaluate --", description=description)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true",
-                      help=f"Table 1 and Fig. 12 with {QUICK} samples per row, at known settings (default)")
+                      help=f"Table 1 and Fig. 12 with {QUICK} samples per row, without a search (default)")
     size.add_argument("--full", action="store_true",
                       help=f"everything, including the search, with {FULL} samples per row")
     parser.add_argument("--only", default="", metavar="KEYS",
@@ -30,7 +30,7 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
                                                     "restoration a fifth")
     parser.add_argument("--search", type=int, metavar="SAMPLES",
                         help="held-out samples per setting in the search for layers and scales; 0 skips it and uses "
-                             "known settings")
+                             "the settings found earlier")
     parser.add_argument("--batch", type=int, help="batch size (default: 25; 250 with CUDA)")
     parser.add_argument("--model", default="", help="an ADM file listed by PAG ADM Loader (default: the shipped one)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
