@@ -1,1 +1,1 @@
-"""What PAG costs."""
+"""Measures what PAG costs: `nox -s bench`."""

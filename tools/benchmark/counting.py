@@ -1,4 +1,4 @@
-"""What a forward holds and queues, counted one by one: exact, on the meta device too, where nothing is computed."""
+"""Counts memory and operations of a forward pass: exact, also on the meta device, where nothing is computed."""
 
 from __future__ import annotations
 

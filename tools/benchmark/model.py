@@ -1,4 +1,4 @@
-"""A network of any shape as a MODEL of the host, so that its real sampling can be timed."""
+"""Wraps a network of any shape as a ComfyUI MODEL, so that ComfyUI's own sampling can be timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks with the shapes of well-known models, and inputs for them; random weights, since only cost is measured."""
+"""Networks with the shapes of well-known models and random weights (only cost is measured), and inputs for them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """nox -s internals: lists the ComfyUI internals that the pack uses, and whether this ComfyUI has them.
 
-The names are read off the pack's own source, so that the list cannot grow old: every import of the host, every
-attribute of what was imported, what subclasses of the host's classes take from them, and what is used of arguments
-annotated with such a class. What the source holds only as text follows from two tables: `PROTOCOL`, and the pack's own
-list of model families. Exit code 1 where something is missing that the nodes need; a missing family only means that
-this ComfyUI does not have that model, or calls it otherwise.
+The names are extracted from the pack's own source, so the list cannot become outdated: every import from ComfyUI,
+every attribute of what is imported, what subclasses of ComfyUI's classes inherit, and what is used of arguments
+annotated with such a class. Names that the source contains only as text come from two tables: `PROTOCOL`, and the
+pack's own list of model families. The exit code is 1 if something that the nodes need is missing. A missing family
+only means that this ComfyUI does not have that model or uses another name for it.
 
     python -m commands.internals             environment as for the demo: COMFYUI_PATH, and tools/ on PYTHONPATH
 """

@@ -1,4 +1,4 @@
-"""What the command is asked for, checked before anything slow is loaded."""
+"""The command's arguments, checked before anything slow is loaded."""
 
 from __future__ import annotations
 

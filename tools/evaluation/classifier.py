@@ -1,5 +1,4 @@
-"""A small network that learns categories, whose features stand for Inception-v3's: that network has never seen such
-pictures."""
+"""A small classifier of categories, whose features replace Inception-v3's, which never saw such images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to sample, and what tells it from all others."""
+"""One sampling configuration, and the key that identifies it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Two networks that see emoji drawings, neither of which the diffusion model knows: their features give the distances.
+"""Two independent networks whose features give the distances: both see emoji drawings, neither is part of the model.
 
-One learns the eight categories. The other has another architecture and learns from no category at all: that drawings of
-one concept in several styles belong together, and those of other concepts do not (Khosla et al. 2020, "Supervised
-Contrastive Learning"). Where both agree on which pictures are better, it is not one network's taste. Both learn from
-the drawings that the diffusion model may learn from, of all categories; held-out concepts are new to both.
+One classifies the eight categories. The other has another architecture and is trained without categories: drawings of
+one concept in several styles belong together, drawings of other concepts do not (Khosla et al. 2020, "Supervised
+Contrastive Learning"). If both prefer the same images, it is not the taste of one network. Both are trained on the
+training drawings of all categories; held-out concepts are new to both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From samples to figures: what the search chooses, and what the tables hold."""
+"""Turns samples into figures: what the search chooses, and what the tables contain."""
 
 from __future__ import annotations
 

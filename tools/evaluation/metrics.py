@@ -1,8 +1,8 @@
-"""Numbers for a set of pictures, from what two networks see in them, and how sure they are.
+"""Metrics for a set of images, computed from the features of two networks, with confidence intervals.
 
-All distances depend on how many pictures there are (the Fréchet distance is biased upwards, the more so the fewer), so
-sets are compared at equal counts only, with the same noise in both. Sets of one size are resampled alike, picture by
-picture, so that in the difference of two of them drops out what the noise has in common.
+All distances depend on the number of images (the Fréchet distance is biased upwards, more so for small sets), so sets
+are compared only at equal size and with the same noise. Sets of one size are resampled alike, image by image, so that
+what they have in common through the noise cancels in their difference.
 """
 
 from __future__ import annotations

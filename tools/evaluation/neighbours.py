@@ -1,4 +1,4 @@
-"""Whether a model draws, or repeats the pictures it was trained on."""
+"""Finds the nearest training drawings of samples, to tell drawing from memorization."""
 
 from __future__ import annotations
 

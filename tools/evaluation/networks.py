@@ -1,4 +1,4 @@
-"""What the two networks of `encoders` see in pictures: the features behind all distances, and the categories."""
+"""What the two networks of `encoders` compute for images: the features behind all distances, and the categories."""
 
 from __future__ import annotations
 

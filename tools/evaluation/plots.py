@@ -1,4 +1,4 @@
-"""The results as pictures."""
+"""The results as plots and image grids."""
 
 from __future__ import annotations
 

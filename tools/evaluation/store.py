@@ -1,4 +1,4 @@
-"""Samples on disk, in small files that are written whole or not at all, so that an interrupted run goes on."""
+"""Stores samples in small files, each written whole or not at all, so that an interrupted run can continue."""
 
 from __future__ import annotations
 

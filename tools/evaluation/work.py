@@ -1,4 +1,4 @@
-"""Sampling what is missing, on one or several ranks (torch.distributed; a folder that all of them see)."""
+"""Samples what is missing, on one or several ranks (torch.distributed with a shared folder)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The example workflows for published models, built on the host's own templates: python -m examples writes them."""
+"""Example workflows for published models, built on ComfyUI's own templates; python -m examples writes them."""

@@ -1,4 +1,4 @@
-"""From an example to the file's content: with the host's schemas, and the model links of the host's templates."""
+"""Builds the content of an example's file, with ComfyUI's schemas and the model links of its templates."""
 
 from __future__ import annotations
 

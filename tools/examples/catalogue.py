@@ -1,7 +1,7 @@
-"""The examples: what each of them is built of, and where its settings come from.
+"""The examples: what each is built of, and where its settings come from.
 
-Model files, samplers, steps and cfg are those of the host's own template of that model, so that people who have used
-it have the files. What PAG gets is said with its source, and where there is none, that it is a start and no more.
+Model files, samplers, steps and cfg are those of ComfyUI's own template for the model, so that people who have used the
+template already have the files. PAG's settings name their source, or say that they are only a starting point.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A workflow as the editor saves it, laid out in groups from left to right; nodes stand below each other in a group."""
+"""A workflow as the editor saves it, laid out in groups from left to right, with the nodes of a group stacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many examples have in common: prompts, PAG, a sampler, and the picture at the end."""
+"""Parts that many examples share: prompts, PAG, a sampler and the final image."""
 
 from __future__ import annotations
 

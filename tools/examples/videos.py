@@ -1,4 +1,4 @@
-"""The examples that make videos."""
+"""The video examples."""
 
 from __future__ import annotations
 

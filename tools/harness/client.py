@@ -1,4 +1,4 @@
-"""A client for ComfyUI's API: queue a prompt, follow it, fetch what it made."""
+"""A client for ComfyUI's API: queue a prompt, follow its progress, fetch the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real editor in a real browser: Debian's chromium or Google Chrome, driven by Playwright."""
+"""The real editor in a real browser: Debian's Chromium or Google Chrome, driven by Playwright."""
 
 from __future__ import annotations
 

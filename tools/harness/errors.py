@@ -1,4 +1,4 @@
-"""Errors a person can act on, and the one place where a command turns them into an exit code."""
+"""Errors that people can act on, and the one place where a command turns them into an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another version of the editor than that of the ComfyUI at hand, fetched once into an ignored folder."""
+"""A version of the editor other than the one of this ComfyUI, downloaded once into an ignored folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host in this process, for tests and measurements that look inside: `comfy...` and the pack become importable."""
+"""Starts ComfyUI in this process, for tests and measurements: `comfy...` and the pack can then be imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Runs a command and ends it, with all its children, as soon as standard input closes.
+"""Runs a command and stops it, with all its children, as soon as standard input closes.
 
-The caller holds the other end of that pipe. However the caller ends, by a return, an exception, Ctrl-C, SIGTERM or
-SIGKILL, the system closes the pipe, and nothing is left behind. Start it in a session of its own.
+The caller holds the other end of that pipe. However the caller ends (return, exception, Ctrl-C, SIGTERM or SIGKILL),
+the system closes the pipe and nothing is left behind. Start it in a session of its own.
 """
 
 from __future__ import annotations

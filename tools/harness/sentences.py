@@ -1,4 +1,4 @@
-"""What this pack's Python says to people in the editor, as templates: the texts of its errors and warnings."""
+"""Texts that this pack's Python shows in the editor, as templates: its errors and warnings."""
 
 from __future__ import annotations
 

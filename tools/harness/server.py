@@ -1,9 +1,8 @@
 """A real ComfyUI server with this pack installed, as a context manager that leaves no process behind.
 
-The server runs on a base directory of our own: its outputs, inputs, temporary files, user settings, database and
-custom_nodes (a link to this pack, and nothing else) live there, so that the ComfyUI it is started from stays as it
-was, and other node packs cannot disturb. Its models folder is a link to that ComfyUI's, so that a user's checkpoints
-are at hand.
+The server uses a separate base directory for its outputs, inputs, temporary files, user settings, database and
+custom_nodes (only a link to this pack). The ComfyUI it runs from stays unchanged, and other packs cannot interfere. Its
+models folder is a link to that ComfyUI's, so that the user's checkpoints are available.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however a run ends."""
+"""Files that exist whole or not at all, however a run ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workflows as the editor saves them, made into the prompts that the server's API takes, and checked against it."""
+"""Converts workflows saved by the editor into prompts for the server's API, and checks them against it."""
 
 from __future__ import annotations
 

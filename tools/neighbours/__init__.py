@@ -1,1 +1,1 @@
-"""Real packs of other people beside ours, in a real ComfyUI process: who they are, what is set up, what comes out."""
+"""Tests PAG together with other packs in a real ComfyUI process: the packs, their setups, the results."""

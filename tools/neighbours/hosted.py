@@ -1,4 +1,4 @@
-"""The host in this process with our pack, one other pack beside it, and any node of either by its id."""
+"""ComfyUI in this process with our pack and one other pack, and access to their nodes by id."""
 
 from __future__ import annotations
 

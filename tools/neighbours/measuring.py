@@ -1,4 +1,4 @@
-"""PAG beside one other pack, against PAG in a call of its own; imported where the host is running."""
+"""Compares PAG together with another pack against PAG in a separate full call. Needs ComfyUI in this process."""
 
 from __future__ import annotations
 

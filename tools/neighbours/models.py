@@ -1,6 +1,6 @@
-"""Small random models of the host's own classes that other people's packs know: SD 1.5 with all its blocks, Flux, Wan.
+"""Small random models of ComfyUI's own classes that other packs support: SD 1.5 with all its blocks, Flux, Wan.
 
-Imported where the host is running.
+Needs ComfyUI in this process.
 """
 
 from __future__ import annotations

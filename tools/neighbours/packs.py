@@ -1,4 +1,4 @@
-"""Which packs there are, and how each is put beside PAG: with random weights where a pack brings weights of its own."""
+"""The packs, and how each is set up with PAG; weights that a pack brings along are replaced by random ones."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pictures of the README, the help pages and the example workflows."""
+"""Draws the pictures of the README, the help pages and the example workflows."""

@@ -1,4 +1,4 @@
-"""The picture of an example on a published model: which model, how it is guided, and the layers that PAG perturbs."""
+"""The card of an example for a published model: the model, its guidance, and the layers that PAG perturbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One labelled comparison picture: blocks of rows, the same seeds in columns."""
+"""One labeled comparison image: blocks of rows, with the same seeds in each column."""
 
 from __future__ import annotations
 

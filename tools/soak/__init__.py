@@ -1,1 +1,1 @@
-"""nox -s soak: hours of mixed prompts against a real server."""
+"""nox -s soak: stress-tests a real server with mixed prompts."""

@@ -1,4 +1,4 @@
-"""Emoji drawings as pictures with labels: which are taken, how they are rendered, and which are held out."""
+"""Emoji drawings as images with labels: how they are selected, rendered and held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The emoji drawings' npm packages, each pinned by the hash that npm itself checks."""
+"""The npm packages of the emoji drawings, each pinned by the hash that npm itself checks."""
 
 from __future__ import annotations
 

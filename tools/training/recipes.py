@@ -1,4 +1,4 @@
-"""What `nox -s train` trains: a network's shape, its data, and what a reader of the file should know of both."""
+"""What `nox -s train` trains: the network's shape, its data, and the metadata of both."""
 
 from __future__ import annotations
 

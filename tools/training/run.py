@@ -1,4 +1,4 @@
-"""One training from its first step to its file: the network, its moving average, checkpoints and the export."""
+"""One training run, from the first step to the file: network, moving average, checkpoints and export."""
 
 from __future__ import annotations
 

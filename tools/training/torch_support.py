@@ -1,4 +1,4 @@
-"""What makes training faster, where it is there."""
+"""Optional features that make training faster."""
 
 from __future__ import annotations
 

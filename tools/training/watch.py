@@ -1,4 +1,4 @@
-"""How a training is doing: its error and its pictures' distance on held-out drawings, and a sheet to look at."""
+"""Monitors a training run: its error and its samples' distance on held-out drawings, and a sample sheet."""
 
 from __future__ import annotations
 

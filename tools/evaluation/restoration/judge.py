@@ -1,4 +1,4 @@
-"""From restorations to figures: what the search chooses, and what the table holds."""
+"""Turns restorations into figures: what the search chooses, and what the table contains."""
 
 from __future__ import annotations
 

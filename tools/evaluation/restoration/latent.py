@@ -1,7 +1,7 @@
-"""A small latent model for PSLD, of the host's own classes and trained here, on the training drawings.
+"""A small latent model for PSLD, of ComfyUI's own classes and trained on the training drawings.
 
-A VAE makes latents of 4 × 16 × 16 of the pictures of 64 × 64, and a U-Net like SD 1.5's, without a prompt, learns to
-denoise them. So short a training shows signs, not quality.
+A VAE turns images of 64 × 64 into latents of 4 × 16 × 16, and a U-Net like SD 1.5's, without a prompt, learns to
+denoise them. Such a short training shows the sign of an effect, not quality.
 """
 
 from __future__ import annotations

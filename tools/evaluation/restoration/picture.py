@@ -1,4 +1,4 @@
-"""What was measured, what was made of it, and the truth."""
+"""Draws the degraded images, the restorations and the true images."""
 
 from __future__ import annotations
 

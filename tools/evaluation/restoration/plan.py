@@ -1,5 +1,4 @@
-"""The restorations of PAG Table 8 (DPS) and Table 4 (PSLD) as data: what is measured, with which settings it is
-restored, and what the paper found."""
+"""The restorations of PAG Table 8 (DPS) and Table 4 (PSLD) as data: tasks, settings and the paper's results."""
 
 from __future__ import annotations
 

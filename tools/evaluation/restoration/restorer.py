@@ -1,4 +1,4 @@
-"""Restorations through the pack's own nodes in the host's process. Needs a started host (harness.in_process)."""
+"""Restores images with the pack's own nodes. Needs ComfyUI started in this process (harness.in_process)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the tables: searches where asked to, restores what is missing, and judges."""
+"""Makes the tables: searches if asked to, restores what is missing, and judges the results."""
 
 from __future__ import annotations
 
