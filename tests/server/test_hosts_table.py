@@ -26,5 +26,5 @@ def test_a_row_takes_the_place_of_its_version_and_rows_keep_their_order():
 def test_contributing_has_a_place_for_it():
     text = hosts_table.CONTRIBUTING.read_text(encoding="utf-8")
     assert hosts_table.with_row(text, "99.0.0", "| 99.0.0 | z |").count("| 99.0.0 | z |") == 1
-    with pytest.raises(HarnessError, match="no place"):
+    with pytest.raises(HarnessError, match="lacks the markers"):
         hosts_table.with_row("nothing", "0.30.0", "| 0.30.0 |")
