@@ -102,7 +102,7 @@ def test_an_ended_command_leaves_no_process(comfyui, how):
     output = []
     reader = threading.Thread(target=lambda: output.extend(process.stdout))
     reader.start()
-    wait_for(lambda: any("The editor" in line for line in output), 300)
+    wait_for(lambda: any("Editor:" in line for line in output), 300)
     started = len(output)
     (guard,) = children(process.pid)
     (server,) = children(guard)
