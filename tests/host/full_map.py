@@ -15,10 +15,12 @@ class FullMap:
 
     Args:
         case: says which layer each call belongs to, and which tokens are the image's.
+        asks_first: whether, where there are fewer queries than keys, they are the first tokens and not the last ones.
     """
 
-    def __init__(self, case: Case, layer: str) -> None:
+    def __init__(self, case: Case, layer: str, *, asks_first: bool = False) -> None:
         self.case = case
+        self.asks_first = asks_first or case.image_first
         self.layer = layer
         self.calls = iter(case.calls.split())
         self.replaced = 0
@@ -41,8 +43,7 @@ class FullMap:
         tokens = torch.arange(k.shape[2])
         is_image = torch.zeros(k.shape[2], dtype=torch.bool)
         is_image[self.case.image_tokens(k.shape[2])] = True
-        # Where there are fewer queries than keys, they are the image's end of the sequence.
-        asking = slice(0, q.shape[2]) if self.case.image_first else slice(k.shape[2] - q.shape[2], None)
+        asking = slice(0, q.shape[2]) if self.asks_first else slice(k.shape[2] - q.shape[2], None)
         others = is_image[asking, None] & is_image & (tokens[asking, None] != tokens)
         out = logits.masked_fill(others, -torch.inf).softmax(dim=-1) @ v
         return (out if skip_output_reshape else out.transpose(1, 2).flatten(2)).to(dtype)

@@ -24,6 +24,7 @@ from .values import value_hooks
 
 _OVERRIDE = "optimized_attention_override"
 _OPTIONS = "transformer_options"  # which a forward of another pack's may leave out
+_REFERENCES = "reference_image_num_tokens"  # in them, by the host's Flux
 
 
 class TransformerPatch:
@@ -125,15 +126,26 @@ class _Forward:
 
         return {**options, _OVERRIDE: override}
 
+    def _places(self, group: Group, length: int, keys: int, options: dict) -> tuple[slice | None, slice]:
+        """Which of the keys' tokens are the image's, None where this is not known, and which the queries are."""
+        image = self.count.image_tokens(group.tokens, keys)
+        if length == keys or group.tokens is Tokens.IMAGE_FIRST:
+            return image if image and image.stop <= length else None, slice(0, length)
+        if group.returns_more:  # the text's keys are of an earlier call
+            return image, slice(keys - length, keys)
+        if group.tokens is Tokens.TEXT_FIRST and keys - length == sum(options.get(_REFERENCES, ())):
+            # Flux KV Cache puts the references' keys of an earlier step behind the others.
+            image = self.count.image_tokens(group.tokens, length)
+            return image and slice(image.start, keys), slice(0, length)
+        return None, slice(0, length)
+
     def _perturbed(self, layer: LayerPerturbation, group: Group, func, whole, q, k, v, heads, mask=None, *args,
                    skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
-        image = self.count.image_tokens(group.tokens, keys)
-        # Where a network has no use for the text's queries, they are the image's.
-        queries = slice(keys - length, keys) if group.tokens is Tokens.TEXT_FIRST else slice(0, length)
-        fits = image is not None and image.start >= queries.start and image.stop <= queries.stop
+        image, queries = self._places(group, length, keys, kwargs.get(_OPTIONS) or {})
+        fits = image is not None and queries.start <= image.start < queries.stop
         if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
             self.skipped(layer.name)
             return (whole or func)(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
