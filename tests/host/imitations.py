@@ -91,6 +91,12 @@ def without_rows_names(function, inputs: dict) -> torch.Tensor:
     return 0.9 * call(function, {**inputs, "c": {**inputs["c"], "transformer_options": options}})
 
 
+def without_options(function, inputs: dict) -> torch.Tensor:
+    """Nothing of the host's options is handed on."""
+    return function(inputs["input"], inputs["timestep"], **{
+        name: value for name, value in inputs["c"].items() if name != "transformer_options"})
+
+
 def around_the_model(wrapper: Callable) -> Neighbour:
     """With the same in an APPLY_MODEL wrapper."""
     def inside(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):

@@ -14,8 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 
 from . import models
-from .imitations import CHANGES_NOTHING, NEIGHBOURS, couple, pushed_from_the_negative
-from .runs import Run, identity, patched, relative_error
+from .imitations import CHANGES_NOTHING, NEIGHBOURS, couple, pushed_from_the_negative, without_options, wrapped
+from .runs import Run, identity, latent_run, patched, relative_error
 
 SCALE = 2.0
 LAYERS = {"m0": ("middle", 0, 0), "output.2": ("output", 2, 0)}
@@ -93,3 +93,14 @@ def test_patches_that_come_with_a_prompt(cfg, batch, chain):
     expected = run.ksampler(separate(models.sd15(), chain))
     assert relative_error(run.ksampler(guided(models.sd15(), chain)), expected) <= 1e-4
     assert relative_error(sampled(cfg, batch).ksampler(separate(models.sd15(), chain)), expected) > 1e-3
+
+
+@pytest.mark.parametrize(("build", "layer", "run"), [
+    (models.sd15, "m0", Run()), (models.sdxl, "m0.1", Run()), (models.flux, "single.1", latent_run((8, 12), 4.0)),
+    (models.wan, "1", latent_run((2, 8, 12), 4.0))], ids=["SD 1.5", "SDXL", "Flux", "Wan"])
+def test_where_the_hosts_options_are_dropped_on_the_way(build, layer, run):
+    """And ours with them: the perturbation finds its layers all the same."""
+    expected, result = (run.model_patch(beside(build()), SCALE, layer) for beside in (
+        lambda model: model, wrapped(without_options)))
+    assert relative_error(result, expected) <= 1e-4
+    assert relative_error(run.ksampler(build()), expected) > 1e-3

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..models.units import UNetKey
+from ..models.units import UNetKey, u_net_blocks
 from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
 
 
@@ -30,7 +30,25 @@ class UNetPatch:
         for key, layer in self.layers.items():
             # The host lets (block, number, index) win over (block, number), so ours takes the stronger key.
             attn1[key] = _Replacement(layer, attn1.get(key, attn1.get(key[:2])), is_ours, skipped, noise_key)
-        yield {**options, "patches_replace": {**replace, "attn1": attn1}}
+        options = {**options, "patches_replace": {**replace, "attn1": attn1}}
+        with ExitStack() as stack:
+            for handle in self._handed_on(network, options):
+                stack.callback(handle.remove)
+            yield options
+
+    def _handed_on(self, network: torch.nn.Module, options: dict) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        """Hooks that give a selected block these options where another node's code has dropped the host's."""
+        for place, layers in u_net_blocks(network):
+            for index, block in enumerate(block for layer in layers
+                                          for block in getattr(layer, "transformer_blocks", ())):
+                if (*place, index) not in self.layers:
+                    continue
+
+                def give(module, args, kwargs, own={**options, "block": place, "block_index": index}):
+                    given = kwargs.get("transformer_options") or {}
+                    return None if "uuids" in given else (args, {**kwargs, "transformer_options": {**given, **own}})
+
+                yield block.register_forward_pre_hook(give, with_kwargs=True)
 
 
 class _Replacement:
