@@ -259,6 +259,9 @@ SAMPLED = [
     Sampled("Wan VACE", "Wan VACE", "WAN21_Vace", VIDEO,
             extras=lambda seed: {"vace_frames": [noise(40, 1, 32, 2, 8, 12)], "vace_strength": [1.0],
                                  "vace_mask": [torch.ones(1, 64, 2, 8, 12)]}),
+    Sampled("Wan VACE, two controls", "Wan VACE", "WAN21_Vace", VIDEO, calls="0 - - - - - 1 - - - - -",
+            extras=lambda seed: {"vace_frames": [noise(seed, 1, 32, 2, 8, 12) for seed in (40, 41)],
+                                 "vace_strength": [1.0, 0.7], "vace_mask": 2 * [torch.ones(1, 64, 2, 8, 12)]}),
     Sampled("Wan S2V", "Wan S2V", "WAN22_S2V", VIDEO, extras=lambda seed: {"audio_embed": noise(40, 1, 25, 16, 8)}),
     Sampled("Wan S2V, a reference", "Wan S2V", "WAN22_S2V", VIDEO, image=48 + 24, extras=lambda seed: {
         "audio_embed": noise(40, 1, 25, 16, 8), "reference_latents": [noise(41, 1, 16, 1, 8, 12)]}),

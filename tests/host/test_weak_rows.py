@@ -14,6 +14,7 @@ from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
+from .imitations import overridden
 from .older import what_older_hosts_lack
 from .sampled_families import SAMPLED, Sampled
 from .test_blocks import blended, blocks
@@ -70,6 +71,16 @@ def hosts_node(node, model: ModelPatcher, layer: str, *scale: float) -> ModelPat
         "single_layers" if group == "single" else "double_layers": index}
     more = {"scale": scale[0]} if scale else {}
     return node.execute(model, start_percent=0.0, end_percent=1.0, **layers, **more).result[0]
+
+
+@pytest.mark.parametrize("beside", [lambda model: model, overridden], ids=["in one call", "in a call of its own"])
+def test_what_went_into_a_skipped_block_stays_as_it_is(beside):
+    """Wan VACE adds its controls to what the first block returns in place, and gives what went into it to the next."""
+    how = next(how for how in SAMPLED if how.name == "Wan VACE, two controls")
+    run, model = sampled(how, 4.0, 1), beside(how.build())
+    ours = run.model_patch(model, SCALE, "0", SKIP)
+    assert max(errors(ours, run.ksampler(in_another_call(model, how, "0", negative=False)))) <= 1e-4
+    assert max(errors(ours, run.ksampler(model))) > 1e-3
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])

@@ -215,6 +215,8 @@ class _Altered:
         # What moves a layer's own tokens acts for each layer of the block; what skips the block, once.
         acting = self.parts if self.layer.perturbation.kind.needs_map else self.parts[:1]
         out = reduce(self._altering, acting, run)(streams)
+        # A copy of what comes out as it went in, for a network may add to a block's output in place (Wan VACE).
+        out = tuple(x.clone() if any(x is given for given in streams) else x for x in out)
         if self.group.returns_more:
             if not latest:
                 run(streams)
