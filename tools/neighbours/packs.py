@@ -180,9 +180,14 @@ def kj() -> SetUps:
     def tea(threshold: float) -> SetUp:
         return patch("WanVideoTeaCacheKJ", rel_l1_thresh=threshold, start_percent=0.0, coefficients="disabled",
                      cache_device="main_device")
+
+    def skipped(scene: Scene) -> None:
+        """It works beside the pack's TeaCache only."""
+        tea(1e-9)(scene)
+        patch("SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0)(scene)
     return {"TeaCache on Wan, cache never used": ("Wan", tea(1e-9)), "TeaCache on Wan, cache used": ("Wan", tea(10.0)),
             "NAG on Wan": ("Wan", patch("WanVideoNAG", conditioning=prompt(9))),
-            "skipped layers on Wan": ("Wan", patch("SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0)),
+            "skipped layers on Wan": ("Wan", skipped),
             "Enhance-A-Video on Wan": ("Wan", enhance),
             "CFG-Zero*": ("Wan", patch("CFGZeroStarAndInit", use_zero_init=False)),
             "scheduled CFG": ("Wan", guider("ScheduledCFGGuidance", "positive", "negative",
@@ -246,13 +251,14 @@ def layerdiffuse() -> SetUps:
 def evolved_sampling() -> SetUps:
     from .hosted import call
 
-    def set_up(node_id: str) -> SetUp:
+    def set_up(node_id: str, **windows: int) -> SetUp:
         def inner(scene: Scene) -> None:
-            context = call(node_id, context_length=2, context_overlap=1)[0]
+            context = call(node_id, context_length=2, **windows)[0]
             scene.model = call("ADE_UseEvolvedSampling", model=scene.model, context_options=context)[0]
             scene.latent = {"samples": scene.latent["samples"].repeat(4, 1, 1, 1)}
         return inner
-    return {"evolved sampling, static context windows": ("SD 1.5", set_up("ADE_StandardStaticContextOptions")),
+    return {"evolved sampling, static context windows": ("SD 1.5", set_up("ADE_StandardStaticContextOptions",
+                                                                          context_overlap=1)),
             "evolved sampling, batched context windows": ("SD 1.5", set_up("ADE_BatchedContextOptions"))}
 
 
