@@ -38,17 +38,18 @@ class UNetPatch:
 
     def _handed_on(self, network: torch.nn.Module, options: dict) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Hooks that give a selected block these options where another node's code has dropped the host's."""
+        def given_to(place: tuple[str, int], index: int) -> Callable:
+            def give(module, args, kwargs):
+                given = kwargs.get("transformer_options") or {}
+                return None if "uuids" in given else (args, {**kwargs, "transformer_options": {
+                    **given, **options, "block": place, "block_index": index}})
+            return give
+
         for place, layers in u_net_blocks(network):
-            for index, block in enumerate(block for layer in layers
-                                          for block in getattr(layer, "transformer_blocks", ())):
-                if (*place, index) not in self.layers:
-                    continue
-
-                def give(module, args, kwargs, own={**options, "block": place, "block_index": index}):
-                    given = kwargs.get("transformer_options") or {}
-                    return None if "uuids" in given else (args, {**kwargs, "transformer_options": {**given, **own}})
-
-                yield block.register_forward_pre_hook(give, with_kwargs=True)
+            blocks = [block for layer in layers for block in getattr(layer, "transformer_blocks", ())]
+            for index, block in enumerate(blocks):
+                if (*place, index) in self.layers:
+                    yield block.register_forward_pre_hook(given_to(place, index), with_kwargs=True)
 
 
 class _Replacement:
