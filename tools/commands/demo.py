@@ -78,8 +78,8 @@ def make_rows(client: Client, rows: list[Row], columns: int, seed: int) -> workf
     """Fills in every row's images and seconds; the class-conditional example that it ran."""
     info = client.object_info()
     prompts = {block: load_example(name, info, columns) for block, name in EXAMPLES.items()}
-    timed = {block: workflow.set_inputs(load_example(name, info, TIMED_PICTURES), SAMPLER, steps=TIMED_STEPS)
-             for block, name in EXAMPLES.items()}
+    timed = {block: workflow.set_inputs(workflow.set_inputs(prompt, "EmptyLatentImage", batch_size=TIMED_PICTURES),
+                                        SAMPLER, steps=TIMED_STEPS) for block, prompt in prompts.items()}
     steps = settings(prompts[CONDITIONAL])["steps"]
     total = WARM_UP_STEPS + len(rows) * (steps + ROUNDS * TIMED_STEPS)
     with tqdm(total=total, unit="step", smoothing=0) as bar:
