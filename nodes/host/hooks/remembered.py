@@ -70,6 +70,11 @@ def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
     return found
 
 
+def again(before: Snapshot) -> Snapshot:
+    """What the containers of a snapshot hold now. Nothing new in their reach is looked for."""
+    return {place: (container, _content_of(container)) for place, (container, _) in before.items()}
+
+
 def compared(before: Snapshot) -> list[Value]:
     """Every value of these containers, then and now. All are read before the first may be put back, for what two
     functions name of a module is the same variable."""

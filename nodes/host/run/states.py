@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ....pag_core.attention import PerturbationError
-from ..hooks.remembered import ABSENT, Snapshot, compared, is_plain, put, snapshot
+from ..hooks.remembered import ABSENT, Snapshot, again, compared, is_plain, put, snapshot
 from ..hooks.replay import PrefixLostError
 
 # (whether a function wrapper runs the network by itself) -> (the prediction, whether anything altered ran for it)
@@ -52,7 +52,7 @@ class Memory:
             self.wrappers += more
             self.networks += networks
         if not self.is_tried:
-            self.step = snapshot(self.wrappers, self.networks)
+            self.step = again(self.start)
 
     def call(self, predict: Predict) -> torch.Tensor:
         """The prediction of one call.
