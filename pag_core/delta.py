@@ -5,13 +5,33 @@ Tensors are predictions of x̂0, [B, C, ...], of any floating dtype and device; 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .blur import blur
+from .checks import number
 
 _BINOMIAL = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]  # the kernel of Laplacian pyramids
 MEMORY = 0.6  # the share of the older predictions that a step keeps in `History`
+
+
+@dataclass(frozen=True)
+class DeltaRules:
+    """How `shaped` changes the delta; the defaults leave it as it is.
+
+    Attributes:
+        early_damping: α of `damped`.
+        momentum: times which `History.momentum` is added.
+        coarse_scale: `low` of `split`.
+        tangential_scale: `amount` of `tangential`.
+    """
+
+    early_damping: float = number(0.0, 0.0, 100.0)
+    momentum: float = number(0.0, 0.0, 10.0)
+    coarse_scale: float = number(1.0, 0.0, 10.0)
+    tangential_scale: float = number(1.0, 0.0, 10.0)
 
 
 def damped(delta: Tensor, perturbed: Tensor, alpha: float, scale: float, origin: Tensor | None = None) -> Tensor:
@@ -70,9 +90,8 @@ class History:
         return change
 
 
-def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, *, scale: float, sigma: float, history: History,
-           early_damping: float = 0.0, momentum: float = 0.0, coarse_scale: float = 1.0, tangential_scale: float = 1.0,
-           origin: Tensor | None = None) -> Tensor:
+def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, rules: DeltaRules, *, scale: float, sigma: float,
+           history: History, origin: Tensor | None = None) -> Tensor:
     """The delta after these rules, in this order: `damped`, the momentum added, `split`, `tangential`.
 
     Args:
@@ -84,13 +103,13 @@ def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, *, scale: 
         history: of this run.
         origin: as for `damped`.
     """
-    if early_damping:
-        delta = damped(delta, perturbed, early_damping, scale, origin)
-    if momentum:
-        delta = delta + momentum * history.momentum(cond, sigma)
-    if coarse_scale != 1.0:
-        delta = split(delta, coarse_scale)
-    return tangential(delta, x, tangential_scale) if tangential_scale != 1.0 else delta
+    if rules.early_damping:
+        delta = damped(delta, perturbed, rules.early_damping, scale, origin)
+    if rules.momentum:
+        delta = delta + rules.momentum * history.momentum(cond, sigma)
+    if rules.coarse_scale != 1.0:
+        delta = split(delta, rules.coarse_scale)
+    return tangential(delta, x, rules.tangential_scale) if rules.tangential_scale != 1.0 else delta
 
 
 def _length(x: Tensor) -> Tensor:

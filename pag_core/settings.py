@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from torch import Tensor
 
 from .checks import Accepts, SettingError, check_fields, check_percent_range, check_range, choice, number, switch, whole
+from .delta import DeltaRules
 from .guidance import RESCALE_MODES
 from .mask import check_mask
 from .perturbation import Perturbation
@@ -16,8 +17,8 @@ from .schedule import ADAPTIVE_SCHEDULES, SCHEDULES, PercentToSigma, ScaleSchedu
 MAX_SCALE = 1000.0  # the paper goes to 100 (score distillation, App. C.3)
 PREVIEWS = ("denoised", "delta")
 ROWS = ("extra", "negative")
-_ON_THE_DELTA = ("schedule", "rescale", "reuse_every", "preview", "early_damping", "momentum", "coarse_scale",
-                 "tangential_scale", "scale_mask")
+_ON_THE_DELTA = ("schedule", "rescale", "reuse_every", "preview", "scale_mask",
+                 *(one.name for one in fields(DeltaRules)))
 MAX_SIGMA = 10000.0  # above every model's largest noise level, so that it stands for no limit
 
 
@@ -33,8 +34,9 @@ def check_has_negative(cfg: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class PAGOptions(Perturbation):
-    """The refinements of PAG; the defaults are the paper's plain PAG.
+class PAGOptions(DeltaRules, Perturbation):
+    """The refinements of PAG; the defaults are the paper's plain PAG. What is done to the layers, and what becomes of the
+    delta, is in the bases.
 
     Attributes:
         start_percent, end_percent: shares of the sampling process between which PAG acts, 0 to 1, both ends included.
@@ -50,7 +52,6 @@ class PAGOptions(Perturbation):
             away from it and the scale says only whether it is weak.
         random_share: the share of the selected layers that is drawn anew in every step (S², arXiv 2508.12880); 0 for
             all of them.
-        early_damping, momentum, coarse_scale, tangential_scale: rules on the delta; see `delta.shaped`.
         scale_mask: where PAG acts: [n, H, W], 0 to 1; see `mask.fit_mask`. None for everywhere.
     """
 
@@ -67,10 +68,6 @@ class PAGOptions(Perturbation):
     preview: str = choice("denoised", PREVIEWS)
     row: str = choice("extra", ROWS)
     random_share: float = number(0.0)
-    early_damping: float = number(0.0, 0.0, 100.0)
-    momentum: float = number(0.0, 0.0, 10.0)
-    coarse_scale: float = number(1.0, 0.0, 10.0)
-    tangential_scale: float = number(1.0, 0.0, 10.0)
     scale_mask: Tensor | None = field(default=None, compare=False, repr=False,
                                       metadata={"accepts": Accepts(check_mask, ())})
 

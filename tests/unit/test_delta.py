@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pag_core.delta import MEMORY, History, along, damped, low_frequencies, shaped, split, tangential
+from pag_core.delta import MEMORY, DeltaRules, History, along, damped, low_frequencies, shaped, split, tangential
 
 SHAPES = {"picture": (3, 4, 9, 7), "video": (2, 4, 3, 8, 6), "sound": (2, 8, 40)}
 SCALE = 2.5
@@ -97,10 +97,10 @@ def test_the_rules_follow_one_another():
         history.momentum(earlier, 2.0)
     expected = damped(delta, perturbed, 8.0, SCALE, origin) + 0.5 * histories[0].momentum(cond, 1.0)
     expected = tangential(split(expected, 0.4), x, 1.2)
-    result = shaped(delta, cond, perturbed, x, scale=SCALE, sigma=1.0, history=histories[1], early_damping=8.0,
-                    momentum=0.5, coarse_scale=0.4, tangential_scale=1.2, origin=origin)
+    result = shaped(delta, cond, perturbed, x, DeltaRules(8.0, 0.5, 0.4, 1.2), scale=SCALE, sigma=1.0,
+                    history=histories[1], origin=origin)
     assert torch.equal(result, expected)
-    assert shaped(delta, cond, perturbed, x, scale=SCALE, sigma=1.0, history=History()) is delta
+    assert shaped(delta, cond, perturbed, x, DeltaRules(), scale=SCALE, sigma=1.0, history=History()) is delta
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -167,10 +167,8 @@ class WeakPass:
             self.run.keep(self.pair)
 
         def ruled(number: int, delta, cond, perturbed, x, origin) -> torch.Tensor:
-            return shaped(delta, cond, perturbed, x, scale=self.scale, sigma=self.sigma or 0.0,
-                          history=self.run.history[number], early_damping=options.early_damping,
-                          momentum=options.momentum, coarse_scale=options.coarse_scale,
-                          tangential_scale=options.tangential_scale, origin=origin)
+            return shaped(delta, cond, perturbed, x, options, scale=self.scale, sigma=self.sigma or 0.0,
+                          history=self.run.history[number], origin=origin)
 
         def guided(_: int, denoised, cond, delta, origin, uncond) -> torch.Tensor:
             return guide(denoised, cond, delta, options.rescale, options.rescale_mode, origin=origin, uncond=uncond)
