@@ -64,8 +64,8 @@ def test_a_preset_whose_values_the_inputs_hold_is_those_values(name):
 
 
 @pytest.mark.parametrize(("preset", "values", "complaint"), [
-    ("s2", {}, "preset is s2, in which perturbation is skip_block, but perturbation is identity"),
-    ("paper", {"rescale": 0.5}, "preset is paper, in which rescale is 0.0, but rescale is 0.5"),
+    ("s2", {}, "preset is s2, which sets perturbation to skip_block, but perturbation is identity"),
+    ("paper", {"rescale": 0.5}, "preset is paper, which sets rescale to 0.0, but rescale is 0.5"),
     ("best", {}, "preset must be one of custom, paper"),
 ])
 def test_a_preset_that_the_inputs_do_not_follow_is_refused(preset, values, complaint):
