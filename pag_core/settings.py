@@ -35,8 +35,8 @@ def check_has_negative(cfg: float | None) -> None:
 
 @dataclass(frozen=True)
 class PAGOptions(DeltaRules, Perturbation):
-    """The refinements of PAG; the defaults are the paper's plain PAG. What is done to the layers, and what becomes of the
-    delta, is in the bases.
+    """The refinements of PAG; the defaults are the paper's plain PAG. The bases hold what is done to the layers and
+    what becomes of the delta.
 
     Attributes:
         start_percent, end_percent: shares of the sampling process between which PAG acts, 0 to 1, both ends included.
