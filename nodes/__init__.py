@@ -1,4 +1,4 @@
-"""The nodes that this pack gives to ComfyUI, by name."""
+"""The nodes of this pack."""
 
 from comfy_api.latest import ComfyExtension, io
 

@@ -77,7 +77,7 @@ class PAGGrid(io.ComfyNode):
         columns = parse_scales(scales)
         rows = parse_rows(layer_selections, perturbations, options)
         check_count(len(columns), len(rows))
-        # All of them, so that a mistake in the last cell shows before the first is sampled.
+        # All of them first, so that a mistake in the last cell is reported before the first is sampled.
         guiders = {cell_of(index, scale, row.options): CFGWindowGuider(
             attach(model, PAGSettings(scale, row.layers, row.options)), positive, negative, cfg, cfg_start_percent,
             cfg_end_percent) for index, row in enumerate(rows) for scale in columns}
@@ -103,14 +103,14 @@ class GridRow(NamedTuple):
 
 
 def cell_of(row: int, scale: float, options: PAGOptions) -> tuple[int, float]:
-    """Which sampling a cell shows: without PAG all rows show the same, and in the negative's row all scales do."""
+    """Which run a cell shows: without PAG all rows are the same; with the negative perturbed, all scales are."""
     if scale and options.row == "negative":
         return row, 1.0
     return (row if scale else 0), scale
 
 
 def parse_scales(text: str) -> list[float]:
-    """"0, 1.5, 3" -> [0.0, 1.5, 3.0]; what is named twice counts once."""
+    """"0, 1.5, 3" -> [0.0, 1.5, 3.0]; duplicates are dropped."""
     scales = []
     for term in text.split(","):
         try:
@@ -122,7 +122,7 @@ def parse_scales(text: str) -> list[float]:
 
 
 def parse_rows(layer_selections: str, perturbations: str, options: PAGOptions) -> list[GridRow]:
-    """Every selection with every perturbation, or with the options' own where none is named."""
+    """Every selection with every perturbation, or with that of the options if none is given."""
     selections, kinds = lines_of(layer_selections), lines_of(perturbations) or [options.perturbation]
     if not selections:
         raise SettingError("layer_selections is empty. Write one layer selection per line, such as auto or m0.")

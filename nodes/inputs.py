@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, so that they read and behave alike everywhere."""
+"""Inputs shared by several nodes, so that they read and behave the same everywhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .host.sockets import check_model
 
 CATEGORY = "model/patch/pag"  # beside the host's own model patches
 RESEARCH = f"{CATEGORY}/research"
-# What people type who look for guidance of this kind. The editor ranks a node first whose alias is the very word, so
-# "pag" stands with PAG Model Patch alone.
+# What people search for when they want guidance of this kind. The editor ranks a node first if an alias is the exact
+# search term, so only PAG Model Patch has "pag".
 SEARCHED = [
     "perturbed attention guidance", "self-attention guidance", "sag", "sharper", "sharpness", "structure", "anatomy",
     "hands", "detail", "details", "coherence", "guidance", "guidance without cfg", "negative guidance", "slg",
@@ -128,13 +128,13 @@ def paper() -> io.Combo.Input:
 
 
 def check_sheet(cell_size: int, paper: str) -> None:
-    """Raise SettingError unless a sheet can be drawn with these."""
+    """Raise SettingError unless a grid can be drawn with these."""
     check_whole("cell_size", cell_size, 64, 1024)
     check_choice("paper", paper, tuple(PAPERS))
 
 
 def check_samples_pictures(denoise: float, latent_image: dict, vae, model) -> None:
-    """Raise ValueError unless each run of this sampling gives images that a sheet can show."""
+    """Raise ValueError unless each run of this sampling gives images that a grid can show."""
     check_samples_something(denoise)
     check_is_picture(latent_image)
     if vae is None:

@@ -1,4 +1,4 @@
-"""What PAG and CFG do in every step of a run, in pictures."""
+"""Shows what PAG and CFG do in every step of a run."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Shown:
 
 
 class Record:
-    """What is kept of a run: two numbers of every step, and a few whole steps."""
+    """What is kept of a run: two numbers for every step, and a few complete steps."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -137,7 +137,7 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def rms(delta: torch.Tensor) -> torch.Tensor:
-    """Root mean square over a sample, averaged over the batch: ‖Δ‖ / √n, which no picture's size changes."""
+    """Root mean square over a sample, averaged over the batch: ‖Δ‖ / √n, independent of the image size."""
     return delta.float().flatten(1).square().mean(1).sqrt().mean()
 
 

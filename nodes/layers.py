@@ -1,4 +1,4 @@
-"""Which layers a model has, and what a selection of them means."""
+"""Lists a model's layers and what a selection of them includes and costs."""
 
 from __future__ import annotations
 

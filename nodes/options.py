@@ -1,4 +1,4 @@
-"""The refinements that the PAG nodes share."""
+"""The further settings that the PAG nodes share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _input(name: str, *, advanced: bool = True, **widget) -> io.Input:
 
 
 class PAGOptionsNode(io.ComfyNode):
-    """Every input is optional, so that the host keeps their order. Saved workflows count on it: add only at the end."""
+    """Every input is optional, so that ComfyUI keeps their order. Saved workflows depend on it: add only at the end."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -172,6 +172,6 @@ class PAGOptionsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str = CUSTOM, **values) -> io.NodeOutput:
-        options = PAGOptions(**values)  # its fields are called as the inputs
+        options = PAGOptions(**values)  # its fields have the names of the inputs
         check_preset(preset, options)
         return io.NodeOutput(options)

@@ -1,4 +1,4 @@
-"""KSampler with CFG and PAG in one."""
+"""KSampler with CFG and PAG."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ GROUPS = 32  # guided-diffusion's GroupNorm32
 
 @dataclass(frozen=True)
 class ADMConfig:
-    """The shape of an ADM network, and the three facts about it that its weights do not show.
+    """The shape of an ADM network, and the three facts that its weights do not reveal.
 
     `attention_levels` counts resolutions from 0 (full size); level n works at 1 / 2^n of the image. `num_heads` 0 means
     channels / `head_channels` heads; another value is a fixed number of heads, as in OpenAI's 128×128 model.
@@ -58,11 +58,11 @@ class ADMConfig:
         return round(self.channel_mult[level] * self.model_channels)
 
     def attention_channels(self) -> list[int]:
-        """Channels of every resolution that holds self-attention, the middle block's last."""
+        """Channels of every resolution with self-attention, the middle block's last."""
         return [self.level_channels(level) for level in (*self.attention_levels, len(self.channel_mult) - 1)]
 
     def heads(self, channels: int) -> int:
-        """Number of attention heads in a layer of so many channels; ValueError where they do not divide evenly."""
+        """Number of attention heads in a layer with this many channels; ValueError if they do not divide evenly."""
         if self.num_heads:
             if channels % self.num_heads:
                 raise ValueError(f"num_heads {self.num_heads} does not divide this model's {channels} channels evenly")
@@ -83,14 +83,14 @@ class ADMHooks:
     """
 
     def enter(self, block: Block) -> None:
-        """Called when the forward comes to a block, before all else that concerns it."""
+        """Called when the forward pass reaches a block, before anything else in it."""
 
     def layer(self, layer: nn.Module, h: Tensor, emb: Tensor, size: torch.Size | None) -> Tensor:
         """One layer of a block. `size` is the height and width that an upsampler has to reach."""
         return run_layer(layer, h, emb, size, self)
 
     def self_attention(self, layer: AttentionBlock, tokens: Tensor, shape: torch.Size) -> Tensor:
-        """One self-attention with its projections; `tokens` are the normalised features of `shape` [B, C, H, W]."""
+        """One self-attention with its projections; `tokens` are the normalized features of `shape` [B, C, H, W]."""
         return layer.project_out(self.attention(*layer.project_qkv(tokens), layer.heads, layer.block))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, block: Block) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the weights of an ADM network say about its shape, and where the rest is known from."""
+"""An ADM network's configuration: its shape from the weights, the rest from metadata or published values."""
 
 from __future__ import annotations
 

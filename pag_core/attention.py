@@ -1,4 +1,4 @@
-"""One attention call of a network, as a perturbation sees it: the heads and image tokens that are to be perturbed."""
+"""One attention call of a network, reduced to the heads and image tokens to perturb."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class AttentionCall:
         return self.mask[:, :, self.image][:, :, rows]
 
     def generator(self, sample: int, head: int | None = None) -> torch.Generator:
-        """For this call, sample and head whatever else is drawn."""
+        """For this call, sample and head; independent of anything else that is drawn."""
         return seeded(*self.key, sample, head)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class AttentionCall:
 
 
 def seeded(*key: Hashable) -> torch.Generator:
-    """A generator for what this key names; on the CPU, where every machine draws the same."""
+    """A generator seeded by this key, on the CPU, where every machine draws the same numbers."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 

@@ -1,4 +1,4 @@
-"""What becomes of a whole block of a network: one function for each kind that acts on blocks.
+"""Perturbations of whole blocks: one function for each kind that acts on blocks.
 
 A block takes streams, tensors of B samples along the first axis (one of tokens [B, N, C], or [B, ..., C] where they
 lie on a grid; a second one of text where the network keeps them apart), and gives back as many of the same shapes.
@@ -40,8 +40,8 @@ def skip_block(call: BlockCall, _: float) -> Streams:
 
 
 def shuffle(call: BlockCall, _: float) -> Streams:
-    """Token Perturbation Guidance (arXiv 2506.10036): the image tokens that enter the block change places, and stay in
-    their new ones behind it. Each sample has an order of its own."""
+    """Token Perturbation Guidance (arXiv 2506.10036): the image tokens that enter the block are shuffled, and stay in
+    the new order after it. Each sample has its own order."""
     if call.image is None:
         raise PerturbationError("shuffle needs to know which tokens belong to the image, but this layer does not "
                                 "reveal it. Use skip_block.")

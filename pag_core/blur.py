@@ -13,7 +13,7 @@ Position = TypeVar("Position", int, Tensor)
 
 
 def gaussian(sigma: float, size: int) -> list[float]:
-    """A normalised kernel of `size` taps, an odd number."""
+    """A normalized kernel of `size` taps; `size` must be odd."""
     steps = [(i - size // 2) / sigma for i in range(size)]
     taps = [math.exp(-0.5 * step * step) for step in steps]
     return [tap / sum(taps) for tap in taps]

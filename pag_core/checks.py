@@ -1,4 +1,4 @@
-"""Settings that say what they accept, and refusing a bad value by name."""
+"""Settings with declared limits; a bad value is rejected with an error that names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class SettingError(ValueError):
-    """A value outside what PAG accepts; the message names the value and the remedy."""
+    """A value that PAG does not accept; the message gives the value and how to fix it."""
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -47,7 +47,7 @@ def check_percent_range(start_name: str, start: float, end_name: str, end: float
 
 @dataclass(frozen=True)
 class Accepts:
-    """What a field of a settings class accepts: the metadata "accepts" of the field.
+    """What a field of a settings class accepts, stored as the field's metadata "accepts".
 
     Attributes:
         check: (name, value, *arguments) raises SettingError for anything else.
@@ -79,7 +79,7 @@ def switch(default: bool) -> Any:
 
 
 def check_fields(settings: Any) -> None:
-    """Raise SettingError for the first field of a dataclass that does not hold what it accepts."""
+    """Raise SettingError for the first field of a dataclass with a value it does not accept."""
     for one in fields(settings):
         if accepts := one.metadata.get("accepts"):
             accepts.check(one.name, getattr(settings, one.name), *accepts.arguments)

@@ -11,7 +11,7 @@ from .settings import PAGSettings, check_has_negative
 
 
 def relative_cost(share: float, uncond: float, perturbed: float, further: float = 0.0) -> float:
-    """What a run costs as a multiple of a plain CFG run with as many steps, whose every step is two forwards.
+    """The cost of a run as a multiple of a plain CFG run with the same number of steps, at two forwards per step.
 
     Args:
         share: what one perturbed pass costs, as a share of a whole forward.
@@ -75,6 +75,6 @@ def plan_run(sigmas: Iterable[float], settings: PAGSettings, percent_to_sigma: P
 
 
 def run_cost(steps: list[Step], share: float, further: float = 0.0) -> float:
-    """`relative_cost` of these steps, of which there is at least one."""
+    """`relative_cost` of these steps; there must be at least one."""
     return relative_cost(share, sum(step.runs_uncond for step in steps) / len(steps),
                          sum(step.runs_perturbed for step in steps) / len(steps), further)

@@ -1,4 +1,4 @@
-"""Rules on what guidance adds, s·(D_cond − D_perturbed): none of them costs a pass.
+"""Modifications of the guidance term s·(D_cond − D_perturbed); none of them costs an extra pass.
 
 Tensors are predictions of x̂0, [B, C, ...], of any floating dtype and device; samples stay independent.
 """
@@ -35,12 +35,12 @@ class DeltaRules:
 
 
 def damped(delta: Tensor, perturbed: Tensor, alpha: float, scale: float, origin: Tensor | None = None) -> Tensor:
-    """The delta smaller where it is large beside the prediction, as it is early in a run: times exp(−α·r), with
+    """The delta, reduced where it is large relative to the prediction, as early in a run: times exp(−α·r), with
     r = ‖D_cond − D_perturbed‖ / ‖D_perturbed‖ for each sample (MAMBO-G, arXiv 2508.03442, for this delta).
 
     Args:
         delta: s·(D_cond − D_perturbed).
-        alpha: α; 0 changes nothing, the paper takes 8.
+        alpha: α; 0 changes nothing, the paper uses 8.
         scale: s, which r does without.
         origin: the x̂0 of a network output of zero, as in `guidance.guide`; the paper measures the network's output.
     """
@@ -50,7 +50,7 @@ def damped(delta: Tensor, perturbed: Tensor, alpha: float, scale: float, origin:
 
 
 def low_frequencies(x: Tensor) -> Tensor:
-    """What is coarse in each picture, frame or track: a binomial blur, twice, along the last two axes, or the one."""
+    """The low frequencies of each image, frame or track: two binomial blurs along the last one or two axes."""
     low = x.float()
     for axis in range(max(2, x.ndim - 2), x.ndim):
         low = blur(blur(low, axis, _BINOMIAL), axis, _BINOMIAL)
@@ -58,19 +58,19 @@ def low_frequencies(x: Tensor) -> Tensor:
 
 
 def split(delta: Tensor, low: float) -> Tensor:
-    """The coarse part of the delta times `low`, the fine part as it is (Frequency-Decoupled Guidance, arXiv 2506.19713,
-    with a blur for its Laplacian pyramid): below 1, composition and colours are left to the model."""
+    """The coarse part of the delta times `low`, the fine part unchanged (Frequency-Decoupled Guidance, arXiv
+    2506.19713, with a blur for its Laplacian pyramid): below 1, composition and colors are left to the model."""
     return delta + (low - 1.0) * low_frequencies(delta)
 
 
 def tangential(delta: Tensor, x: Tensor, amount: float) -> Tensor:
-    """The part of the delta across x_t times `amount`, the part along it as it is (TAG, arXiv 2510.04533): above 1 it
-    changes what is shown more than how strongly it is."""
+    """The part of the delta perpendicular to x_t times `amount`, the parallel part unchanged (TAG, arXiv 2510.04533):
+    above 1 it changes what the image shows more than how strong it is."""
     return amount * delta - (amount - 1.0) * along(delta, x)
 
 
 class History:
-    """What the model predicted in the earlier steps of one run, as an exponential moving average."""
+    """An exponential moving average of the model's predictions in the earlier steps of one run."""
 
     def __init__(self) -> None:
         self.mean: Tensor | None = None
@@ -92,14 +92,14 @@ class History:
 
 def shaped(delta: Tensor, cond: Tensor, perturbed: Tensor, x: Tensor, rules: DeltaRules, *, scale: float, sigma: float,
            history: History, origin: Tensor | None = None) -> Tensor:
-    """The delta after these rules, in this order: `damped`, the momentum added, `split`, `tangential`.
+    """The delta after these rules, in this order: `damped`, momentum added, `split`, `tangential`.
 
     Args:
         delta: s·(cond − perturbed), with s = `scale`.
         cond: the conditional prediction of this step, also where the delta is an earlier step's.
         perturbed: the delta's own.
         x: the noisy latent x_t.
-        sigma: its noise level; of no matter without momentum.
+        sigma: its noise level; not used without momentum.
         history: of this run.
         origin: as for `damped`.
     """

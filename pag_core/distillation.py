@@ -22,7 +22,7 @@ LEAST, MOST = 0.001, 0.999  # at 0 there is no noise to guess, at 1 nothing of t
 
 
 def distillation_gradient(x: Tensor, x0: Tensor, a: float, b: float, weighting: str) -> Tensor:
-    """w(t)·(ε̂ − ε), [B, ...] (DreamFusion Eq. 3), by x and in its scaling.
+    """w(t)·(ε̂ − ε), [B, ...] (DreamFusion Eq. 3), with respect to x and in its scaling.
 
     With ε̂ = (x_t − a·x̂0) / b, whatever the model itself predicts, ε̂ − ε is (a / b)·(x − x̂0).
 
@@ -38,7 +38,7 @@ def distillation_gradient(x: Tensor, x0: Tensor, a: float, b: float, weighting: 
 
 
 def noise_levels(steps: int, least: float, most: float, order: str, seed: int) -> list[float]:
-    """The noise level of each step, as a share of the timesteps: near 0 is the clean picture, near 1 pure noise.
+    """The noise level of each step, as a fraction of the timesteps: near 0 is the clean image, near 1 pure noise.
 
     Args:
         order: "random", uniformly drawn (DreamFusion); "annealed", evenly from `most` down to `least`, so that the

@@ -1,4 +1,4 @@
-"""Labelled pictures: grids, heat maps with their legends, line plots. Of PIL, numpy and torch alone."""
+"""Labeled figures: grids, heat maps with legends, line plots. Uses only PIL, numpy and torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INFERNO = np.array([ImageColor.getrgb(colour) for colour in (
 
 @dataclass(frozen=True)
 class Paper:
-    """What a picture is drawn on: the colours of the sheet, of text, of places without a picture, of lines."""
+    """The colors of a sheet: background, text, empty cells, lines."""
 
     sheet: str
     ink: str
@@ -58,7 +58,7 @@ class Row:
 
 
 def heat_map(values: torch.Tensor, largest: float) -> Image.Image:
-    """Values [H, W] from 0 (black) to `largest` (bright yellow) in colours of even perceived steps."""
+    """Values [H, W] from 0 (black) to `largest` (bright yellow) in a perceptually uniform color map."""
     share = values.float().cpu().numpy() / largest if largest > 0 else np.zeros(values.shape)
     places = np.linspace(0.0, 1.0, len(INFERNO))
     colours = [np.interp(share, places, INFERNO[:, channel]) for channel in range(3)]
@@ -66,7 +66,7 @@ def heat_map(values: torch.Tensor, largest: float) -> Image.Image:
 
 
 def fit(picture: Image.Image, longest: int) -> Image.Image:
-    """The picture with its longer side at most that many pixels; a small one enlarged by a whole factor, unsmoothed."""
+    """The image with its longer side at most that many pixels; small ones are scaled up by an integer, unsmoothed."""
     factor = longest / max(picture.size)
     if factor >= 1:
         width, height = (side * int(factor) for side in picture.size)
@@ -178,7 +178,7 @@ def line_plot(title: str, across: str, lines: dict[str, list[float | None]], wid
 
 
 def below(*pictures: Image.Image, paper: Paper = WHITE) -> Image.Image:
-    """The pictures under each other."""
+    """The images stacked vertically."""
     sheet = Image.new("RGB", (max(picture.width for picture in pictures), sum(picture.height for picture in pictures)),
                       paper.sheet)
     y = 0
@@ -254,5 +254,5 @@ def _ticks(largest: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """In two digits."""
+    """With two significant digits."""
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"

@@ -23,13 +23,13 @@ def perturbed_attention_delta(cond: Tensor, perturbed: Tensor, scale: float) -> 
 
 def guide(guided: Tensor, cond: Tensor, delta: Tensor, rescale: float = 0.0, rescale_mode: str = "full", *,
           uncond: Tensor | None = None, origin: Tensor | None = None) -> Tensor:
-    """Add PAG's delta to what the other guidance made of this step (PAG Eq. 14), tamed by `rescale`.
+    """Add PAG's delta to the result of the other guidance in this step (PAG Eq. 14), limited by `rescale`.
 
     Args:
         guided: [B, C, ...] the prediction so far: CFG's result, or the conditional prediction where there is no CFG.
         cond: [B, C, ...] the conditional prediction, the reference of the rescaling.
         delta: [B, C, ...] from `perturbed_attention_delta`.
-        rescale: 0 (off, the plain sum bit for bit) to 1; the share of the correction that is applied.
+        rescale: 0 (off, the plain sum bit for bit) to 1; the fraction of the correction that is applied.
         rescale_mode: a key of `RESCALE_MODES`.
         uncond: [B, C, ...] the unconditional prediction, for "snf"; None where there is no CFG.
         origin: [B, C, ...] the x̂0 that belongs to a network output of zero, for "diffusers": x_t where the network
@@ -41,7 +41,7 @@ def guide(guided: Tensor, cond: Tensor, delta: Tensor, rescale: float = 0.0, res
 
 
 def rescaled(total: Tensor, cond: Tensor, rescale: float) -> Tensor:
-    """A guided prediction whose spread moves towards the conditional one's by a share `rescale`, for each sample (Lin
+    """A guided prediction whose spread moves toward the conditional one's by a fraction `rescale`, for each sample (Lin
     et al. 2023, arXiv 2305.08891, Eq. 15-16); at 0 the same tensor."""
     return total if rescale == 0.0 else total * _shrink(cond, total, rescale)
 
@@ -86,7 +86,7 @@ def _diffusers(step: _Step, rescale: float) -> Tensor:
 
 def _snf(step: _Step, rescale: float) -> Tensor:
     """Saliency-adaptive noise fusion (Wang et al. 2023, arXiv 2311.10329, as pamparamm applies it to PAG): at each
-    place either CFG's update or PAG's acts, whichever stands out more among its own. Without CFG it is the sum."""
+    place either CFG's update or PAG's acts, whichever is more salient. Without CFG it is the sum."""
     if step.uncond is None:
         return step.total
     update = step.guided - step.uncond
@@ -95,7 +95,7 @@ def _snf(step: _Step, rescale: float) -> Tensor:
 
 
 def _apg(step: _Step, rescale: float) -> Tensor:
-    """Take out the part of PAG's delta that is parallel to the conditional x̂0: it saturates more than it improves
+    """Remove the part of PAG's delta that is parallel to the conditional x̂0: it saturates more than it improves
     (Adaptive Projected Guidance, Sadat et al. 2024, arXiv 2410.02416, with η = 1 − rescale)."""
     return step.guided + (step.delta - rescale * along(step.delta, step.cond))
 
@@ -123,9 +123,9 @@ def _shrink(target: Tensor, actual: Tensor, rescale: float) -> Tensor:
 
 
 def _saliency(update: Tensor) -> Tensor:
-    """How much each place stands out in its channel, after a blur of 3 taps; over the last two axes, or the one.
+    """The saliency of each position in its channel, after a 3-tap blur; over the last one or two axes.
 
-    The logarithm of the authors' softmax, which orders alike and does not run out of small numbers.
+    The logarithm of the authors' softmax, which has the same order and does not underflow.
     """
     axes = tuple(range(max(2, update.ndim - 2), update.ndim))
     magnitude = update.abs().float()

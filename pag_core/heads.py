@@ -21,7 +21,7 @@ Score = Callable[[tuple[Head, ...]], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What came of perturbing one head more.
+    """The result of perturbing one more head.
 
     Attributes:
         scores: one for each picture; higher is better.
@@ -78,13 +78,13 @@ def text_of_heads(heads: Iterable[Head], layers: tuple[Layer, ...]) -> str:
 
 
 def trials(heads: int, rounds: int, take: int) -> int:
-    """How many choices of heads `hunt` scores at most."""
+    """The largest number of head selections that `hunt` scores."""
     bases = 1 if take == 1 else rounds  # the best of a round is the next one's base, and has its score
     return bases + sum(heads - number * take for number in range(rounds))
 
 
 def check_rounds(heads: int, rounds: int, take: int) -> None:
-    """Raise SettingError where the rounds would choose more heads than there are."""
+    """Raise SettingError if the rounds would choose more heads than there are."""
     if rounds * take > heads:
         raise SettingError(f"{rounds} rounds with heads_per_round {take} need {rounds * take} heads, but layers has "
                            f"only {heads} to try. Add layers, or lower rounds or heads_per_round.")

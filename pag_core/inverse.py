@@ -1,4 +1,4 @@
-"""Linear measurements of pictures, y = A·x, with their adjoints Aᵀ (PAG App. A.3, C.1; the tasks are those of DPS).
+"""Linear measurements of images, y = A·x, with their adjoints Aᵀ (PAG App. A.3, C.1; the tasks are those of DPS).
 
 Pictures and measurements are [B, C, H, W] on any device and of any floating dtype, in [-1, 1] where noise levels are
 to mean what they mean in the papers. Nothing here keeps state, so every operator can be used from several runs at once.
@@ -21,17 +21,17 @@ Size = tuple[int, int]
 
 
 class Operator:
-    """A linear measurement A; a subclass says what it does to a picture, and its sizes where they differ.
+    """A linear measurement A; subclasses define its effect on an image, and the sizes if they differ.
 
     Methods take pictures of any size for which `measured_size` raises no SettingError.
     """
 
     def measured_size(self, size: Size) -> Size:
-        """The size of the measurement of a picture of this size; SettingError where the two do not fit."""
+        """The size of the measurement of a picture of this size; SettingError if the two do not match."""
         return size
 
     def picture_size(self, size: Size) -> Size:
-        """The size of the picture that has a measurement of this size; SettingError where none has."""
+        """The size of the picture that has a measurement of this size; SettingError if there is none."""
         return size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Operator:
 
 
 class Inpainting(Operator):
-    """A = diag(1 - mask): known pixels stay, the others are 0 (grey, where pictures are in [-1, 1]).
+    """A = diag(1 - mask): known pixels stay, the others are 0 (gray, where images are in [-1, 1]).
 
     Args:
         mask: [H, W], [B, H, W] or [B, 1, H, W]; 1 where the picture is unknown, as in ComfyUI, rounded to 0 or 1.
@@ -84,7 +84,7 @@ class Inpainting(Operator):
 
 
 def box_mask(size: Size, left: float, top: float, width: float, height: float) -> Tensor:
-    """A mask [H, W] for `Inpainting` with one box; place and size are shares of the picture, from 0 to 1.
+    """A mask [H, W] for `Inpainting` with one box; position and size are fractions of the image, from 0 to 1.
 
     Raises:
         SettingError: where the box is empty, fills the picture or sticks out of it.
@@ -103,7 +103,7 @@ def box_mask(size: Size, left: float, top: float, width: float, height: float) -
 
 
 class BoxInpainting(Operator):
-    """`Inpainting` with a box that follows the picture's size; the arguments are those of `box_mask`."""
+    """`Inpainting` with a box that scales with the image; the arguments are those of `box_mask`."""
 
     def __init__(self, left: float, top: float, width: float, height: float) -> None:
         self._box = (left, top, width, height)
@@ -123,7 +123,7 @@ class BoxInpainting(Operator):
 
 
 class SuperResolution(Operator):
-    """Shrinking by a whole factor: antialiased bicubic (as PIL and DPS do), or the average of each factor × factor."""
+    """Downscaling by an integer factor: antialiased bicubic (like PIL and DPS), or the mean of each factor × factor."""
 
     def __init__(self, factor: int, method: str = "bicubic") -> None:
         check_whole("factor", factor, 2, 64)
@@ -152,7 +152,7 @@ class SuperResolution(Operator):
 
 
 class Blur(Operator):
-    """Blur with any kernel, such as that of a moving camera; the picture is reflected at its borders.
+    """Blur with any kernel, such as that of a moving camera; the image is reflected at its borders.
 
     Args:
         kernel: [h, w], not negative; it is made to sum to 1.
@@ -237,7 +237,7 @@ def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
 
 
 def measure(operator: Operator, x: Tensor, sigma: float = 0.0, seed: int = 0) -> Tensor:
-    """A·x + sigma·n, with Gaussian noise n that depends on the seed alone; what `Inpainting` hides stays 0."""
+    """A·x + sigma·n, with Gaussian noise n that depends only on the seed; masked pixels stay 0."""
     check_range("noise_sigma", sigma, 0.0, 100.0)
     y = operator.forward(x)
     if sigma == 0.0:

@@ -1,4 +1,4 @@
-"""What becomes of an attention map: one function for each kind that acts on attention, (call, its setting) ->
+"""Perturbations of an attention map: one function for each kind that acts on attention, (call, its setting) ->
 [B, h, Ni, D], what the image tokens of the chosen heads get.
 
 A is the image-to-image block of the map and V its values; see `perturbation`. Only the random masks, the noise and
@@ -50,7 +50,7 @@ def _own_and_text_mask(call: AttentionCall, mask: Tensor, rows: slice) -> Tensor
 
 
 def random_mask(call: AttentionCall, rate: float, keep_diagonal: bool = False) -> Tensor:
-    """Each logit of A is −∞ with probability `rate` (PAG Table 9, "random mask"). A token left with nothing gets 0."""
+    """Each logit of A is −∞ with probability `rate` (PAG Table 9, "random mask"). A token with no key left gets 0."""
     k, v = call.k.to(call.precise), call.v.to(call.precise)
     out = torch.zeros_like(v[:, :, call.image])
     for sample, head, rows, generator in _pieces(call):
@@ -75,7 +75,7 @@ def random_off_diagonal_mask(call: AttentionCall, rate: float) -> Tensor:
 
 
 def noise(call: AttentionCall, sigma: float) -> Tensor:
-    """A + σ·n, n ~ N(0, 1), not renormalised (PAG Table 9, "additive noise"): σ·n·V more than the attention."""
+    """A + σ·n, n ~ N(0, 1), not renormalized (PAG Table 9, "additive noise"): σ·n·V more than the attention."""
     v = call.v[:, :, call.image].to(call.precise)
     added = torch.empty_like(v)
     for sample, head, rows, generator in _pieces(call):
@@ -86,7 +86,7 @@ def noise(call: AttentionCall, sigma: float) -> Tensor:
 
 
 def map_blur(call: AttentionCall, sigma: float) -> Tensor:
-    """A blurred as a picture, kernel 5, reflected at its borders, not renormalised (PAG Table 9, "Gaussian blur").
+    """A blurred like an image, kernel 5, reflected at its borders, not renormalized (PAG Table 9, "Gaussian blur").
 
     The blur is separable, R·A·Rᵀ with R over the tokens, so the attention runs over Rᵀ·V and R over its result.
     """
@@ -149,7 +149,7 @@ def seg_mean(call: AttentionCall, _: float) -> Tensor:
 
 def tpg(call: AttentionCall, _: float) -> Tensor:
     """Token Perturbation Guidance (arXiv 2506.10036), as far as it is a matter of the attention map: the rows of A are
-    shuffled, so that each token gets what the attention means for another.
+    shuffled, so that each token gets the attention of another.
 
     The released code shuffles a block's tokens before it and leaves them so; this is that, for the attention alone.
     Shuffled back after it, nothing would change without a positional embedding: attention does not heed order.
@@ -173,9 +173,9 @@ def skip_attention(call: AttentionCall, _: float) -> Tensor:
 
 
 def sinkhorn(call: AttentionCall, _: float) -> Tensor:
-    """Adversarial Sinkhorn Attention Guidance (arXiv 2511.07499): the logits of A change their sign, so that tokens
-    look where they are least alike, and Sinkhorn's steps make the map doubly stochastic. In a joint attention, what a
-    row of A adds up to stays.
+    """Adversarial Sinkhorn Attention Guidance (arXiv 2511.07499): the logits of A are negated, so that tokens attend
+    to what they are least like, and Sinkhorn steps make the map doubly stochastic. In a joint attention, each row of
+    A keeps its sum.
 
     In potentials f and g of rows and columns, S = exp(−A's logits + f + g), so that only pieces of the map are held.
     """

@@ -1,4 +1,4 @@
-"""Where guidance acts: a mask that weighs the delta by place, by picture of a batch, or by frame of a video."""
+"""Where guidance acts: a mask that weights the delta by position, by image of a batch, or by frame of a video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fit_mask(mask: Tensor, latent: tuple[int, ...]) -> Tensor:
     [B, C, T, H, W] any number, spread over the frames.
 
     Raises:
-        SettingError: where the latent has no picture, or the mask another number of pictures than the batch.
+        SettingError: if the latent is not an image, or the mask and the batch differ in their number of images.
     """
     mask = mask[None] if mask.ndim == 2 else mask
     if len(latent) == 5 and latent[2] > 1:

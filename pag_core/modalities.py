@@ -1,4 +1,4 @@
-"""Lightricks' guidance for models that make several things at once, as LTX-2 makes video and sound.
+"""Lightricks' guidance for multimodal models, such as LTX-2, which generates video and audio.
 
 For each of them, with scales of its own (`MultiModalGuider.calculate` in ltx-core, Lightricks/LTX-2):
 

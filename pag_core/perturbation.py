@@ -1,8 +1,8 @@
-"""The weak self: what makes a row of a network's batch predict worse, so that guidance can steer away from it.
+"""The perturbations that make a row of the batch a weaker prediction, for guidance to steer away from.
 
 An operation acts on a self-attention map or on a whole block, with a strength u. Attention tensors are per head: q
 [B, H, N, D], k and v [B, Hkv, N, D] with Hkv dividing H (grouped queries), as they enter the softmax, that is after
-normalisation and rotary embedding; any floating dtype and device. Among the N tokens, Ni are image tokens; in a pure
+normalization and rotary embedding; any floating dtype and device. Among the N tokens, Ni are image tokens; in a pure
 self-attention these are all, in a joint attention (SD3, Flux, ...) the rest is text. Only the image-to-image block of
 the map [N, N] is ever perturbed.
 """
@@ -27,7 +27,7 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to perturb.
+    """One kind of perturbation.
 
     Attributes:
         perturb: (AttentionCall, setting) -> [B, h, Ni, D], what the image tokens of the chosen heads get; of a block,
@@ -68,13 +68,13 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What is done to the selected layers; the defaults are the paper's PSA.
+    """How the selected layers are perturbed; the defaults are the paper's PSA.
 
     Attributes:
         perturbation: a key of `KINDS`.
         strength: SoftPAG's u in [0, 1] (arXiv 2506.10978): out = (1 − u)·plain + u·perturbed, per head or for the
             block.
-        perturbation_rate: share of the map's entries that a random mask hides, in [0, 1].
+        perturbation_rate: fraction of the map's entries that a random mask hides, in [0, 1].
         perturbation_sigma: standard deviation: of the noise, in units of the map; of a blur, in tokens.
         perturbation_temperature: what "temperature" divides the logits by.
         perturbation_seed: seed of the random kinds.
@@ -101,12 +101,12 @@ class Perturbation:
 
     @property
     def is_off(self) -> bool:
-        """True where the perturbed layer is the plain one by definition."""
+        """True if the perturbed layer equals the plain one by definition."""
         return self.strength == 0.0 or (self.kind.neutral is not None and self.setting == self.kind.neutral[1])
 
     @property
     def skips_blocks(self) -> bool:
-        """Whether it leaves out whole blocks, however many of their layers are selected."""
+        """Whether it skips whole blocks, however many of their layers are selected."""
         return self.kind.acts_on_block and not self.kind.needs_map
 
     @property

@@ -1,6 +1,6 @@
-"""Named settings of PAG Options, each with its source. A preset fills the inputs; what counts are the inputs.
+"""Named settings of PAG Options, each with its source. A preset fills in the inputs; only the inputs take effect.
 
-The layers and the scale, which other nodes have, are part of each preset's note.
+Layers and scale are inputs of other nodes, so each preset's note gives them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def check_preset(preset: str, options: PAGOptions) -> None:
-    """Raise SettingError for an unknown preset, or one that the inputs do not follow: then nothing tells which is
+    """Raise SettingError for an unknown preset, or one that the inputs contradict: it is then unclear which is
     meant."""
     check_choice("preset", preset, (CUSTOM, *PRESETS))
     if preset == CUSTOM:

@@ -27,7 +27,7 @@ class Window:
 
     @property
     def is_full(self) -> bool:
-        """True where every step lies inside, so that sigma need not be read (a read waits for the GPU)."""
+        """True if every step lies inside, so that sigma need not be read (a read waits for the GPU)."""
         return self.sigma_start == math.inf and self.sigma_end <= 0.0
 
     def __contains__(self, sigma: float) -> bool:
@@ -35,7 +35,7 @@ class Window:
         return self.sigma_end * (1 - ROUNDING) <= sigma <= self.sigma_start * (1 + ROUNDING)
 
     def intersection(self, other: Window) -> Window:
-        """The noise levels in both; SettingError where there are none, which would silently turn the guidance off."""
+        """The noise levels in both; SettingError if there are none, which would silently turn the guidance off."""
         both = Window(min(self.sigma_start, other.sigma_start), max(self.sigma_end, other.sigma_end))
         if both.sigma_start < both.sigma_end:
             raise SettingError(f"The range in percent (sigma {self.sigma_start:g} to {self.sigma_end:g} on this model) "
@@ -45,7 +45,7 @@ class Window:
 
 
 def window_from_percent(start_percent: float, end_percent: float, percent_to_sigma: PercentToSigma) -> Window:
-    """The window between two shares of the sampling process, both ends included.
+    """The window between two fractions of the sampling process, both ends included.
 
     The outer ends are exact by construction: 0 admits the first step and 1 the last, whatever the model's own
     largest and smallest sigma are.
@@ -133,12 +133,12 @@ class ScaleSchedule:
 
     @property
     def is_constant(self) -> bool:
-        """True where the scale is the same at every step, so that sigma need not be read (a read waits for the GPU)."""
+        """True if the scale is the same at every step, so that sigma need not be read (a read waits for the GPU)."""
         return self.window.is_full and (
             self.schedule == "constant" or (self.schedule in _ADAPTIVE and self.adaptive_scale == 0.0))
 
     def scale_at(self, sigma: float) -> float:
-        """The scale at this noise level; 0 where the step needs no extra pass."""
+        """The scale at this noise level; 0 if the step needs no extra pass."""
         if sigma not in self.window:
             return 0.0
         if self.schedule == "constant":

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 
 class SelectionError(ValueError):
-    """A selection that does not fit the model; the message quotes the term and lists what the model has."""
+    """A selection that does not match the model; the message quotes the term and lists the model's layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One self-attention layer, as the grammar sees it.
+    """One self-attention layer, as named by the grammar.
 
     Attributes:
         name: the canonical name, for example "u0.2" or "double.3".
@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def aliases(self) -> list[str]:
-        """What it answers to besides its name."""
+        """Its names besides `name`."""
         return [name for prefix, number in self.addresses.items() if (name := f"{prefix}{number}") != self.name]
 
 
@@ -122,7 +122,7 @@ _HABITS = (
 
 
 def meant(term: str, layers: tuple[Layer, ...], auto: str) -> str | None:
-    """What a term that cannot be read was probably meant to say, where that is a selection; else None."""
+    """What a term that cannot be read was probably meant to be, if that is a valid selection; else None."""
     text = unicodedata.normalize("NFKC", term[:200]).lower().strip()  # of full-width signs the plain ones
     for pattern, replacement in _HABITS:
         text = re.sub(pattern, replacement, text.strip())
@@ -136,7 +136,7 @@ def meant(term: str, layers: tuple[Layer, ...], auto: str) -> str | None:
 
 
 def _term(term: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, frozenset[int]]:
-    """One term without regard to its "!": the layers it names, each with its heads."""
+    """One term, ignoring its "!": the layers it names, each with its heads."""
     if not term or term == "!":
         raise SelectionError(f"layers has an empty term. Write, for example, {auto!r}. {_available(layers)}")
     address, colon, heads = term.removeprefix("!").strip().partition(":")
@@ -262,6 +262,6 @@ def _range(prefix: str, first: int, last: int) -> str:
 
 
 def _available(layers: tuple[Layer, ...]) -> str:
-    """What a user may write, short enough for an error message."""
+    """What a user can write, short enough for an error message."""
     names = [_range(*run) for run in _runs(map(_own_address, layers))]
     return f"This model has: {', '.join(names)}; also all, auto."

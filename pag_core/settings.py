@@ -23,11 +23,11 @@ MAX_SIGMA = 10000.0  # above every model's largest noise level, so that it stand
 
 
 class NoNegativeError(SettingError):
-    """The negative's row is to be weak, but CFG is off."""
+    """The negative prediction is to be perturbed, but CFG is off."""
 
 
 def check_has_negative(cfg: float | None) -> None:
-    """Raise NoNegativeError where CFG at this scale computes no negative, whose row could be weak."""
+    """Raise NoNegativeError if CFG at this scale computes no negative prediction to perturb."""
     if cfg == 1.0:
         raise NoNegativeError("row is negative, but at cfg 1 there is no negative prediction to perturb. Raise cfg, or "
                               "set row to extra in PAG Options.")
@@ -35,8 +35,8 @@ def check_has_negative(cfg: float | None) -> None:
 
 @dataclass(frozen=True)
 class PAGOptions(DeltaRules, Perturbation):
-    """The refinements of PAG; the defaults are the paper's plain PAG. The bases hold what is done to the layers and
-    what becomes of the delta.
+    """The further settings of PAG; the defaults are the paper's plain PAG. The base classes hold how the layers are
+    perturbed and how the delta is changed.
 
     Attributes:
         start_percent, end_percent: shares of the sampling process between which PAG acts, 0 to 1, both ends included.
@@ -95,14 +95,14 @@ class PAGOptions(DeltaRules, Perturbation):
                                    f"extra. Set {one.name} back to {one.default}, or row to extra.")
 
     def window(self, percent_to_sigma: PercentToSigma) -> Window:
-        """Where PAG acts on a model with this map; SettingError where the two ranges have nothing in common."""
+        """Where PAG acts on a model with this map; SettingError if the two ranges do not overlap."""
         in_sigma = Window(math.inf if self.start_sigma == MAX_SIGMA else self.start_sigma, self.end_sigma)
         return window_from_percent(self.start_percent, self.end_percent, percent_to_sigma).intersection(in_sigma)
 
 
 @dataclass(frozen=True)
 class PAGSettings:
-    """One PAG: how strongly, in which layers, and the refinements.
+    """One PAG: how strongly, in which layers, and the further settings.
 
     Attributes:
         scale: s of PAG Eq. 10; 0 is off.
@@ -120,10 +120,10 @@ class PAGSettings:
 
     @property
     def is_off(self) -> bool:
-        """True where the guided prediction equals the unguided one by definition."""
+        """True if the guided prediction equals the unguided one by definition."""
         return self.scale == 0.0 or self.options.is_off
 
     def schedule(self, percent_to_sigma: PercentToSigma) -> ScaleSchedule:
-        """When and how strongly PAG acts on a model with this map; SettingError where it never would."""
+        """When and how strongly PAG acts on a model with this map; SettingError if it never would."""
         return ScaleSchedule(self.scale, self.options.window(percent_to_sigma), percent_to_sigma, self.options.schedule,
                              self.options.adaptive_scale)

@@ -1,4 +1,4 @@
-"""Layers that change during a run: `60%: m0; 100%: u0-2`, the layers up to 60 % of the process, then others to its end.
+"""Layers that change during a run: `60%: m0; 100%: u0-2`, some layers up to 60% of the run, then others to the end.
 
     layers = selection | stage {";" stage}
     stage  = percent "%" ":" selection         each stage ends later than the one before, the last at 100 %
@@ -77,12 +77,12 @@ def all_layers(stages: Iterable[Stage]) -> Chosen:
 
 
 def _drawn(layers: int, share: float) -> int:
-    """How many of so many layers are drawn, one at least."""
+    """How many of this many layers are drawn, at least one."""
     return max(1, round(share * layers))
 
 
 def check_draws(stages: Iterable[Stage], share: float) -> None:
-    """Raise SettingError where a share of a stage's layers is all of them, so that nothing would be random."""
+    """Raise SettingError if the fraction of a stage's layers comes to all of them, so that nothing would be random."""
     for stage in stages:
         count = len(stage.chosen)
         if share and _drawn(count, share) == count:
@@ -92,7 +92,7 @@ def check_draws(stages: Iterable[Stage], share: float) -> None:
 
 
 def draw(chosen: Mapping[Layer, T], share: float, seed: int, sigma: float | None) -> dict[Layer, T]:
-    """A share of the chosen layers, in their order (S², arXiv 2508.12880).
+    """A random fraction of the chosen layers, in their order (S², arXiv 2508.12880).
 
     Drawn by seed and noise level alone, so that neither the batch nor how the host splits it matters.
     """
@@ -119,7 +119,7 @@ class LayerPlan:
 
     @property
     def is_constant(self) -> bool:
-        """True where every step has the same layers, so that sigma need not be read (a read waits for the GPU)."""
+        """True if every step has the same layers, so that sigma need not be read (a read waits for the GPU)."""
         return len(self.windows) == 1 and self.random_share == 0.0
 
     def at(self, sigma: float | None) -> Chosen:

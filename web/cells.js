@@ -1,4 +1,4 @@
-/** Toggle buttons that belong together: one tab stop, arrows move, Space toggles, with Shift a whole range. */
+/** A group of toggle buttons: one tab stop, arrow keys move, Space toggles, with Shift a range. */
 
 import { element } from "./dom.js";
 
@@ -14,7 +14,7 @@ export class Cells {
     this.anchor = null; // where a range begins
   }
 
-  /** A button for a cell. Empty the map first when the cells are new. */
+  /** A button for a cell. Clear the map before adding new cells. */
   add(name, text, attributes) {
     const button = element("button", {
       type: "button", class: "pag-cell", "data-cell": name, "aria-pressed": false,
@@ -52,7 +52,7 @@ export class Cells {
     }
   }
 
-  /** The nearest button in that direction, as the eye sees it; a step sideways counts less than one astray. */
+  /** The visually nearest button in that direction; distance along it counts less than distance across. */
   neighbour(from, key) {
     const all = [...this.buttons.values()];
     if (key === "Home") return all[0];

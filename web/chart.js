@@ -6,7 +6,7 @@ import { t } from "./texts.js";
 const HEIGHT = 104; // pixels
 const EDGE = { left: 20, right: 8, top: 12, bottom: 26 };
 const STEP = 0.01; // of the run; with Shift, or the page keys, ten times that
-const CURVES = ["cfg", "pag", "audio_cfg", "audio_pag"]; // where the sound is guided apart, what it has of its own
+const CURVES = ["cfg", "pag", "audio_cfg", "audio_pag"]; // audio_*: if the audio is guided separately
 
 export class Chart {
   /** moved(input, value, done): a handle is moved; done is false while it is still held. */
@@ -30,7 +30,7 @@ export class Chart {
     this.observer.observe(this.element);
   }
 
-  /** The node is gone; undo may bring it back, and then makes another chart. */
+  /** The node was removed; undo may restore it and then makes a new chart. */
   removed() {
     this.observer.disconnect();
   }
@@ -84,7 +84,7 @@ export class Chart {
     );
   }
 
-  /** Where the step with this index begins and ends on the page: half way to its neighbours. */
+  /** Where the step with this index starts and ends, in pixels: halfway to its neighbors. */
   span(index) {
     const at = (step) => this.points[step].percent;
     const last = this.points.length - 1;
@@ -110,7 +110,7 @@ export class Chart {
       svg("path", { d: path, class: "pag-line" }));
   }
 
-  /** A mark under each step that pays for a further prediction. */
+  /** A mark below each step that computes an additional prediction. */
   passes(runs, key, y) {
     return this.points.map((point, index) => {
       if (!point[runs] || (point[key] ?? null) === null) return null;

@@ -1,4 +1,4 @@
-/** Small helpers to make elements. */
+/** Helpers that create elements. */
 
 /** An HTML element: element("button", { class: "x", "aria-pressed": true, onclick: f }, "text", child, ...). */
 export function element(tag, attributes = {}, ...children) {
@@ -20,18 +20,18 @@ function fill(made, attributes, children) {
   return made;
 }
 
-/** Adds children; null stands for none. */
+/** Adds children; null is skipped. */
 function put(parent, ...children) {
   parent.append(...children.filter((child) => child !== null && child !== undefined));
 }
 
-/** Replaces what is inside. */
+/** Replaces the children. */
 export function refill(parent, ...children) {
   parent.replaceChildren();
   put(parent, ...children);
 }
 
-/** Loads the stylesheet that lies beside this file, once. */
+/** Loads a stylesheet from this folder. */
 export function loadStyle(file) {
   document.head.append(element("link", { rel: "stylesheet", href: new URL(file, import.meta.url).href }));
 }

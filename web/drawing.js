@@ -14,7 +14,7 @@ export function drawModel(model, cells) {
   }, ...(isUNet ? drawU(model.columns, cells) : model.columns.map((column) => drawBlocks(column, cells))));
 }
 
-/** What runs at the same resolution stands in one line: the encoder left, the decoder right, the middle below. */
+/** Layers with the same resolution share a line: encoder left, decoder right, middle below. */
 function drawU(columns, cells) {
   const [encoder, middle, decoder] = columns;
   const levels = [...new Set([...encoder.layers, ...decoder.layers].map(({ level }) => level))].sort((a, b) => a - b);
@@ -36,7 +36,7 @@ function drawU(columns, cells) {
   return [...left, ...below, ...right, ...labels];
 }
 
-/** The single layers of a level in one row; a block with several, such as u0.0 to u0.9, in a row of its own. */
+/** The single layers of a level share a row; a block with several, such as u0.0 to u0.9, gets its own row. */
 function rows(layers, cells) {
   const blocks = grouped(layers, ({ name }) => name.split(".")[0]);
   const made = blocks.map(([block, found]) => {
@@ -52,7 +52,7 @@ function drawBlocks({ title, layers }, cells) {
     element("div", { class: "pag-blocks" }, ...layers.map((layer) => cell(layer, cells, last(layer.name)))));
 }
 
-/** [[key, its items]], in the order in which the keys come. */
+/** [[key, its items]], in order of first appearance. */
 function grouped(items, keyOf) {
   const found = new Map();
   for (const item of items) found.set(keyOf(item), [...(found.get(keyOf(item)) ?? []), item]);

@@ -1,4 +1,4 @@
-/** What feeds an input and what its value is, seen through all that only passes things on. */
+/** What feeds an input and what its value is, following links through nodes that only pass values on. */
 
 import { hostOf, isLinked, linkInto } from "./nodes.js";
 import { follow } from "./watch.js";
@@ -29,7 +29,7 @@ function behind(graph, link, type, hops) {
   return node ? output(node, link.origin_slot, type, hops) : null;
 }
 
-/** What stands on the edge of a subgraph: a link outside, or a widget of the subgraph's node. */
+/** What is at a subgraph's boundary: a link outside, or a widget of the subgraph's node. */
 function outside(graph, slot, type, hops) {
   const host = hostOf(graph);
   const outer = host?.inputs[slot];
@@ -58,7 +58,7 @@ function output(node, slot, type, hops) {
   return way === null ? null : way === undefined ? { unsure: node } : source(node, way, hops, type);
 }
 
-/** Nodes that are in the editor only: reroutes, Primitives, pairs of Set and Get nodes. */
+/** Nodes that exist only in the editor: reroutes, Primitives, pairs of Set and Get nodes. */
 function virtual(node, slot, type, hops) {
   const resolved = node.resolveVirtualOutput?.(slot);
   if (resolved && resolved.node !== node) return output(resolved.node, resolved.slot, type, hops + 1);
@@ -74,7 +74,7 @@ function virtual(node, slot, type, hops) {
 
 const isConstant = (node) => /primitive/i.test(node.type);
 
-/** Whether a node hands on one of its inputs as it is. What is called a selector may also choose from a list of its own. */
+/** Whether a node passes one of its inputs on unchanged. A "selector" may also choose from its own list. */
 function isSwitch(node) {
   const takes = (input) => !input.widget;
   return (SWITCH.test(node.type) || PASSES.test(node.type)) && Boolean(node.inputs?.some(takes));
@@ -125,10 +125,10 @@ function held(node, widget) {
   return { value: plain(widget.value), widget, node };
 }
 
-/** Some packs keep {content, image} in a list of files. */
+/** Some packs store {content, image} in a list of files. */
 const plain = (value) => (value && typeof value === "object" && "content" in value ? value.content : value);
 
-/** What a node gives that does nothing but hold one value. */
+/** The value of a node that only holds one value. */
 function constant({ node, slot }, hops) {
   if (!node) return null;
   const widgets = node.widgets?.filter(({ name, type }) => !/^control_/.test(name) && type !== "button") ?? [];

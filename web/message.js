@@ -1,4 +1,4 @@
-/** One sentence that matters, with an icon: an error, a warning, or a remark. */
+/** A message with an icon: an error, a warning or a remark. */
 
 import { element, svg } from "./dom.js";
 
@@ -8,7 +8,7 @@ const ICONS = {
   info: "M8 1.5a6.5 6.5 0 1 0 0 13a6.5 6.5 0 0 0 0-13ZM7.2 4.3h1.6v1.6H7.2ZM7.2 7h1.6v4.6H7.2Z",
 };
 
-/** An element for a sentence; null for none. */
+/** The element of a message; null without text. */
 export function message(kind, text) {
   if (!text) return null;
   return element("div", { class: `pag-note pag-${kind}`, role: kind === "error" ? "alert" : "status" },

@@ -1,4 +1,4 @@
-/** Which file the model of a node comes from. */
+/** Which file a node's model comes from. */
 
 import { field, source } from "./graph.js";
 import { isLinked } from "./nodes.js";
@@ -26,7 +26,7 @@ export function loaderOf(node) {
   return null;
 }
 
-/** What feeds a node's model: the first of its inputs that something arrives at. */
+/** What feeds a node's model: the first connected input. */
 function arriving(node) {
   let last = null;
   for (const index of onward(node)) {
@@ -36,7 +36,7 @@ function arriving(node) {
   return last;
 }
 
-/** The linked inputs that a model may come by: a model's own, else a pipe's. */
+/** The linked inputs that may carry a model: MODEL inputs, else pipes. */
 function onward(node) {
   const linked = node.inputs?.map(({ type }, index) => ({ type, index }))
     .filter(({ index }) => isLinked(node, index)) ?? [];

@@ -14,7 +14,7 @@ export function hostOf(graph) {
   return everyNode().find((node) => node.subgraph === graph);
 }
 
-/** All nodes of the workflow, those inside subgraphs too. */
+/** All nodes of the workflow, including those inside subgraphs. */
 export function everyNode() {
   const graphs = [app.rootGraph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
   return graphs.flatMap(({ nodes }) => nodes);

@@ -1,5 +1,5 @@
-/** The PAG nodes in the editor: a layer picker on each `layers` input, a plot of the schedule, and what a run had to
- * say. Without it they work. */
+/** The PAG nodes in the editor: a layer picker for each `layers` input, a plot of the schedule, and the messages of a
+ * run. The nodes work without it. */
 
 import { app } from "../../scripts/app.js";
 import { loadStyle } from "./dom.js";
@@ -31,7 +31,7 @@ app.registerExtension({
 
   init: loadTexts, // before the first node is made
 
-  /** Whoever searches for "pag" finds the patch first, as they would if its name were the shortest of ours. */
+  /** A search for "pag" finds PAG Model Patch first, as if it had the shortest name. */
   addCustomNodeDefs(defs) {
     const patch = defs.PAGModelPatch;
     if (patch?.python_module !== MODULE) return;
@@ -80,7 +80,7 @@ app.registerExtension({
   },
 });
 
-/** The panel shows a node's pictures, so the editor need not: Nodes 2.0 asks the one, the canvas does the other. */
+/** The panel shows a node's images, so the editor must not: one line for Nodes 2.0, one for the canvas. */
 function showResultsHere(node) {
   node.hideOutputImages = true;
   node.onDrawBackground = () => {};

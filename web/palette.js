@@ -1,4 +1,4 @@
-/** Colours that can be read in every palette of the editor: its own, made lighter or darker as far as it takes. */
+/** Colors readable in every palette of the editor: its own, lightened or darkened as needed. */
 
 import { element } from "./dom.js";
 

@@ -1,4 +1,4 @@
-/** The foot of a PAG node: a button for each view, the one view that is open, and what the latest run had to say. */
+/** The bottom of a PAG node: a button for each view, the open view, and the messages of the latest run. */
 
 import { app } from "../../scripts/app.js";
 import { element, refill } from "./dom.js";
@@ -53,14 +53,14 @@ export class Panel {
     });
   }
 
-  /** A node new from the menu shows what it has. */
+  /** A new node opens its first view. */
   welcome() {
     if (!this.views.length) return;
     this.node.properties[OPEN] = this.views[0].name;
     this.node.setSize([Math.max(this.node.size[0], NEW_WIDTH), this.node.size[1]]);
   }
 
-  /** Called with a node that comes from a workflow, a copy or undo: closed, unless it was left open. */
+  /** Called for a node from a workflow, a copy or undo: closed, unless it was left open. */
   restore() {
     this.isRestored = true;
     this.show();
@@ -109,13 +109,13 @@ export class Panel {
     this.node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** How much of the node's foot is free. */
+  /** The free space at the bottom of the node. */
   get room() {
     return this.element.closest("[data-node-id]") ? this.element.offsetHeight - this.content.offsetHeight
       : this.node.size[1] - this.node.computeSize()[1];
   }
 
-  /** Changes what is shown, and makes the node higher or lower by as much, or as high as `fit(height, more)` says. */
+  /** Changes what is shown and adjusts the node's height by the difference, or to `fit(height, more)`. */
   resize(change, fit = (height, more) => height + more) {
     const before = this.content.offsetHeight;
     change();
@@ -142,7 +142,7 @@ export class Panel {
     this.buttons.forEach((button, index) => button.setAttribute("aria-expanded", this.views[index] === open));
   }
 
-  /** The family that stands in for a model nobody knows; kept with the node. */
+  /** The family chosen by hand for an unknown model; saved with the node. */
   get family() {
     return this.node.properties?.[FAMILY] ?? "";
   }
@@ -152,7 +152,7 @@ export class Panel {
     this.look();
   }
 
-  /** Compares the graph with what is shown, and shows what has changed. */
+  /** Compares the graph with what is shown, and updates what has changed. */
   look() {
     if (!this.node.graph || !this.element.isConnected) return;
     if (this.views.length) this.findModel();
@@ -176,13 +176,13 @@ export class Panel {
     this.look();
   }
 
-  /** Asks anew for everything; files may be others, or the server was away. */
+  /** Asks for everything again: files may have changed, or the server may have been down. */
   forget() {
     this.source = null;
     for (const view of this.views) view.forget?.();
   }
 
-  /** After a question to which there was no answer. */
+  /** Called after a question without an answer. */
   askAgain() {
     clearTimeout(this.timer);
     this.wait = Math.min(LONGEST_WAIT, 2 * (this.wait || 500));
@@ -193,7 +193,7 @@ export class Panel {
   }
 }
 
-/** Why no file is known. */
+/** Why the model file is unknown. */
 function withoutFile(found) {
   if (found?.unknown) return t("Which model arrives here is decided during the run. Choose its family by hand.");
   if (found?.other) {

@@ -60,12 +60,12 @@ export class Picker {
     this.read(text);
   }
 
-  /** Reads the text anew. */
+  /** Reads the text again. */
   forget() {
     [this.problem, this.text] = [null, null];
   }
 
-  /** Draws; a node whose first drawing this is was saved with room for it. */
+  /** Draws. The first drawing does not resize the node: it was saved with space for it. */
   change(draw) {
     if (this.isDrawn) this.panel.resize(draw);
     else draw();
@@ -135,7 +135,7 @@ export class Picker {
     this.take(answer);
   }
 
-  /** Puts a text into the input, as one step of undo; false where another node computes it. */
+  /** Writes a text to the input, as one undo step; false if another node computes it. */
   enter(text) {
     const held = field(this.panel.node, "layers");
     if (!held?.widget) return false;
@@ -166,7 +166,7 @@ export class Picker {
     refill(this.drawing, this.model ? drawModel(this.model, this.cells) : null);
   }
 
-  /** Blocks look other than layers. */
+  /** Blocks look different from layers. */
   drawWhole(whole) {
     this.whole = whole;
     this.drawing.dataset.whole = whole ?? "";
@@ -191,7 +191,7 @@ export class Picker {
     this.drawHeads();
   }
 
-  /** Lights a cell, where that is new: of sixty cells one click changes one. */
+  /** Lights a cell if its state has changed: of sixty cells one click changes one. */
   showLayer(layer) {
     const button = this.cells.buttons.get(layer.name);
     const heads = this.headsOf(layer.name).length;
@@ -257,7 +257,7 @@ export class Picker {
   }
 }
 
-/** For a model that nobody knows: a list of families to choose from. */
+/** A list of families to choose from, for an unknown model. */
 function familyChooser(panel) {
   const list = element("select", { "aria-label": t("model family"), onchange: () => { panel.family = list.value; } },
     element("option", { value: "" }, t("choose a family")));

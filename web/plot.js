@@ -1,4 +1,4 @@
-/** The schedule plot: what CFG and PAG weigh over the run, from the server, and what the run costs. */
+/** The schedule plot: the weights of CFG and PAG over the run, and the cost of the run, both from the server. */
 
 import { Chart } from "./chart.js";
 import { element, refill } from "./dom.js";
@@ -42,7 +42,7 @@ export class Plot {
     this.draw(question, unknown);
   }
 
-  /** Asks anew; the server was away. */
+  /** Asks again: the server may have been down. */
   forget() {
     this.asked = null;
   }
@@ -86,7 +86,7 @@ export class Plot {
     this.chart.setPoints(points);
   }
 
-  /** What a curve's highest value is; of video and sound apart, both. */
+  /** A curve's highest value; two, if video and audio differ. */
   entry(key, title, points) {
     const highest = (name) => Math.max(...points.map((point) => point[name] ?? NaN)); // NaN or -Infinity for none
     const both = [highest(key), highest(`audio_${key}`)].filter(Number.isFinite);
@@ -97,7 +97,7 @@ export class Plot {
       : null;
   }
 
-  /** The ranges whose ends stand on this node: they can be dragged. */
+  /** The ranges whose ends are inputs of this node: they can be dragged. */
   windows() {
     const { node } = this.panel;
     return WINDOWS.map(([key, title, ...inputs]) => ({
@@ -105,7 +105,7 @@ export class Plot {
     })).filter(({ ends }) => ends.every(({ value }) => value !== undefined));
   }
 
-  /** An end of a range is moved; `done` ends one step of undo. */
+  /** An end of a range was moved; `done` completes one undo step. */
   move(input, value, done) {
     const held = field(this.panel.node, input);
     if (!held?.widget) return;
@@ -117,7 +117,7 @@ export class Plot {
 
 const number = (held) => (held?.widget && typeof held.value === "number" ? held.value : undefined);
 
-/** What PAG AV Guider is asked for, as of the video, with what the sound has of its own. */
+/** PAG AV Guider's values: those of the video, and those of the audio where it has its own. */
 function apart({ video_cfg, video_pag, video_modality, audio_cfg, audio_pag, audio_modality, ...known }, scale) {
   if (video_pag === undefined) return { ...known, scale };
   const audio = audio_cfg === undefined || audio_pag === undefined ? undefined : { cfg: audio_cfg, scale: audio_pag };

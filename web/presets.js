@@ -1,4 +1,4 @@
-/** PAG Options' presets: choosing one fills the other inputs, and changing one of these returns to "custom". */
+/** PAG Options' presets: choosing one fills in the other inputs; changing any of them returns to "custom". */
 
 import { app } from "../../scripts/app.js";
 import { ask } from "./server.js";

@@ -1,4 +1,4 @@
-/** The foot of the panel: what the node's latest run had to say, and to show. */
+/** The bottom of the panel: messages and results of the node's latest run. */
 
 import { api } from "../../scripts/api.js";
 import { element, refill } from "./dom.js";
@@ -30,7 +30,7 @@ export class Result {
     this.show(said, (fill) => (isSaved ? fill() : this.grow(fill)));
   }
 
-  /** Fills what room there is below first, where the editor has no use for it; an emptied node is as high as before. */
+  /** Uses free space below first, if the editor does not need it; an emptied node returns to its former height. */
   grow(fill) {
     const { node } = this.panel;
     if (!this.element.childElementCount) this.without = node.size[1];
@@ -40,7 +40,7 @@ export class Result {
     noteHeight(node, this.without);
   }
 
-  /** Shows it when its pictures are there, so that the node changes its height once. */
+  /** Shows the result once its images have loaded, so that the node changes its height only once. */
   async show(said, how) {
     const asked = this.asked;
     const pictures = await Promise.all(said.preview ? [picture(said.preview, t("live preview"))] : this.sheets(said));
@@ -62,7 +62,7 @@ export class Result {
   }
 }
 
-/** An image that is loaded; null where the server has cleared it away. */
+/** A loaded image; null if the server has deleted it. */
 async function picture(address, alt) {
   const image = element("img", { src: address, alt, draggable: false });
   try {

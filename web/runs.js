@@ -1,16 +1,16 @@
-/** What the server tells of runs, each told to the workflow that runs: where another one is shown, when it is back. */
+/** Passes each run's events to the workflow that started it; if another is shown, when that one is shown again. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { isOpen, shownTab } from "./tabs.js";
 import { changed } from "./watch.js";
 
-const FLEETING = "pag.preview"; // of no use later
+const FLEETING = "pag.preview"; // useless later
 const runs = new Map(); // {tab, graph: its id} of each run that this page has asked for
 let waiting = []; // what is to be told when its tab is shown: [run, what to do, detail]
 let asked = Promise.resolve(); // fulfilled when the server has answered to every request to run
 
-/** Begins to note which run is whose. */
+/** Starts recording which tab started which run. */
 export function followRuns() {
   const send = api.queuePrompt;
   api.queuePrompt = function (number, prompt, ...rest) {
@@ -36,13 +36,13 @@ export function onRun(event, then) {
   });
 }
 
-/** Saving under another name makes another tab of the same graph. Runs that this page did not ask for are told here. */
+/** Saving under another name makes a new tab with the same graph. Runs not started by this page are shown here. */
 function isShown(run) {
   if (!run || run.tab === shownTab()) return true;
   return !isOpen(run.tab) && run.graph === app.rootGraph.id;
 }
 
-/** Tells the workflow that is shown what has happened while it was not. */
+/** Delivers what happened while the shown workflow was hidden. */
 export function catchUp() {
   const now = waiting.filter(([run]) => isShown(run));
   waiting = waiting.filter((one) => !now.includes(one));

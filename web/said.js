@@ -1,6 +1,6 @@
 /**
- * What nodes have to say of their latest run: sentences, a list, pictures. It is kept in the browser, so that it is
- * there again after the page was loaded anew, and goes when what said it runs again.
+ * Messages and results of each node's latest run: sentences, a list, images. They are kept in the browser, so that
+ * they survive a reload, and removed when the node that produced them runs again.
  */
 
 import { everyNode, nodeOf } from "./nodes.js";
@@ -18,7 +18,7 @@ const ours = new Set(); // the keys of what this page has changed; others may be
 const previews = new Map(); // the latest picture of a run that goes on; not kept
 let runsSeen = 0;
 
-/** Where a node's words are: under its tab's path, or under one that the tab had before it was saved. */
+/** The key of a node's messages: under its tab's path, or the path that the tab had before it was saved. */
 function key(node) {
   const place = `${node.graph?.id}:${node.id} `;
   const own = place + shownTab()?.path;
@@ -33,7 +33,7 @@ export function saidBy(node) {
   return { messages: [], ...kept[key(node)], preview: previews.get(key(node)) };
 }
 
-/** How high the node is without its words. */
+/** Notes the node's height without its messages. */
 export function noteHeight(node, without) {
   const said = kept[key(node)];
   if (!said || said.without === without) return;
@@ -42,7 +42,7 @@ export function noteHeight(node, without) {
   write();
 }
 
-/** Begins to listen to runs. */
+/** Starts listening to runs. */
 export function listenToRuns() {
   onRun("execution_cached", ({ nodes = [], prompt_id }) => {
     startRun(nodes);
@@ -63,11 +63,11 @@ export function listenToRuns() {
   for (const end of ["execution_success", "execution_interrupted"]) onRun(end, () => previews.clear());
 }
 
-/** The name of this pack's folder, as it stands in tracebacks. */
+/** The name of this pack's folder, as it appears in tracebacks. */
 const folder = () => decodeURIComponent(import.meta.url.split("/").at(-2));
 
-/** A run begins: what is computed again says nothing yet; what is taken as it was keeps its words. `cached` holds what
- * the run takes as it was, by the ids that the run has for nodes. */
+/** A run starts: nodes that are computed again have no messages yet; cached ones keep theirs. `cached` holds the run's
+ * ids of the nodes whose results it reuses. */
 function startRun(cached) {
   previews.clear();
   const nodes = new Set(cached.map(nodeOf));
@@ -94,7 +94,7 @@ async function recall(cached, prompt_id) {
   changed();
 }
 
-/** A node is done. */
+/** A node has finished. */
 function take(node, output) {
   if (!node || !has(node, PANEL)) return;
   previews.delete(key(node));
@@ -102,7 +102,7 @@ function take(node, output) {
   if (found.text || found.images?.length) keep(node, { ...kept[key(node)], ...found });
 }
 
-/** Who shows what a running node says: itself, or the nearest node of ours upstream, whose settings they are. */
+/** The node that shows a running node's messages: itself, or the nearest PAG node upstream, whose settings apply. */
 function speaker(node) {
   return node && upstream(node, (at) => has(at, PANEL) && (at === node || has(at, "layers")));
 }
@@ -110,7 +110,7 @@ function speaker(node) {
 function put(node, message) {
   if (!node) return;
   const { messages = [], ...rest } = kept[key(node)] ?? {};
-  if (messages.some(({ text }) => text === message.text)) return; // once a run is enough
+  if (messages.some(({ text }) => text === message.text)) return; // once per run is enough
   keep(node, { ...rest, messages: [...messages, message] });
 }
 

@@ -1,4 +1,4 @@
-/** Questions to this pack's routes. The layer grammar and every formula live on the server alone. */
+/** Requests to this pack's routes. The layer grammar and all formulas exist on the server only. */
 
 import { api } from "../../scripts/api.js";
 import { t, translated } from "./texts.js";
@@ -19,7 +19,7 @@ export async function ask(path, body) {
   }
 }
 
-/** A way to ask in which only the newest question counts: answers to older ones come back as null. */
+/** An `ask` in which only the newest request counts: answers to older ones are null. */
 export function newestOnly() {
   let newest = 0;
   return async (path, body) => {
@@ -31,7 +31,7 @@ export function newestOnly() {
 
 const known = new Map();
 
-/** What POST /pag/model says of {loader} or {family}; asked once for each, refusals again next time. */
+/** The answer of POST /pag/model for {loader} or {family}; cached, except errors. */
 export function describeModel(source) {
   const key = JSON.stringify(source);
   if (!known.has(key)) {

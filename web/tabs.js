@@ -1,11 +1,11 @@
-/** The workflows that are open, each in a tab. Several made from one file have the same id. */
+/** The open workflows, each in a tab. Workflows made from the same file share an id. */
 
 import { app } from "../../scripts/app.js";
 
 const open = () => app.extensionManager.workflow.openWorkflows ?? [];
 const idOf = (tab) => tab?.activeState?.id;
 
-/** The tab whose graph is shown. The editor changes the tab a moment after the graph. */
+/** The tab whose graph is shown. The editor switches the tab a moment after the graph. */
 export function shownTab() {
   const { activeWorkflow } = app.extensionManager.workflow;
   if (idOf(activeWorkflow) === app.rootGraph.id) return activeWorkflow;

@@ -1,5 +1,5 @@
-/** Our texts in the editor's language. Our locales/<language>/main.json has them by the English text: those of web/
- * under "pag", the server's sentences, with {} for each value, under "pag_server". */
+/** Our texts in the editor's language. locales/<language>/main.json is keyed by the English text: texts of web/ under
+ * "pag", sentences of the server, with {0}, {1} ... for their values, under "pag_server". */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -7,22 +7,22 @@ import { app } from "../../scripts/app.js";
 let texts = {};
 let sentences = []; // [a pattern of an English sentence of the server's, its translation]
 
-/** To be awaited before the first text is made; without an answer, or without our language, all stays English. */
+/** Await this before making the first text. Without an answer or a translation, all texts stay English. */
 export async function loadTexts() {
   const all = await api.getCustomNodesI18n().catch(() => ({}));
   const ours = all[app.extensionManager.setting.get("Comfy.Locale")] ?? {};
   texts = ours.pag ?? {};
   sentences = Object.entries(ours.pag_server ?? {}).map(([english, text]) => [patternOf(english), text])
-    .sort(([a], [b]) => b.source.length - a.source.length); // what says more comes first
+    .sort(([a], [b]) => b.source.length - a.source.length); // longer patterns come first
 }
 
-/** The translation of an English text, with each value in the place of its {name}. */
+/** The translation of an English text, with its {name}s replaced by values. */
 export function t(text, values = {}) {
   return (texts[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** The translation of what the server says, values included; a sentence that is not known stays as it is. Sentences
- * may stand inside others: "PAG: {}" or "name.safetensors: {}". */
+/** The translation of a sentence of the server, with its values; an unknown sentence stays as it is. Sentences may
+ * contain others: "PAG: {}" or "name.safetensors: {}". */
 export function translated(text, depth = 0) {
   for (const [pattern, translation] of sentences) {
     const values = pattern.exec(text)?.slice(1);

@@ -17,7 +17,7 @@ export function values(node, names) {
   return found;
 }
 
-/** The same of the PAG Options that a node has, or is; `unknown` is ["options"] where another node makes them. */
+/** The same for the PAG Options that a node has, or is; `unknown` is ["options"] if another node makes them. */
 export function optionsOf(node) {
   const options = node.comfyClass === OPTIONS ? node : feeding(node, "options");
   if (options?.comfyClass === OPTIONS) {
@@ -26,14 +26,14 @@ export function optionsOf(node) {
   return { known: {}, unknown: options ? ["options"] : [] };
 }
 
-/** Writes to a widget as a user's hand would. */
+/** Writes to a widget as if the user had. */
 export function write({ widget, node }, value) {
   widget.value = value;
   widget.callback?.(value, app.canvas, node);
   node.graph?.setDirtyCanvas(true, true);
 }
 
-/** Makes what `change` does one step of undo. */
+/** Makes `change` a single undo step. */
 export function undoable(change) {
   app.canvas.emitBeforeChange();
   try {
@@ -43,7 +43,7 @@ export function undoable(change) {
   }
 }
 
-/** The index of a node's input by its name; -1 where there is none. */
+/** The index of a node's input by its name; -1 if there is none. */
 export const indexOf = (node, name) => node.inputs?.findIndex((input) => input.name === name) ?? -1;
 
 /** The node that feeds an input with an output, or null. */
@@ -52,7 +52,7 @@ export function feeding(node, name) {
   return index < 0 ? null : source(node, index)?.node ?? null;
 }
 
-/** The first node that takes what this node gives, whatever lies between; or null. */
+/** The first node that receives this node's output, directly or through others; or null. */
 export function consumer(node) {
   const type = node.outputs?.[0]?.type;
   return everyNode().find((other) => other !== node && !other.isVirtualNode && !other.subgraph

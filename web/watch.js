@@ -1,4 +1,4 @@
-/** When to look at the graph again: after what a person did, what the editor tells of, and what was followed last. */
+/** When to look at the graph again: after user input, editor events, and changes of what is followed. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -13,7 +13,7 @@ const looks = new Set();
 let timer = null;
 let due = Infinity;
 
-/** `look` is called soon after anything may have changed; the function that comes back ends that. */
+/** `look` is called soon after anything may have changed; call the returned function to stop. */
 export function onChange(look) {
   looks.add(look);
   return () => looks.delete(look);
@@ -31,7 +31,7 @@ export function changed(within = SOON) {
   }, within);
 }
 
-/** Begins to listen; once, when the editor is there. */
+/** Starts listening; called once, when the editor is ready. */
 export function listen() {
   for (const name of HANDS) document.addEventListener(name, () => changed(), { capture: true, passive: true });
   for (const name of EVENTS) api.addEventListener(name, () => changed());
@@ -39,7 +39,7 @@ export function listen() {
   chain(app.canvas, "onDrawForeground", () => changed(WHILE_DRAWING));
 }
 
-/** Tells of the next change of a node, a widget or a graph that was looked at. */
+/** Reports the next change of a node, a widget or a graph. */
 export function follow(thing) {
   if (!thing) return;
   if (thing.nodes && thing.onTrigger !== undefined) followGraph(thing);
@@ -50,14 +50,14 @@ export function follow(thing) {
   for (const name of isWidget ? ["callback"] : HOOKS) chain(thing, name, () => changed());
 }
 
-/** The editor puts this in anew whenever another graph is shown, and so must we. */
+/** The editor replaces this whenever another graph is shown, so it is chained again. */
 function followGraph(graph) {
   if (!graph.onTrigger || followed.has(graph.onTrigger)) return;
   chain(graph, "onTrigger", () => changed());
   followed.add(graph.onTrigger);
 }
 
-/** Calls `then` after a method of an object, with what that was given. */
+/** Calls `then` after a method of an object, with the same arguments. */
 export function chain(object, name, then) {
   const before = object[name];
   object[name] = function (...given) {

@@ -1,4 +1,4 @@
-"""What may be wrong with where the pack lies, said in ComfyUI's log: where it matters, the editor cannot say it."""
+"""Problems with the pack's folder, written to ComfyUI's log, because the editor may not be able to show them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def warn() -> None:
 
 
 def problems(folder: Path, other: Path | None) -> Iterator[str]:
-    """Sentences for a person to act on.
+    """Messages that a user can act on.
 
     Args:
         folder: where the pack is being loaded from.

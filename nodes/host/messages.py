@@ -1,4 +1,4 @@
-"""What a running node has to say in the editor. web/ keeps it in the node's panel until the node runs again."""
+"""Messages of a running node to the editor. web/ shows them in the node's panel until the node runs again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ KINDS = ("warning", "info")
 def tell(text: str, kind: str = "warning") -> None:
     """Show a sentence in the panel of the running node.
 
-    The panel of a node that is not ours is the nearest PAG node's upstream. Nothing happens where no editor asked for
-    the run, so the log has to have it too.
+    For a node of another pack, this is the panel of the nearest PAG node upstream. Without an editor nothing is shown,
+    so callers write it to the log as well.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -45,7 +45,7 @@ def said_in(prompt_id: str) -> list[dict]:
 
 
 def show(image: Image.Image, max_size: int) -> None:
-    """Show a picture on the way to the result, in the place where the result will stand."""
+    """Show an intermediate image where the result will appear."""
     small = image.convert("RGB")
     small.thumbnail((max_size, max_size))
     file = io.BytesIO()

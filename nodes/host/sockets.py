@@ -1,7 +1,7 @@
-"""What comes in by a socket, looked at before anything runs.
+"""Checks of node inputs before anything runs.
 
-The editor sees to it that a link fits its socket; a client of the API may put anything there, and any node may hand on
-a tensor of nothing, or of what is no number. The host would sample that, and give a black picture without a word.
+The editor links only sockets of the same type, but an API client can send anything, and any node can pass on an empty
+tensor or one with NaN. ComfyUI would sample it and return a black image without an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIMENSIONS = {"IMAGE": (4,), "MASK": (2, 3, 4)}  # [B, H, W, C]; [H, W], [B, H, 
 
 
 def shape_text(tensor: torch.Tensor) -> str:
-    """A tensor's shape as people write it: 1 × 4 × 64 × 64."""
+    """A tensor's shape for messages: 1 × 4 × 64 × 64."""
     return " × ".join(map(str, tensor.shape))
 
 
@@ -30,8 +30,8 @@ def check_model(model: object) -> None:
 
 
 def check_conditioning(name: str, conditioning: object) -> None:
-    """Raise ValueError unless this is a CONDITIONING of numbers."""
-    if not conditioning:  # the host would take an empty list for a prediction of zeros
+    """Raise ValueError unless this is a CONDITIONING with finite values."""
+    if not conditioning:  # ComfyUI would treat an empty list as a prediction of zeros
         raise ValueError(f"The {name} conditioning is missing. Connect a CLIP Text Encode node (its text may be empty) "
                          f"or, for an ADM model, a PAG ADM Class Label node.")
     if not isinstance(conditioning, (list, tuple)):
@@ -43,14 +43,14 @@ def check_conditioning(name: str, conditioning: object) -> None:
 
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
-    """Raise ValueError unless this is a LATENT with something in it."""
+    """Raise ValueError unless this is a LATENT with samples."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, torch.Tensor) and not getattr(samples, "is_nested", False):
         raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
 
 
 def check_pixels(kind: str, name: str, pixels: Any) -> None:
-    """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, of numbers and with something in it."""
+    """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, that is not empty and has finite values."""
     if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
         raise ValueError(f"{name} is {_short(pixels)}, expected the {kind} output of a node.")
     if pixels.numel() == 0:

@@ -1,4 +1,4 @@
-"""Score distillation (SDS) with CFG and PAG (PAG App. C.3): for a renderer of another pack, or for a picture alone."""
+"""Score distillation (SDS) with CFG and PAG (PAG App. C.3): for another pack's renderer, or for a single image."""
 
 from __future__ import annotations
 

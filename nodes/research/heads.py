@@ -1,4 +1,4 @@
-"""Which single attention heads are worth perturbing (HeadHunter, arXiv 2506.10978)."""
+"""Finds the single attention heads worth perturbing (HeadHunter, arXiv 2506.10978)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class PAGHeadSearch(io.ComfyNode):
-    """Takes lists, so that several prompts can be connected: each input comes as a list, most of them of one."""
+    """Takes lists, so that several prompts can be connected: every input arrives as a list, most with one item."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -193,7 +193,7 @@ class Plan:
 
 def planned(model, layers: str, chosen: str, rounds: int, heads_per_round: int, positive: list, negative: list,
             seed: int, seeds: int) -> Plan:
-    """Raises SelectionError and SettingError where there is nothing to try, or not enough for the rounds."""
+    """Raises SelectionError or SettingError if there is nothing to try, or not enough for the rounds."""
     found = model_layers(model)
     every = tuple(found.layers)
     before = heads_of(select(chosen, every, found.auto)) if chosen.strip() else ()
@@ -228,7 +228,7 @@ def scored(made: Trials, plan: Plan, likeness: Callable[[int, Tensor], Tensor] |
 
 
 def check_acts(settings: PAGSettings) -> None:
-    """Raise SettingError where single heads could not differ."""
+    """Raise SettingError if perturbing single heads could make no difference."""
     if settings.is_off:
         raise SettingError("PAG is off (pag_scale or strength is 0), so every head would give the same image. Raise "
                            "pag_scale or strength.")
@@ -267,7 +267,7 @@ def summary(rounds: list[Round], score: str, size: str, every: tuple[Layer, ...]
 
 def draw(one: Round, heads: tuple[Head, ...], cells: Cells, place: int, corner: str, cell_size: int,
          paper: Paper) -> Image.Image:
-    """One picture of each head: a row for a layer, a column for a head, and what none of them draws on the left."""
+    """One image for each head: a row per layer, a column per head, with the baseline on the left."""
     layers = list(dict.fromkeys(layer for layer, _ in heads))
     numbers = sorted({head for _, head in heads})
     ranks = {trial.head: (rank, trial.mean) for rank, trial in enumerate(one.ranked, 1)}

@@ -1,4 +1,4 @@
-"""Restoring pictures from incomplete, small, blurred and noisy measurements (PAG App. A.3, C.1)."""
+"""Restores images from incomplete, downscaled, blurred and noisy measurements (PAG App. A.3, C.1)."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def measured(measurement: Tensor, operator: Operator) -> Tensor:
-    """A measurement [B, 3, H, W] in [-1, 1] that belongs to the operator; what a mask hides is 0, whatever it holds."""
+    """A measurement [B, 3, H, W] in [-1, 1] that matches the operator; masked pixels are 0, whatever their values."""
     y = to_signed("measurement", measurement)
     check_operator(operator)
     operator.picture_size(tuple(y.shape[-2:]))
