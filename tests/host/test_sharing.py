@@ -9,8 +9,11 @@ from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import models
+from .imitations import overridden
 from .runs import Run, relative_error
+from .sampled_families import SAMPLED
 from .test_composition import MODELS, controlled
+from .test_family_sampling import sampled as of_family
 
 SCALE = 3.0
 WHOLE = PAGOptions(share_prefix=False)
@@ -146,3 +149,18 @@ def test_what_is_kept_of_a_transformer_goes_to_the_cpu(monkeypatch):
     cost, result = flops(lambda: run.model_patch(model, SCALE, "auto"))
     assert cost / flops(lambda: run.ksampler(model))[0] <= undisturbed("flux") + 0.03
     assert relative_error(result, run.model_patch(models.flux(), SCALE, "auto")) < 1e-4
+
+
+@pytest.mark.parametrize(("beside", "has_room", "limit"), [
+    (lambda model: model, True, 1.3), (overridden, True, 1.3), (overridden, False, 2.0)],
+    ids=["in one call", "in a call of its own", "without room"])
+def test_wan_vace_runs_its_controls_for_the_plain_rows_alone(beside, has_room, limit, monkeypatch):
+    """They see nothing of the blocks, so a perturbed row has the same. Here they are four of six blocks."""
+    monkeypatch.setattr("pag_pack.nodes.host.hooks.kept.PrefixStore.has_room", lambda *_: has_room)
+    how = next(how for how in SAMPLED if how.name == "Wan VACE, two controls")
+    run, model = of_family(how, 1.0, 2), beside(how.build())
+    cost, result = flops(lambda: run.model_patch(model, SCALE, "1"))
+    plain_cost, plain = flops(lambda: run.ksampler(model))
+    assert cost / plain_cost <= limit
+    assert relative_error(result, run.model_patch(model, SCALE, "1", WHOLE)) < 1e-4
+    assert relative_error(result, plain) > 1e-3

@@ -69,7 +69,7 @@ class JointPrefix:
 
     Args:
         units: of the network that runs.
-        first: the index of the first altered unit.
+        first: the index of the first altered unit; their number where none is.
         sources: {uuid of a weak row: uuid of the conditional row that it copies}.
         decline: called with a reason where the prefix cannot be shared.
     """
@@ -101,7 +101,8 @@ class JointPrefix:
             for unit in self.units.modules[:self.first]:
                 stack.callback(unit.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 stack.callback(unit.register_forward_hook(self._leave).remove)
-            stack.callback(self.units.modules[self.first].register_forward_pre_hook(self._finish).remove)
+            for unit in self.units.modules[self.first:self.first + 1]:
+                stack.callback(unit.register_forward_pre_hook(self._finish).remove)
             yield
 
     def _enter(self, module, args, kwargs):

@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import torch
@@ -43,6 +43,7 @@ class Kept:
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
         inputs: {unit: samples of what it was given, one for each time that it ran}, where others act between units.
+        beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
         remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
 
@@ -51,6 +52,7 @@ class Kept:
     control: dict[str, list] | None = None
     entered: list[list[torch.Tensor]] | None = None
     inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
+    beside: list | None = field(default_factory=list)
     remembered: dict[int, list[Change]] = field(default_factory=dict)
 
 
@@ -108,6 +110,8 @@ class PrefixStore:
             for index in range(last + 1 if self.keeps_all else 0):
                 handle = units.modules[index].register_forward_pre_hook(recorder.enter(index), with_kwargs=True)
                 stack.callback(handle.remove)
+            for module in units.beside if last else ():
+                stack.callback(module.register_forward_hook(recorder.leave_beside).remove)
             for first in self.firsts:
                 stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)
             yield
@@ -117,7 +121,7 @@ class PrefixStore:
             self.lost.add(recorder.problem)
             for kept in recorder.kept:
                 kept.outputs.clear()
-                kept.is_complete = False
+                kept.beside, kept.is_complete = None, False
         with self.lock:
             for row, kept in zip(wanted, recorder.kept, strict=True):
                 kept.entered = entry and entry.of_row(row)
@@ -140,13 +144,17 @@ class PrefixStore:
         return [queue[0] for queue in queues if queue] if queues and all(queues) else None
 
     def has_room(self, tensors: list[torch.Tensor]) -> bool:
-        """Whether these may stay on their device."""
+        """Whether these may stay on their device; they are counted if they may."""
         with self.lock:
+            for device in {t.device for t in tensors} - self.room.keys():
+                self.room[device] = self.free_memory(device) / 2
+            room = dict(self.room)
             for t in tensors:
-                if t.device not in self.room:
-                    self.room[t.device] = self.free_memory(t.device) / 2
-                self.room[t.device] -= t.nbytes
-            return all(self.room[t.device] >= 0 for t in tensors)
+                room[t.device] -= t.nbytes
+            if any(room[t.device] < 0 for t in tensors):
+                return False
+            self.room = room
+            return True
 
 
 class _Recorder:
@@ -183,6 +191,19 @@ class _Recorder:
             if self.store.keeps_all or index in self.units.skips:
                 self._pin()
         return hook
+
+    def leave_beside(self, module, args, output: tuple) -> None:
+        added, *handed_on = output
+        forms = [Blank(t.shape, t.dtype, t.device) for t in handed_on]  # no one reads these
+        axis = result_axis(self.units.axes)
+        for row, kept in zip(self.wanted, self.kept, strict=True):
+            if kept.beside is None:
+                continue
+            part = self._cut(added, row, axis)
+            if self.store.has_room([part]):
+                kept.beside.append((part, *(replace(form, shape=part.shape) for form in forms)))
+            else:
+                kept.beside = None
 
     def reach(self, first: int, last: int) -> Callable:
         def hook(module, args) -> None:

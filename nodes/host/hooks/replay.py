@@ -21,6 +21,8 @@ from .kept import Blank, Kept, sampled
 from .remembered import put
 from .rows import merged, tensors_in
 
+OTHER_BLOCKS = "the network runs different blocks for the perturbed rows than for the conditional ones"
+
 
 class PrefixLostError(Exception):
     """The weak rows cannot start from what the conditional rows left; the message says why."""
@@ -44,7 +46,7 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
         PrefixLostError: from within the forward, where it runs a unit of which nothing was kept, or where `differs`
             was told.
     """
-    reached = threading.Event()
+    reached, runs_all = threading.Event(), threading.Event()
     axis = result_axis(units.axes)
     agreed: list[torch.Tensor] = []
 
@@ -74,8 +76,7 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
                 return forward(*args, **kwargs)
             place = next(places, None)
             if place is None:
-                raise PrefixLostError("the network runs different blocks for the perturbed rows than for the "
-                                      "conditional ones")
+                raise PrefixLostError(OTHER_BLOCKS)
             compare(index, place, args, kwargs)
             if proof and index < proof[0]:
                 return forward(*args, **kwargs)
@@ -91,11 +92,30 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
             return output
         return run
 
+    places_beside = iter(range(len(kept[0].beside or ())))
+
+    def stand_in_beside(forward: Callable) -> Callable:
+        def run(*args, **kwargs):
+            if runs_all.is_set():
+                return forward(*args, **kwargs)
+            place = next(places_beside, None)
+            if place is None:
+                raise PrefixLostError(OTHER_BLOCKS)
+            return merged([row.beside[place] for row in kept if row.beside], (torch.Tensor, Blank),
+                          lambda parts: _joined(parts, axis, device))
+        return run
+
+    def run_all() -> None:
+        reached.set()
+        runs_all.set()
+
     with ExitStack() as stack:
+        for module in units.beside if not proof and all(row.beside for row in kept) else ():
+            stack.enter_context(other_forward(module, stand_in_beside))
         for index in range(first):
             stack.enter_context(other_forward(units.modules[index], partial(stand_in, index)))
         stack.callback(units.modules[first].register_forward_pre_hook(reach, with_kwargs=True).remove)
-        yield reached.set
+        yield run_all
 
 
 def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -100,6 +100,7 @@ class Family:
         packs_rows: whether the network lays out the rows of a batch in a way of its own, so that ours run apart.
         one_sample: whether it mixes up the samples of a batch that holds the rows of one conditioning only.
         one_row: conditions of the model with which the host's code takes a batch of one only.
+        beside: path of its modules that run between the blocks and see nothing of them; see `units.Units`.
         is_exchange: whether its layers are the attentions by which two streams see each other; see `EXCHANGES`.
     """
 
@@ -119,6 +120,7 @@ class Family:
     one_sample: bool = False
     one_row: tuple[str, ...] = ()
     is_exchange: bool = False
+    beside: str = ""
 
     @property
     def is_found(self) -> bool:
@@ -217,7 +219,7 @@ FAMILIES = (
                   (Argument("x", 0), Argument("y", 2))),),
            axes={"rope_cos": None, "rope_sin": None}),
     Family("Wan 2.1, Wan 2.2", f"{_LDM}.wan.model.WanModel", _WAN),
-    Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN),
+    Family("Wan VACE", f"{_LDM}.wan.model.VaceWanModel", _WAN, beside="vace_blocks.*"),
     Family("Wan S2V", f"{_LDM}.wan.model.WanModel_S2V", _WAN),
     Family("Wan Animate", f"{_LDM}.wan.model_animate.AnimateWanModel", _WAN),
     Family("WanDancer", f"{_LDM}.wan.model_wandancer.WanDancerModel", _WAN),
@@ -330,7 +332,7 @@ def _by_class(network: torch.nn.Module, table: dict):
 
 def group_modules(network: torch.nn.Module, group: Group) -> Iterator[torch.nn.Module]:
     """The modules of a group, in the order in which the network runs them."""
-    yield from filter(_has_map, _matching(network, group.path.split(".")))
+    yield from filter(_has_map, matching(network, group.path))
 
 
 def selected_modules(network: torch.nn.Module, family: Family,
@@ -351,7 +353,7 @@ def _has_map(module: torch.nn.Module) -> bool:
 def group_units(network: torch.nn.Module, group: Group) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Module]]]:
     """(a block, the group's modules in it) of all blocks of which some hold such modules, in the order of running."""
     block, _, inside = group.path.rpartition("*")
-    for unit in _matching(network, f"{block}*".split(".")):
+    for unit in matching(network, f"{block}*"):
         yield unit, list(filter(_has_map, _matching(unit, inside.strip(".").split(".") if inside else [])))
 
 
@@ -367,6 +369,11 @@ def token_grid(network: torch.nn.Module, family: Family, latent: torch.Size) -> 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """What torch.compile wraps in a module of its own; any other module as it is."""
     return getattr(module, "_orig_mod", module)
+
+
+def matching(module: torch.nn.Module, path: str) -> Iterator[torch.nn.Module]:
+    """The modules at a path, "*" in which stands for any part of a name, in the order in which they are registered."""
+    yield from _matching(module, path.split("."))
 
 
 def _matching(module: torch.nn.Module, path: list[str]) -> Iterator[torch.nn.Module]:

@@ -73,8 +73,8 @@ def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
     modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
     from_here, maps, blocks = {}, {}, {}
     for key, (group, module) in zip(keys, modules, strict=True):
-        place, count = units.places[key], len(units.modules)
-        from_here[key] = 1 - place / count
+        place, count = units.places[key], len(units.modules) + len(units.beside)
+        from_here[key] = (len(units.modules) - place) / count
         # 4·N²·C of the map against 24·N·C² of the linear layers, for a block's twelve C × C matrices. Sound has few
         # tokens beside the video's.
         width = None if group.values or group.beside else _width(module)

@@ -14,7 +14,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from torch import nn
 
 from ....pag_core import adm
-from .families import Family, group_units
+from .families import Family, group_units, matching
 
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 TransformerKey = tuple[str, int]  # (group, index)
@@ -31,6 +31,8 @@ class Units:
         places: {a layer's key: the index of the unit that holds it}.
         skips: indices of units whose output is read again later than by the next unit.
         axes: which axis of a unit's arguments and output holds the batch; see `Family.axes`.
+        beside: modules between the units that are given nothing of what the units return, so that what they return is
+            the same in a weak row: (what is added to the state, what the next of them is given).
         is_stateless: whether nothing is kept from call to call, so that a call may leave units out.
     """
 
@@ -39,6 +41,7 @@ class Units:
     skips: frozenset[int] = frozenset()
     axes: Mapping[str | int, int | None] = field(default_factory=dict)
     is_stateless: bool = True
+    beside: tuple[nn.Module, ...] = ()
 
 
 def units_of(network: nn.Module, family: Family | None) -> Units:
@@ -78,4 +81,5 @@ def _of_transformer(network: nn.Module, family: Family) -> Units:
                 places[group.name, count] = modules.index(unit) if group.beside else len(modules) - 1
                 count += 1
     skips = frozenset(range(len(modules))) if family.skips else frozenset()
-    return Units(tuple(modules), places, skips, family.axes, not family.keeps_between_calls)
+    beside = tuple(matching(network, family.beside)) if family.beside else ()
+    return Units(tuple(modules), places, skips, family.axes, not family.keeps_between_calls, beside)

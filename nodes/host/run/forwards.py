@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -146,6 +147,9 @@ class Forwards:
 
                 prefix = JointPrefix(units, first, sources, decline)
                 stack.enter_context(prefix.around(options, x.shape[0]))
+                every = {weak: plain for step in self.passes for weak, plain in step.sources.items()}
+                beside = JointPrefix(replace(units, modules=units.beside), len(units.beside), every, decline)
+                stack.enter_context(beside.around(options, x.shape[0]))
             yield self._perturbed(stack, network, options)
 
     @contextmanager
