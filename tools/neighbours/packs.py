@@ -180,14 +180,9 @@ def kj() -> SetUps:
     def tea(threshold: float) -> SetUp:
         return patch("WanVideoTeaCacheKJ", rel_l1_thresh=threshold, start_percent=0.0, coefficients="disabled",
                      cache_device="main_device")
-
-    def skipped(scene: Scene) -> None:
-        """It works beside the pack's TeaCache only."""
-        tea(1e-9)(scene)
-        patch("SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0)(scene)
     return {"TeaCache on Wan, cache never used": ("Wan", tea(1e-9)), "TeaCache on Wan, cache used": ("Wan", tea(10.0)),
             "NAG on Wan": ("Wan", patch("WanVideoNAG", conditioning=prompt(9))),
-            "skipped layers on Wan": ("Wan", skipped),
+            "skipped layers on Wan": ("Wan", patch("SkipLayerGuidanceWanVideo", blocks="1", start_percent=0.0)),
             "Enhance-A-Video on Wan": ("Wan", enhance),
             "CFG-Zero*": ("Wan", patch("CFGZeroStarAndInit", use_zero_init=False)),
             "scheduled CFG": ("Wan", guider("ScheduledCFGGuidance", "positive", "negative",
