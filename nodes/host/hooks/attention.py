@@ -13,6 +13,7 @@ import torch
 
 from ....pag_core.perturbation import Perturbation, perturb_attention
 
+OVERRIDE = "optimized_attention_override"  # in transformer_options: the host's one slot around every attention
 # (q, k, v, mask) -> output; the mask is [1 or rows·B, 1 or H, 1 or N, N] or None
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 

@@ -18,11 +18,10 @@ from ....pag_core.attention import PerturbationError
 from ....pag_core.perturbation import KINDS
 from ..models.families import Family, Group, Tokens, num_heads, selected_modules
 from ..models.units import TransformerKey
-from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags
 from .tokens import TokenCount
 from .values import value_hooks
 
-_OVERRIDE = "optimized_attention_override"
 _OPTIONS = "transformer_options"  # which a forward of another pack's may leave out
 _REFERENCES = "reference_image_num_tokens"  # in them, by the host's Flux
 
@@ -116,7 +115,7 @@ class _Forward:
 
     def overridden(self, options: dict) -> dict:
         """The transformer_options for a selected module: our override around the one that is there."""
-        previous = options.get(_OVERRIDE)
+        previous = options.get(OVERRIDE)
 
         def override(func, *args, **kwargs):
             whole = partial(previous, func) if previous else None
@@ -124,7 +123,7 @@ class _Forward:
                 return (whole or func)(*args, **kwargs)
             return self._perturbed(*self.selected, func, whole, *args, **kwargs)
 
-        return {**options, _OVERRIDE: override}
+        return {**options, OVERRIDE: override}
 
     def _places(self, group: Group, length: int, keys: int, options: dict) -> tuple[slice | None, slice]:
         """Which of the keys' tokens are the image's, None where this is not known, and which the queries are."""

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..models.units import UNetKey, u_net_blocks
-from .attention import HeadLayout, LayerPerturbation, attend_rows, flags
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags
 
 
 class UNetPatch:
@@ -87,7 +87,7 @@ class _Replacement:
         whole = None
         if self.previous:
             whole = self.previous(q, k, v, extra_options, **kwargs)
-        elif "optimized_attention_override" in extra_options:
+        elif OVERRIDE in extra_options:
             whole = host(q, k, v)
         grid = None if shape is None or shape[-2] * shape[-1] != q.shape[1] else (shape[-2], shape[-1])
         return attend_rows(self.layer, ours, q, k, v, layout, host, per_head, whole=whole, grid=grid,

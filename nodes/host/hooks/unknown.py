@@ -18,10 +18,9 @@ import torch
 from ....pag_core.attention import PerturbationError
 from ..models.families import Family, selected_modules
 from ..models.units import LayerKey
-from .attention import HeadLayout, LayerPerturbation, attend_rows
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows
 from .rows import tensors_in
 
-_OVERRIDE = "optimized_attention_override"
 _PATCHES = (1, 2, 4, 8, 16, 32)  # positions of the latent that a token is wide
 _FRAMES = (1, 2, 4)  # of a video that one token spans
 
@@ -46,13 +45,13 @@ class UnknownPatch:
         if not all(map(is_ours, options["uuids"])):
             raise PerturbationError(f"{self.family.name} got plain and perturbed rows in one call, which only a known "
                                     f"network supports.")
-        forward = _Forward(self.family.name, options.get(_OVERRIDE))
+        forward = _Forward(self.family.name, options.get(OVERRIDE))
         with ExitStack() as stack:
             stack.callback(network.register_forward_pre_hook(forward.measure, with_kwargs=True).remove)
             for _, module, layer in selected_modules(network, self.family, self.layers):
                 stack.callback(module.register_forward_pre_hook(forward.entering(layer)).remove)
                 stack.callback(module.register_forward_hook(forward.leave).remove)
-            yield {**options, _OVERRIDE: forward.override}
+            yield {**options, OVERRIDE: forward.override}
 
 
 class _Forward:

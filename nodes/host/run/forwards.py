@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..hooks.attention import OVERRIDE
 from ..hooks.compiled import as_written, uncompiled
 from ..hooks.entry import Entry, all_agree, noting
 from ..hooks.joint import JointPrefix
@@ -25,7 +26,6 @@ from ..models.units import Units
 from .neighbours import (
     FUNCTION_WRAPPER,
     KEY,
-    OVERRIDE,
     in_units,
     patches_units,
     replaced_attentions,

@@ -20,10 +20,10 @@ from ....pag_core.settings import PAGOptions, PAGSettings
 from ..models.layers import exchange_layers
 from ..sockets import check_model
 from .latents import spread
-from .neighbours import KEY
+from .neighbours import KEY, POST_CFG
 from .patching import attach
 
-_CFG, _POST_CFG = "sampler_cfg_function", "sampler_post_cfg_function"
+_CFG = "sampler_cfg_function"
 _LATENTS = f"{KEY}_latents"  # of a run
 
 
@@ -81,7 +81,7 @@ class Modalities:
         if any(one.cfg != 1.0 for one in self.scales):
             options[_CFG] = latents.cfg
         if any(one.rescale for one in self.scales):
-            options[_POST_CFG] = [self._rescaling(latents.shapes), *options.get(_POST_CFG, [])]
+            options[POST_CFG] = [self._rescaling(latents.shapes), *options.get(POST_CFG, [])]
         return executor(x, timestep, options, seed)
 
     def _rescaling(self, shapes: list) -> Callable[[dict], torch.Tensor]:

@@ -15,11 +15,13 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
 
+from ..hooks.attention import OVERRIDE
+
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 FUNCTION_WRAPPER = "model_function_wrapper"
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
-OVERRIDE = "optimized_attention_override"
+POST_CFG = "sampler_post_cfg_function"
 COMPILED = "the model is compiled"
 _ATTENTIONS = ("attn1", "attn2")  # in patches_replace
 _HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .calls import WeakPass
+from .neighbours import POST_CFG
 from .predictions import Predictions
 from .run import Run
 
@@ -23,8 +24,7 @@ def watched_step(executor, x: torch.Tensor, timestep: torch.Tensor, model_option
         seen.update(cond=args["cond_denoised"], uncond=args["uncond_denoised"] if args["uncond"] is not None else None)
         return args["denoised"]
 
-    post_cfg = "sampler_post_cfg_function"
-    guided = executor(x, timestep, {**model_options, post_cfg: [look, *model_options.get(post_cfg, [])]}, seed)
+    guided = executor(x, timestep, {**model_options, POST_CFG: [look, *model_options.get(POST_CFG, [])]}, seed)
     if seen:  # else the guider has no post-CFG functions
         run.predictions = Predictions(float(timestep.max()), step.scale if step else 0.0, pair=step and step.pair,
                                       guided=guided, has_weak_negative=has_weak_negative and seen["uncond"] is not None,

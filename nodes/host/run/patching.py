@@ -40,6 +40,7 @@ from .negative import check_negative, with_weak_negative
 from .neighbours import (
     CALC_COND_BATCH,
     KEY,
+    POST_CFG,
     attachments,
     looks_between_units,
     others_in_options,
@@ -50,7 +51,6 @@ from .preview import delta_preview
 from .run import Proof, Run
 
 _PRE_CFG = "sampler_pre_cfg_function"
-_POST_CFG = "sampler_post_cfg_function"
 _STORE = f"{KEY}_store"
 _PROOF = "proof"
 
@@ -239,9 +239,9 @@ class Guidance:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
             options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]
             # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
-            after = options.get(_POST_CFG, [])
+            after = options.get(POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
-            options[_POST_CFG] = [*after[:place], step.post_cfg, *after[place:]]
+            options[POST_CFG] = [*after[:place], step.post_cfg, *after[place:]]
         ours = changed(options, model_options)
         try:
             if run.is_watched:
