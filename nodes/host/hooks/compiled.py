@@ -48,7 +48,7 @@ class CompiledUnits:
 
     def __init__(self, settings: dict) -> None:
         self.settings = settings
-        self.forwards: dict[int, Callable] = {}
+        self.forwards: dict[torch.nn.Module, Callable] = {}
 
     @contextmanager
     def around(self, model: torch.nn.Module, units: Units, uncompiled: Collection[int] = ()) -> Iterator[None]:
@@ -69,9 +69,9 @@ class CompiledUnits:
             yield
 
     def _compiled(self, unit: torch.nn.Module, forward: Callable) -> Callable:
-        if id(unit) not in self.forwards:
-            self.forwards[id(unit)] = torch.compile(forward, **self.settings)
-        return self.forwards[id(unit)]
+        if unit not in self.forwards:
+            self.forwards[unit] = torch.compile(forward, **self.settings)
+        return self.forwards[unit]
 
 
 @contextmanager

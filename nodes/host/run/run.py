@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 import torch
@@ -41,6 +42,23 @@ class Proof:
     def add(self, is_same: bool) -> None:
         """What came of trying a unit."""
         self.is_given = is_same and self.is_given is not False
+
+
+@dataclass
+class _Network:
+    """What a run knows of a network.
+
+    Attributes:
+        units: as it was loaded.
+        replaced: indices of the units in which another node's forward runs.
+        others: which code of another pack runs in it; None for none.
+        swapped: its units as a node has them compiled for the length of a call, once looked up.
+    """
+
+    units: Units
+    replaced: list[int]
+    others: str | None
+    swapped: Units | None = None
 
 
 class Run:
@@ -82,12 +100,8 @@ class Run:
         self.apart: str | None = None  # why all further ones will
         self.store: PrefixStore | None = None  # of the step that runs
         self.selected: set[str] = set()  # names of the layers that some step was to perturb
-        self._networks: dict[int, torch.nn.Module] = {}
-        self._units: dict[int, Units] = {}
+        self._networks: dict[torch.nn.Module, _Network] = {}
         self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
-        self._swapped: dict[int, Units] = {}
-        self._in_network: dict[int, str | None] = {}
-        self._replaced: dict[int, list[int]] = {}
         self._fits: bool | None = None
         self.cond_index = 0  # of the conditional rows in the host's calls
         self._weigh = weigh
@@ -108,41 +122,41 @@ class Run:
     def know(self, loaded: torch.nn.Module) -> None:
         """Look at a network, perhaps compiled, before a step, when no node has swapped its modules yet."""
         network = unwrapped(loaded)
-        if id(network) not in self._units:
-            self._networks[id(network)] = network
-            units = self._units[id(network)] = self.found.units(network)
-            self._replaced[id(network)] = [i for i, unit in enumerate(units.modules) if has_other_forwards(unit)]
-            self._in_network[id(network)] = others_in_network(loaded)
+        if network not in self._networks:
+            units = self.found.units(network)
+            replaced = [index for index, unit in enumerate(units.modules) if has_other_forwards(unit)]
+            self._networks[network] = _Network(units, replaced, others_in_network(loaded))
 
     def network(self) -> tuple[torch.nn.Module, Units]:
         """The network that was loaded, and its units."""
-        return next(iter(self._networks.values())), next(iter(self._units.values()))
+        network, known = next(iter(self._networks.items()))
+        return network, known.units
 
     def has_other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> bool:
         """Whether another node's forward runs in a unit before the `first`. Where the units are compiled for this
         forward, their forwards are ours, and what was seen before the step counts."""
         if self.compiled_units is not None:
-            return any(index < first for index in self._replaced[id(network)])
+            return any(index < first for index in self._networks[network].replaced)
         return any(map(has_other_forwards, units.modules[:first]))
 
     def units(self, network: torch.nn.Module) -> Units | None:
         """The units of a network that runs; None where it is not one that `know` has seen."""
-        return self._units.get(id(network))
+        return self._networks[network].units if network in self._networks else None
 
     def places(self, layers: Iterable[LayerKey]) -> set[int]:
         """The indices of the units that hold these layers, by their keys."""
-        places = next(iter(self._units.values())).places
+        places = self.network()[1].places
         return {places[layer] for layer in layers}
 
     def swapped_in(self, network: torch.nn.Module) -> Units:
         """The units as a node has them compiled in the network for the length of a call; looked up once a run."""
-        if id(network) not in self._swapped:
-            self._swapped[id(network)] = swapped_in(network, self._units[id(network)])
-        return self._swapped[id(network)]
+        known = self._networks[network]
+        known.swapped = known.swapped or swapped_in(network, known.units)
+        return known.swapped
 
     def others_in_networks(self) -> str | None:
         """Which code of another pack runs in the networks, or None."""
-        return next(filter(None, self._in_network.values()), None)
+        return next(filter(None, (known.others for known in self._networks.values())), None)
 
     def must_split(self, reason: str) -> None:
         """From now on the weak rows run in calls of their own."""
