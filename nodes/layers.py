@@ -42,10 +42,12 @@ def _describe(found: ModelLayers, stages: tuple[Stage, ...]) -> str:
     groups = {group.name: group for group in found.family.groups} if found.family else {}
     rows = [("layer", "also", "heads", "tokens", "selected")]
     for layer, key in found.layers.items():
-        tokens = groups[key[0]].tokens if groups else Tokens.IMAGE
+        # Of a network whose attention is out of reach, it is not known either which tokens it sees.
+        tokens = "" if found.family and found.family.blocks_only else \
+            (groups[key[0]].tokens if groups else Tokens.IMAGE).value
         heads = chosen.get(layer)
         selected = "" if layer not in chosen else "all heads" if heads is None else heads_text(heads)
-        rows.append((layer.name, " ".join(layer.aliases), str(layer.heads), tokens.value, selected))
+        rows.append((layer.name, " ".join(layer.aliases), str(layer.heads), tokens, selected))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                       for row in rows)

@@ -11,6 +11,7 @@ from pag_pack.pag_core.selection import SelectionError
 
 from . import models
 from .family_models import CASES
+from .test_block_families import ernie
 
 
 def lines(model, layers: str) -> list[list[str]]:
@@ -55,6 +56,16 @@ def test_family_whose_blocks_are_not_even():
     model.add_object_patch("diffusion_model", cascade.build())
     (cost,) = lines(model, "up.0")[1]
     assert cost == "The extra pass costs at most 100% of a full one."
+
+
+def test_of_a_family_whose_blocks_alone_can_be_skipped_the_tokens_are_not_told():
+    """Ernie-Image joins text and image."""
+    model = models.strange().clone()
+    model.add_object_patch("diffusion_model", ernie())
+    head, *_, columns, first, _, _ = lines(model, "0")
+    assert head == ["Ernie-Image: 3 blocks, 1 selected."]
+    assert columns == ["layer", "also", "heads", "tokens", "selected"]
+    assert first == ["0", "1", "all heads"]
 
 
 def test_unknown_layer_lists_what_there_is():
