@@ -19,7 +19,7 @@ from ....pag_core.checks import SettingError, check_choice, check_range, check_w
 from ....pag_core.cost import plan_run, run_cost
 from ....pag_core.presets import PRESETS
 from ....pag_core.schedule import PercentToSigma
-from ....pag_core.selection import Layer, SelectionError, select, text_of
+from ....pag_core.selection import Layer, SelectionError, text_of
 from ....pag_core.settings import PAGOptions, PAGSettings
 from ....pag_core.stages import all_layers, select_stages
 from ..messages import said_in
@@ -148,16 +148,11 @@ def select_answer(body: dict) -> dict:
     blocks."""
     found = _known(body.get("model")).layers
     layers = tuple(found.layers)
-    if "selected" in body:
-        chosen = _selection(_typed("selected", body["selected"], dict), layers)
-        text = text_of(chosen, layers)
-        chosen = select(text, layers, found.auto)
-        stages = select_stages(text, layers, found.auto)
-    else:
-        text = _typed("layers", body.get("layers"), str)
-        stages = select_stages(text, layers, found.auto)
-        chosen = all_layers(stages)
-        text = text_of(chosen, layers) if len(stages) == 1 else text.strip()
+    text = text_of(_selection(_typed("selected", body["selected"], dict), layers), layers) if "selected" in body else \
+        _typed("layers", body.get("layers"), str)
+    stages = select_stages(text, layers, found.auto)
+    chosen = all_layers(stages)
+    text = text_of(chosen, layers) if len(stages) == 1 else text.strip()
     options = _options(body, lenient=True)
     return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
             "share": max(0.0, found.extra(stages, options)), "text": text,
