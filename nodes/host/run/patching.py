@@ -27,7 +27,7 @@ from ..hooks.attention import LayerPerturbation
 from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
 from ..hooks.rows import UnclearError
-from ..hooks.ways import way_in
+from ..hooks.ways import Patch, way_in
 from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
 from ..models.units import LayerKey
@@ -206,33 +206,22 @@ class Guidance:
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
         patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)))
-        if settings.row == "negative":
-            run.is_negative = True
-            noise_key = (sigma,) if settings.kind.is_random else ()
 
-            def guided():
-                options = with_weak_negative(model_options, executor.class_obj, patch, noise_key, run) if scale else \
-                    model_options
-                ours = changed(options, model_options)
-                try:
-                    if run.is_watched:
-                        return watched_step(executor, x, timestep, options, seed, run, None, scale != 0.0)
-                    return executor(x, timestep, options, seed)
-                finally:
-                    carry_over(options, model_options, ours)
-
+        def predict(options: dict, step: WeakPass | None = None, has_weak_negative: bool = False) -> torch.Tensor:
+            ours = changed(options, model_options)
             try:
-                return guided()
-            except UnclearError as error:
-                if run.apart:
-                    raise
-                run.must_split(str(error))
-                return guided()
-        options = model_options.copy()
-        step = None
+                if run.is_watched:
+                    return watched_step(executor, x, timestep, options, seed, run, step, has_weak_negative)
+                return executor(x, timestep, options, seed)
+            finally:
+                carry_over(options, model_options, ours)
+
+        if settings.row == "negative":
+            return self._with_weak_negative(predict, model_options, executor.class_obj, patch, run, sigma, scale != 0.0)
+        options, step = model_options.copy(), None
         run.wanted += scale != 0.0
         if scale != 0.0 or self._is_shown(run, sigma):
-            every = self.settings.options.reuse_every
+            every = settings.reuse_every
             earlier = run.reusable(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
             step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
@@ -242,14 +231,28 @@ class Guidance:
             after = options.get(POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
             options[POST_CFG] = [*after[:place], step.post_cfg, *after[place:]]
-        ours = changed(options, model_options)
         try:
-            if run.is_watched:
-                return watched_step(executor, x, timestep, options, seed, run, step)
-            return executor(x, timestep, options, seed)
+            return predict(options, step)
         finally:
             run.store = None  # it holds tensors of this step
-            carry_over(options, model_options, ours)
+
+    def _with_weak_negative(self, predict: Callable[..., torch.Tensor], model_options: dict, guider, patch: Patch,
+                            run: Run, sigma: float | None, acts: bool) -> torch.Tensor:
+        """The step whose negative rows are weak, where PAG acts."""
+        run.is_negative = True
+        noise_key = (sigma,) if self.settings.options.kind.is_random else ()
+
+        def once() -> torch.Tensor:
+            options = with_weak_negative(model_options, guider, patch, noise_key, run) if acts else model_options
+            return predict(options, has_weak_negative=acts)
+
+        try:
+            return once()
+        except UnclearError as error:
+            if run.apart:
+                raise
+            run.must_split(str(error))
+            return once()
 
     def _with_calls(self, options: dict, guider, run: Run, step: WeakPass, is_joined: bool) -> dict:
         """The model_options under which the step's weak rows run in the host's call, or after it from what it left."""
