@@ -140,10 +140,12 @@ def perturbation_of(line: str, options: PAGOptions) -> PAGOptions:
 
 
 def lines_of(text: str) -> list[str]:
+    """What stands on the lines; what is named twice counts once."""
     return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def check_count(columns: int, rows: int) -> None:
+    """Raise SettingError for more than `MAX_CELLS` cells."""
     if columns * rows > MAX_CELLS:
         raise SettingError(f"{columns} scales × {rows} rows make {columns * rows} cells; the limit is {MAX_CELLS}. Use "
                            f"fewer scales, layer selections or perturbations.")

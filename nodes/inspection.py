@@ -142,6 +142,7 @@ def rms(delta: torch.Tensor) -> torch.Tensor:
 
 
 def kept(latent: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU of what is shown of a latent: [B, C, (T,) H, W] -> [B, C, (1,) H, W]."""
     return still(latent).to("cpu", copy=True)
 
 
@@ -189,6 +190,7 @@ def draw_steps(shown: dict[int, Shown], decoder: Decoder, predictions: bool, del
 
 
 def draw_norms(record: Record, has_cfg: bool, width: int, paper: Paper = WHITE) -> Image.Image:
+    """The size of PAG's and CFG's deltas over the steps; `width` in pixels."""
     columns = zip(*(record.norms[step] for step in sorted(record.norms)), strict=True)
     lines = {name: [None if value is None else float(value) for value in column]
              for name, column in zip(("PAG: plain - perturbed", "CFG: plain - negative"), columns, strict=True)}

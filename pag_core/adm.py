@@ -55,6 +55,7 @@ class ADMConfig:
             self.heads(channels)
 
     def level_channels(self, level: int) -> int:
+        """Channels at a level, 0 for full size."""
         return round(self.channel_mult[level] * self.model_channels)
 
     def attention_channels(self) -> list[int]:
@@ -111,6 +112,7 @@ class ADMHooks:
         return h
 
     def after_middle(self, h: Tensor, emb: Tensor) -> Tensor:
+        """After the middle block; `emb` [B, 4·model_channels] with the label's part."""
         return h
 
     def before_output(self, h: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +121,7 @@ class ADMHooks:
 
 
 def run_layer(layer: nn.Module, h: Tensor, emb: Tensor, size: torch.Size | None, hooks: ADMHooks) -> Tensor:
+    """One layer of whatever kind, with what of these arguments it takes; [B, C, H, W] to [B, C', H', W']."""
     if isinstance(layer, ResBlock):
         return layer(h, emb, size)
     if isinstance(layer, AttentionBlock):
@@ -136,6 +139,8 @@ def _resample(x: Tensor, direction: str | None, size: torch.Size | None) -> Tens
 
 
 class ResBlock(nn.Module):
+    """Two convolutions around the embedding [B, 4·model_channels]; `direction` "up" or "down" also changes the size."""
+
     def __init__(self, channels, out_channels, emb_channels, scale_shift_norm, direction, operations, **factory):
         super().__init__()
         self.scale_shift_norm, self.direction = scale_shift_norm, direction
@@ -194,10 +199,13 @@ class AttentionBlock(nn.Module):
         return qkv.flatten(3).contiguous().unbind()
 
     def project_out(self, tokens: Tensor) -> Tensor:
+        """[B, N, C] of an attention's result [B, N, C]."""
         return self.proj_out(tokens.transpose(1, 2)).transpose(1, 2)
 
 
 class Downsample(nn.Module):
+    """Half the size, by a convolution with stride 2."""
+
     def __init__(self, channels, operations, **factory):
         super().__init__()
         self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, **factory)
@@ -207,6 +215,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Nearest neighbours up to `size`, or twice the size, and a convolution."""
+
     def __init__(self, channels, operations, **factory):
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)

@@ -265,6 +265,7 @@ def to_signed(name: str, image: Tensor) -> Tensor:
 
 
 def to_image(x: Tensor) -> Tensor:
+    """The way back: [B, 3, H, W] in [-1, 1] -> [B, H, W, 3] in [0, 1]."""
     return (x.movedim(1, -1) + 1) / 2
 
 
@@ -277,6 +278,7 @@ def measured(measurement: Tensor, operator: Operator) -> Tensor:
 
 
 def brightness(image: Tensor) -> Tensor:
+    """[H, W] of the one image of [1, H, W, C]; ValueError for several."""
     if len(image) != 1:
         raise ValueError(f"The kernel must be one image, got {len(image)}.")
     return image[0, ..., :3].mean(-1)
