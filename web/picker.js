@@ -33,7 +33,7 @@ export class Picker {
     this.share = element("span", { class: "pag-share" });
     this.presets = element("div", { class: "pag-presets", role: "group", "aria-label": t("Presets") });
     this.drawing = element("div", { class: "pag-drawing" });
-    this.strip = element("div", { class: "pag-heads" });
+    this.strip = element("div", { class: "pag-heads", "data-layer": "" });
     this.message = element("div", { class: "pag-message" });
     this.element = element("div", { class: "pag-view" }, this.head, this.presets, this.drawing, this.strip,
       this.message);
@@ -224,28 +224,26 @@ export class Picker {
   }
 
   drawHeads() {
-    this.change(() => this.drawStrip());
-  }
-
-  drawStrip() {
     const layer = this.layers.find(({ name }) => name === this.opened);
-    if (this.strip.dataset.layer !== (layer?.name ?? "")) {
-      this.strip.dataset.layer = layer?.name ?? "";
-      this.heads.buttons.clear();
-      this.heads.anchor = null;
-      const cells = layer ? Array.from({ length: layer.heads }, (_, head) => this.heads.add(head, `${head}`, {
-        "aria-label": t("head {head} of {layer}", { head, layer: layer.name }),
-      })) : [];
-      const title = layer && t("{layer} heads", { layer: layer.name });
-      refill(this.strip, ...(layer ? [
-        element("span", { class: "pag-label" }, title),
-        element("div", { class: "pag-cells", role: "group", "aria-label": title }, ...cells),
-        element("button", { type: "button", class: "pag-close", "aria-label": t("close heads"), title: "Escape",
-          onclick: () => this.closeHeads() }, "×"),
-      ] : []));
-    }
+    if (this.strip.dataset.layer !== (layer?.name ?? "")) this.change(() => this.drawStrip(layer));
     const on = this.headsOf(this.opened);
     this.heads.buttons.forEach((button, head) => button.setAttribute("aria-pressed", on.includes(head)));
+  }
+
+  drawStrip(layer) {
+    this.strip.dataset.layer = layer?.name ?? "";
+    this.heads.buttons.clear();
+    this.heads.anchor = null;
+    const cells = layer ? Array.from({ length: layer.heads }, (_, head) => this.heads.add(head, `${head}`, {
+      "aria-label": t("head {head} of {layer}", { head, layer: layer.name }),
+    })) : [];
+    const title = layer && t("{layer} heads", { layer: layer.name });
+    refill(this.strip, ...(layer ? [
+      element("span", { class: "pag-label" }, title),
+      element("div", { class: "pag-cells", role: "group", "aria-label": title }, ...cells),
+      element("button", { type: "button", class: "pag-close", "aria-label": t("close heads"), title: "Escape",
+        onclick: () => this.closeHeads() }, "×"),
+    ] : []));
   }
 
   say(text, kind = "info") {
