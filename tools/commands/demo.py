@@ -129,14 +129,14 @@ def draw(rows: list[Row], example: workflow.Prompt, seed: int) -> Image.Image:
     label = example[settings(example)["positive"][0]]["inputs"]["label"]
     with safe_open(MODEL, "np") as file:
         facts = file.metadata()
-    titles = {UNCONDITIONAL: "Without a label: the model draws what it likes",
+    titles = {UNCONDITIONAL: "Without a label",
               CONDITIONAL: f"With a label: {json.loads(facts['class_names'])[label]}"}
     blocks = [picture.Block(title, [picture.Row(row.name, row.detail, row.images) for row in rows
                                     if row.block == block])
               for block, title in titles.items()]
     return picture.comparison(
         "Perturbed-Attention Guidance",
-        f"A small model of emoji, {facts['image_size']} by {facts['image_size']} pixels, {steps} steps. Each column "
+        f"A small model of emoji, {facts['image_size']} × {facts['image_size']} pixels, {steps} steps. Each column "
         f"starts from the same noise (seed {seed}).", blocks)
 
 
