@@ -252,7 +252,7 @@ def test_a_renderers_loop():
     ({"vae": types.SimpleNamespace(latent_channels=16, latent_dim=3, output_channels=3)}, "does not encode images"),
     ({"image": None}, "image is None, expected the IMAGE output"),
     ({"gradient": {"samples": torch.zeros(1, 4, 4, 4)}},
-     "of shape 1 × 4 × 4 × 4, but this image encodes to 1 × 4 × 8 × 8. Connect the image"),
+     "the shape 1 × 4 × 4 × 4, but this image encodes to 1 × 4 × 8 × 8. Connect the image"),
 ], ids=str)
 def test_image_gradient_of_what_does_not_belong_together(values, message):
     made = vae()
