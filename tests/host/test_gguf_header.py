@@ -48,12 +48,12 @@ def test_metadata_is_passed_over_but_for_shapes_that_were_flattened(read):
 
 
 @pytest.mark.parametrize(("content", "reason"), [
-    (b"", "cut off"), (b"GGU", "cut off"), (b"PK\3\4" + bytes(60), "does not start"),
+    (b"", "truncated"), (b"GGU", "truncated"), (b"PK\3\4" + bytes(60), "does not start"),
     (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
     (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "claims"), (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "claims"),
     (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 2**62), "longer than"),
-    (gguf({"a": (2, 3)})[:-9], "cut off"),
-    (gguf({"a": (2**50, 1)}), "larger"),
+    (gguf({"a": (2, 3)})[:-9], "truncated"),
+    (gguf({"a": (2**50, 1)}), "impossible size"),
     (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("a") + struct.pack("<I", 99), "dimensions"),
     (gguf({}, text("x") + struct.pack("<I", 77), 1), "unknown type 77"),
     (gguf({}, text("x") + struct.pack("<IIQ", 9, 9, 1), 1), "unknown type 9"),
