@@ -87,6 +87,7 @@ def test_equals_a_separate_pass_with_the_full_map(family):
     assert max(errors(run.ksampler(model), expected)) > 1e-3, "PAG must do something"
 
 
+@pytest.mark.slow
 def test_scale_zero_is_the_plain_model_bit_for_bit(family):
     how, model = family
     run = sampled(how, CFG[1], how.batches[0], steps=1)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 WATCH = """
@@ -97,6 +99,7 @@ def run(program: str) -> subprocess.CompletedProcess:
                           env={**os.environ, "PYTHONPATH": str(TOOLS)})
 
 
+@pytest.mark.slow
 def test_the_nodes_reach_nothing_outside():
     done = run(RUN)
     assert "FORBIDDEN" not in done.stdout

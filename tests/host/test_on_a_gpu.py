@@ -215,6 +215,7 @@ def test_rows_dealt_out_over_two_devices(family, heads, gpu):
     assert rows, "the second device must have taken part"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_family(case, gpu):
     """Its last layer, which the perturbed row joins late: what our hooks into its network make is where it belongs."""

@@ -83,7 +83,7 @@ def test_what_went_into_a_skipped_block_stays_as_it_is(beside):
     assert max(errors(ours, run.ksampler(model))) > 1e-3
 
 
-@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 4.0])
 def test_a_skipped_block_equals_a_call_of_its_own_and_the_hosts_node(family, cfg):
     how, model = family
     layer = last_layer(how)
@@ -135,6 +135,7 @@ def flops_before(model: ModelPatcher, layer: str, sample: Callable[[], object]) 
     return sum(spent)
 
 
+@pytest.mark.slow
 def test_a_weak_negative_costs_no_more_than_cfg(family):
     how, model = family
     if how.name == "HiDream-O1":
@@ -145,6 +146,7 @@ def test_a_weak_negative_costs_no_more_than_cfg(family):
     assert weak <= 1.005 * plain
 
 
+@pytest.mark.slow
 def test_a_skipped_block_costs_less_than_the_hosts_node_by_the_prefix(family):
     how, model = family
     layer = last_layer(how)
