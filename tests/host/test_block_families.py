@@ -10,8 +10,9 @@ import torch
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.ways import way_in
 from pag_pack.nodes.host.models import layers
-from pag_pack.nodes.host.models.families import BLOCKS_ONLY, family_of
+from pag_pack.nodes.host.models.families import BLOCKS_ONLY
 from pag_pack.nodes.host.models.layers import model_layers, network_layers
+from pag_pack.nodes.host.models.structure import family_of
 from pag_pack.nodes.layers import PAGLayers
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.blocks import BlockPatch, blocks_of
-from pag_pack.nodes.host.models.families import family_of
 from pag_pack.nodes.host.models.layers import model_layers
+from pag_pack.nodes.host.models.structure import family_of
 from pag_pack.pag_core.perturbation import Perturbation
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -27,8 +27,9 @@ from pag_pack.nodes.host.hooks.kept import PrefixStore
 from pag_pack.nodes.host.hooks.replay import replaying
 from pag_pack.nodes.host.hooks.u_nets import UNetPatch
 from pag_pack.nodes.host.hooks.ways import Patch, way_in
-from pag_pack.nodes.host.models.families import FAMILIES, family_of, group_modules
+from pag_pack.nodes.host.models.families import FAMILIES
 from pag_pack.nodes.host.models.layers import UnsupportedModelError, model_layers
+from pag_pack.nodes.host.models.structure import family_of, group_modules
 from pag_pack.pag_core.attention import PerturbationError
 from pag_pack.pag_core.perturbation import Perturbation
 from torch.utils.flop_counter import FlopCounterMode

@@ -19,7 +19,8 @@ from ....pag_core import adm
 from ....pag_core.attention import PerturbationError
 from ....pag_core.blocks import Streams
 from ....pag_core.perturbation import perturb_block
-from ..models.families import Family, Group, Tokens, group_units, result_axis
+from ..models.families import Family, Group, Tokens, result_axis
+from ..models.structure import group_units
 from ..models.units import LayerKey, u_net_blocks
 from .attention import LayerPerturbation, flags
 from .causal import untouched

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from ..models.families import unwrapped
+from ..models.structure import unwrapped
 from ..models.units import Units
 
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..models.families import Family, Group, selected_modules
+from ..models.families import Family, Group
+from ..models.structure import selected_modules
 from ..models.units import TransformerKey
 from .attention import LayerPerturbation, flags
 from .compiled import other_forward

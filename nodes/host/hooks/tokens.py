@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..models.families import Argument, Family, Tokens, group_modules, token_grid
+from ..models.families import Argument, Family, Tokens
+from ..models.structure import group_modules, token_grid
 
 
 class TokenCount:

@@ -16,7 +16,8 @@ import torch
 
 from ....pag_core.attention import PerturbationError
 from ....pag_core.perturbation import KINDS
-from ..models.families import Family, Group, Tokens, num_heads, selected_modules
+from ..models.families import Family, Group, Tokens
+from ..models.structure import num_heads, selected_modules
 from ..models.units import TransformerKey
 from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags
 from .tokens import TokenCount

@@ -16,7 +16,8 @@ from functools import partial
 import torch
 
 from ....pag_core.attention import PerturbationError
-from ..models.families import Family, selected_modules
+from ..models.families import Family
+from ..models.structure import selected_modules
 from ..models.units import LayerKey
 from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows
 from .rows import tensors_in

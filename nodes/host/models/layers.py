@@ -16,17 +16,9 @@ from ....pag_core.settings import PAGOptions
 from ....pag_core.stages import Chosen, Stage, draw
 from .adm_model import ADMNetwork
 from .defaults import published_for
-from .families import (
-    FAMILIES,
-    Family,
-    exchange_of,
-    family_by_structure,
-    family_of,
-    group_modules,
-    num_heads,
-    unwrapped,
-)
+from .families import FAMILIES, Family
 from .pass_cost import PassCost, pass_cost
+from .structure import exchange_of, family_by_structure, family_of, group_modules, num_heads, unwrapped
 from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
 
 _DRAWS = 32  # of a random share, over which its costs are averaged

@@ -19,7 +19,8 @@ from torch import nn
 
 from ....pag_core import adm
 from .adm_model import ADMNetwork
-from .families import Family, group_modules
+from .families import Family
+from .structure import group_modules
 from .units import LayerKey, u_net_blocks, units_of
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at

@@ -14,7 +14,8 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from torch import nn
 
 from ....pag_core import adm
-from .families import Family, group_units, matching
+from .families import Family
+from .structure import group_units, matching
 
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 TransformerKey = tuple[str, int]  # (group, index)

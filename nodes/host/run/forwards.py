@@ -21,7 +21,7 @@ from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Tried, trying
 from ..hooks.replay import replaying
-from ..models.families import unwrapped
+from ..models.structure import unwrapped
 from ..models.units import Units
 from .neighbours import (
     FUNCTION_WRAPPER,

@@ -17,8 +17,8 @@ from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
 from ..messages import begin, tell
-from ..models.families import unwrapped
 from ..models.layers import ModelLayers
+from ..models.structure import unwrapped
 from ..models.units import LayerKey, Units
 from .latents import Shapes
 from .neighbours import has_other_forwards, others_in_network
