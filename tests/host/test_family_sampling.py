@@ -114,3 +114,26 @@ def test_beside_guidance_by_skipped_layers(name, layer, composed):
     composed.check(name, SEPARATE, result, run.ksampler(separate_pass(skipping, how.reference, layer)))
     assert relative_error(result, run.ksampler(skipping)) > 1e-3
     assert relative_error(result, run.model_patch(model, SCALE, layer)) > 1e-3
+
+
+def talking(model: ModelPatcher) -> ModelPatcher:
+    """As the host's MultiTalk with two speakers: what a patch in a block's self-attention puts into the
+    transformer_options, the next patch in that block takes out."""
+    def leave(args: dict) -> torch.Tensor:
+        args["transformer_options"]["left"] = args["q"].flatten(1).std(1)[:, None, None]
+        return args["x"]
+
+    def take(args: dict) -> torch.Tensor:
+        return args["x"] * args["transformer_options"].pop("left", 0.0)
+
+    model = model.clone()
+    model.set_model_patch(leave, "attn1_patch")
+    model.set_model_patch(take, "attn2_patch")
+    return model
+
+
+def test_what_a_patch_leaves_in_a_perturbed_layer_reaches_the_next():
+    how = next(how for how in SAMPLED if how.name == "Wan, text to video")
+    run, model = sampled(how, 1.0, 1), talking(how.build())
+    expected = run.ksampler(separate_pass(model, how.reference, "0"))
+    assert relative_error(run.model_patch(model, SCALE, "0"), expected) <= 1e-4

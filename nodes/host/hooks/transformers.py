@@ -87,6 +87,7 @@ class _Forward:
         self.noise_key = noise_key
         self.count = TokenCount(family)
         self.selected: tuple[LayerPerturbation, Group] | None = None  # the module that runs, if it is one
+        self.given: list[tuple[dict, dict]] = []  # (transformer_options, the copy with our override) of that module
 
     def hooks(self, network: torch.nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield from self.count.hooks(network, self.layers)
@@ -103,7 +104,10 @@ class _Forward:
             self.selected = layer, group
 
             def given(value):
-                return self.overridden(value) if _is_options(value) else value
+                if not _is_options(value):
+                    return value
+                self.given.append((value, self.overridden(value)))
+                return self.given[-1][1]
 
             if not any(map(_is_options, (*args, *kwargs.values()))) and _OPTIONS in inspect.signature(
                     module.forward).parameters:
@@ -113,6 +117,12 @@ class _Forward:
 
     def _leave(self, module, args, output) -> None:
         self.selected = None
+        # What another node's patch has put there, its next patch may look for (the host's MultiTalk).
+        for options, copy in self.given:
+            for name in options.keys() - copy.keys():
+                del options[name]
+            options.update((name, value) for name, value in copy.items() if name != OVERRIDE)
+        self.given.clear()
 
     def overridden(self, options: dict) -> dict:
         """The transformer_options for a selected module: our override around the one that is there."""
