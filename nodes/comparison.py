@@ -82,7 +82,7 @@ class PAGGrid(io.ComfyNode):
             attach(model, PAGSettings(scale, row.layers, row.options)), positive, negative, cfg, cfg_start_percent,
             cfg_end_percent) for index, row in enumerate(rows) for scale in columns}
         if any(row.options.row == "negative" for row in rows) and any(columns):
-            check_negative(next(iter(guiders.values())))
+            check_negative(next(iter(guiders.values())), sampler_name)
 
         progress = Progress(model, len(guiders), in_panel=True)
         images: dict[tuple[int, float], torch.Tensor] = {}  # each [B, H, W, 3]

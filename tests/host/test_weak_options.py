@@ -1,7 +1,9 @@
 """Which row is weak, in which layers, when and where: what PAG Options asks for, in a run."""
 
+import comfy.samplers
 import pytest
 import torch
+from comfy.model_patcher import set_model_options_patch_replace
 from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.checks import SettingError
 from pag_pack.pag_core.delta import split
@@ -10,7 +12,7 @@ from pag_pack.pag_core.settings import NoNegativeError, PAGOptions
 from pag_pack.pag_core.stages import select_stages
 
 from . import models
-from .runs import Run, counted, patched, relative_error
+from .runs import Run, counted, identity, patched, relative_error
 from .sampled_families import SAMPLED
 from .test_family_sampling import sampled as sampled_family
 
@@ -41,6 +43,31 @@ def test_the_scale_of_a_weak_negative_only_switches_it_on():
 def test_at_cfg_1_there_is_no_negative_and_the_error_says_so():
     with pytest.raises(NoNegativeError, match="at cfg 1 there is no negative"):
         sampled(run=Run(steps=1, cfg=1.0), row="negative")
+
+
+@pytest.mark.parametrize("regional", ["positive", "negative"])
+def test_beside_a_prompt_for_a_region_the_negatives_rows_alone_are_weak(regional):
+    """The host puts a copy of the regional prompt into the other one, under the same uuid."""
+    prompts = {"positive": models.conditioning(1), "negative": models.conditioning(2)}
+    prompts[regional] = [*models.conditioning(3), *models.conditioning(4, area=(8, 4, 0, 4), strength=1.0)]
+    run = Run(steps=2, cfg=5.0, latent=models.empty_latent(1, 8, 8), **prompts)
+
+    def calls(args: dict) -> list[torch.Tensor]:
+        def predicted(conds: list, options: dict) -> list[torch.Tensor]:
+            return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
+
+        cond, uncond = args["conds"]
+        weak = set_model_options_patch_replace(args["model_options"].copy(), identity, "attn1", "middle", 0)
+        return [predicted([cond, None], args["model_options"])[0], predicted([None, uncond], weak)[1]]
+
+    apart = models.sd15().clone()
+    apart.set_model_sampler_calc_cond_batch_function(calls)
+    assert relative_error(sampled(run=run, row="negative"), run.ksampler(apart)) <= 1e-4
+
+
+def test_the_samplers_of_cfg_plus_plus_have_a_negative_at_cfg_1():
+    run = Run(steps=4, cfg=1.0, sampler="euler_cfg_pp", latent=models.empty_latent(1, 8, 8))
+    assert relative_error(sampled("all", run=run, row="negative"), run.ksampler(models.sd15())) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["skip_block", "identity"])

@@ -54,7 +54,7 @@ class Sampling:
         for layers in selections:
             guider = self.guider(group, layers, self.scale)
             if self.options.row == "negative":
-                check_negative(guider)
+                check_negative(guider, self.sampler_name)
 
     @property
     def key(self) -> tuple:

@@ -138,7 +138,8 @@ class Guidance:
         check_samples(guider.model_patcher, noise, latent_image, kwargs.get("latent_shapes"))
         options = self.settings.options
         if options.row == "negative":
-            check_negative(guider)
+            function = getattr(sampler, "sampler_function", None)
+            check_negative(guider, getattr(function, "__name__", ""))
         if self.found.family and self.found.family.one_sample and noise.shape[0] > 1:
             raise SettingError(f"{self.found.name} mixes the samples of a batch in the calls that PAG needs. Set the "
                                f"batch size to 1; it is {noise.shape[0]}.")
