@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .blur import blur
 from .checks import number
+from .schedule import ROUNDING
 
 _BINOMIAL = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]  # the kernel of Laplacian pyramids
 MEMORY = 0.6  # the share of the older predictions that a step keeps in `History`
@@ -82,7 +83,8 @@ class History:
 
         It is 0 in a first step, and after a jump: where noise was added again, or the latent has another shape.
         """
-        if self.mean is None or self.mean.shape != cond.shape or sigma > self.sigma:
+        # Between two steps, ancestral samplers may stop where the next one begins but for rounding.
+        if self.mean is None or self.mean.shape != cond.shape or sigma * (1 - ROUNDING) > self.sigma:
             self.mean = cond
         self.sigma = sigma
         change = cond - self.mean

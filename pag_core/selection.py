@@ -58,6 +58,7 @@ _ALIASES = (
 # A number is of 100 digits at most, for of a few thousand Python makes no integer.
 _ADDRESS = r"((?:[a-z][a-z_]*\.?)?(?:\d+\.)*)(\d{1,100})(?:-(\d{1,100}))?"
 _HEADS = r"h?(\d{1,100})(?:-(\d{1,100}))?"
+_MAX_MEANT = 200  # characters of a term that is guessed at
 _MAX_LENGTH = 8000  # characters; the longest that `text_of` writes stay below, and an error message has to quote it
 
 
@@ -77,8 +78,7 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     """
     if not isinstance(text, str):
         raise SelectionError(f"layers must be text, got {text!r}. {_available(layers)}")
-    if len(text) > _MAX_LENGTH:
-        raise SelectionError(f"layers has {len(text)} characters; the limit is {_MAX_LENGTH}.")
+    check_length(text)
     chosen: dict[Layer, frozenset[int]] = {}
     excluded: list[tuple[str, dict[Layer, frozenset[int]]]] = []
     for term in map(str.strip, text.split(",")):
@@ -108,6 +108,12 @@ def select(text: str, layers: tuple[Layer, ...], auto: str) -> dict[Layer, froze
     return resolved
 
 
+def check_length(text: str) -> None:
+    """Raise SelectionError for a text that is too long to be quoted in an error message."""
+    if len(text) > _MAX_LENGTH:
+        raise SelectionError(f"layers has {len(text)} characters; the limit is {_MAX_LENGTH}.")
+
+
 # What people write in place of the grammar's signs.
 _HABITS = (
     (r"[\"'`()\[\]{}]|\b(?:layers?|blocks?)\b[\s.=]*", " "),
@@ -123,7 +129,9 @@ _HABITS = (
 
 def meant(term: str, layers: tuple[Layer, ...], auto: str) -> str | None:
     """What a term that cannot be read was probably meant to be, if that is a valid selection; else None."""
-    text = unicodedata.normalize("NFKC", term[:200]).lower().strip()  # of full-width signs the plain ones
+    if len(term) > _MAX_MEANT:
+        return None
+    text = unicodedata.normalize("NFKC", term).lower().strip()  # of full-width signs the plain ones
     for pattern, replacement in _HABITS:
         text = re.sub(pattern, replacement, text.strip())
     text = text.strip(",")

@@ -16,7 +16,7 @@ import torch
 from .attention import seeded
 from .checks import SettingError
 from .schedule import PercentToSigma, window_from_percent
-from .selection import Layer, SelectionError, meant, select
+from .selection import Layer, SelectionError, check_length, meant, select
 
 _STAGE = re.compile(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*:(.*)", re.ASCII | re.DOTALL)
 T = TypeVar("T")
@@ -47,6 +47,7 @@ def select_stages(text: str, layers: tuple[Layer, ...], auto: str) -> tuple[Stag
         return (Stage(0.0, 1.0, select(text, layers, auto)),)
     stages, start = [], 0.0
     for part in text.split(";"):
+        check_length(part)
         match = _STAGE.fullmatch(part)
         if not match:
             plain = None if "%" in text else meant(text, layers, auto)
@@ -55,6 +56,9 @@ def select_stages(text: str, layers: tuple[Layer, ...], auto: str) -> tuple[Stag
         end = float(match[1]) / 100.0
         if end > 1.0:
             raise SelectionError(f"layers: the stage {part.strip()!r} ends after 100% of the run.")
+        if end == 0.0:
+            raise SelectionError(f"layers: the stage {part.strip()!r} ends where the run begins; each stage must end "
+                                 f"later than 0%.")
         if end <= start:
             raise SelectionError(f"layers: the stage {part.strip()!r} overlaps the previous one, which ends at "
                                  f"{start * 100:g}%; each stage must end later than the one before.")

@@ -2,9 +2,13 @@
 
 import logging
 
+import comfy.samplers
 import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
+from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
@@ -44,6 +48,22 @@ def test_a_window_without_a_step_is_reported_once_a_run(sample, warned):
     assert NO_STEP in message
     sample(Run(), models.sd15(), SCALE, "m0", options)
     assert len(warned()) == 2
+
+
+@pytest.mark.parametrize(("sigmas", "options", "message"), [
+    ([0.0], PAGOptions(), "this run has no steps"),
+    ([0.0], PAGOptions(row="negative"), "this run has no steps"),
+    ([15.0, 0.0], PAGOptions(schedule="linear_up"), "schedule is linear_up, and the scale is 0 in every sampled step"),
+    ([15.0, 0.0], PAGOptions(start_percent=0.5, row="negative"), NO_STEP),
+], ids=["no step", "no step, negative", "schedule", "range, negative"])
+def test_what_left_a_run_without_effect_is_named(sigmas, options, message, warned):
+    run = Run()
+    guider = PAGGuider.execute(models.sd15(), run.positive, run.negative, run.cfg, SCALE, "m0",
+                               options=options).result[0]
+    SamplerCustomAdvanced.execute(Noise_RandomNoise(1), guider, comfy.samplers.sampler_object("euler"),
+                                  torch.tensor(sigmas), run.latent)
+    (said,) = warned()
+    assert message in said
 
 
 def hypertile(model):

@@ -90,6 +90,13 @@ def test_after_a_jump_a_new_history_begins(shape, sigma):
     assert not history.momentum(torch.zeros(shape), sigma).any()
 
 
+def test_rounding_of_the_noise_level_is_no_jump():
+    """dpm_2_ancestral stops between two steps where the next one begins but for rounding."""
+    history = History()
+    history.momentum(torch.zeros(1, 4, 8, 8), 1.0)
+    assert history.momentum(torch.ones(1, 4, 8, 8), 1.0 + 1e-6).all()
+
+
 def test_the_rules_follow_one_another():
     delta, cond, perturbed, x, origin, earlier = tensors(SHAPES["picture"], 6)
     histories = History(), History()

@@ -40,7 +40,7 @@ def test_stages_are_read_in_order_with_their_heads(text):
 @pytest.mark.parametrize(("text", "complaint"), [
     ("60%: 1; 50%: 2; 100%: 3", r"'50%: 2' overlaps .* ends at 60%"),
     ("60%: 1; 60%: 2; 100%: 3", r"'60%: 2' overlaps"),
-    ("0%: 1; 100%: 3", r"'0%: 1' overlaps"),
+    ("0%: 1; 100%: 3", r"'0%: 1' ends where the run begins"),
     ("60%: 1; 90%: 2", r"a gap from 90% to 100%"),
     ("60%: 1", r"a gap from 60%"),
     ("60%: 1; 120%: 2", r"'120%: 2' ends after 100%"),
@@ -51,6 +51,7 @@ def test_stages_are_read_in_order_with_their_heads(text):
     ("60%: ; 100%: 2", r"has an empty term"),
     ("60%: 99; 100%: 2", r"no self-attention layer '99'"),
     ("60%: 1:h9; 100%: 2", r"asks for h9"),
+    ("60%: 1; " + "x" * 9000, r"^layers has 9001 characters; the limit is 8000\.$"),
 ])
 def test_bad_stages_are_refused_with_the_stage_quoted(text, complaint):
     with pytest.raises(SelectionError, match=complaint):

@@ -160,7 +160,7 @@ class Guidance:
         with asked(guider, self, run):
             output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         if not self.settings.is_off:
-            run.report(type(guider).__name__)
+            run.report(type(guider).__name__, sigmas is None or len(sigmas) > 1)
         return output
 
     def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None,
@@ -204,6 +204,7 @@ class Guidance:
                        or settings.reuse_every > 1 or settings.momentum > 0.0 or run.is_watched)
         sigma = float(timestep.max()) if reads_sigma else None
         scale = self.settings.scale if sigma is None else run.schedule.scale_at(sigma)
+        run.is_faded |= scale == 0.0 and sigma is not None and sigma in run.schedule.window
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
         patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)))
@@ -240,7 +241,7 @@ class Guidance:
     def _with_weak_negative(self, predict: Callable[..., torch.Tensor], model_options: dict, guider, patch: Patch,
                             run: Run, sigma: float | None, acts: bool) -> torch.Tensor:
         """The step whose negative rows are weak, where PAG acts."""
-        run.is_negative = True
+        run.is_negative |= acts
         noise_key = (sigma,) if self.settings.options.kind.is_random else ()
 
         def once() -> torch.Tensor:

@@ -93,6 +93,7 @@ class Run:
         self.is_asked = False  # whether it is in one of these
         self.wanted = 0  # evaluations in which it was to add something
         self.steps = 0  # in which it added something
+        self.is_faded = False  # whether the schedule had a scale of 0 in an evaluation within the range
         self.largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
         self.skipped: set[str] = set()  # layers whose attention was left alone
         self.declined: set[str] = set()  # why the prefix could not be shared
@@ -210,7 +211,7 @@ class Run:
         largest = delta.abs().amax()
         self.largest_delta = largest if self.largest_delta is None else torch.maximum(self.largest_delta, largest)
 
-    def report(self, guider: str) -> None:
+    def report(self, guider: str, has_steps: bool = True) -> None:
         """Say what a user would otherwise have to guess: that PAG did nothing, and why."""
         begin()
         if self.skipped:
@@ -221,7 +222,10 @@ class Run:
             _log.info("PAG: computed the perturbed prediction in a separate call (same result): %s.", reason)
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
-        if self.calls == 0:
+        if not has_steps and self.calls == 0:
+            _tell("PAG had no effect: this run has no steps, since it was given fewer than two sigmas. Check the node "
+                  "that makes or splits the sigmas.")
+        elif self.calls == 0:
             _tell(f"PAG had no effect: the guider of this run ({guider}) bypasses ComfyUI's PREDICT_NOISE wrappers, "
                   f"which PAG needs. Use another guider or sampler node, for example PAG Guider.")
         elif self.is_negative and self.weak_negatives == 0:
@@ -232,6 +236,9 @@ class Run:
         elif self.wanted and self.steps == 0:
             _tell(f"PAG had no effect: the guider of this run ({guider}) runs no post-CFG functions, which PAG needs. "
                   f"Raise its cfg above 1, or use another guider, for example PAG Guider.")
+        elif self.steps == 0 and self.is_faded:
+            _tell(f"PAG had no effect: schedule is {self.schedule.schedule}, and the scale is 0 in every sampled step "
+                  f"within its range. Use more steps, or set schedule to constant.")
         elif self.steps == 0:
             _tell("PAG: no sampled step lies between start_percent and end_percent (or start_sigma and end_sigma), "
                   "so it had no effect. Widen the range.")
