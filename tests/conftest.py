@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ class RootIsNoTestPackage:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
         return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is heeded
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What the marker in_turn leaves out becomes slow."""
+    values, others = defaultdict(dict), defaultdict(dict)  # {test: {a combination: its place}}
+    for item in items:
+        if marker := item.get_closest_marker("in_turn"):
+            given = {name: id(value) for name, value in item.callspec.params.items()}
+            value = tuple(given.pop(name) for name in marker.args)
+            place = values[item.function].setdefault(value, len(values[item.function]))
+            other = others[item.function].setdefault(tuple(given.values()), len(others[item.function]))
+            item.in_turn = place, other
+    for item in items:
+        if hasattr(item, "in_turn") and item.in_turn[1] % len(values[item.function]) != item.in_turn[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

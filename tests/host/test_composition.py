@@ -159,6 +159,7 @@ RUNS = {
 }
 
 
+@pytest.mark.in_turn("layers")
 @pytest.mark.parametrize("layers", ["m0", "u0"])
 @pytest.mark.parametrize("name", MODELS)
 def test_beside_a_model_patch(name, layers, composed):
@@ -173,6 +174,7 @@ def test_beside_a_model_patch(name, layers, composed):
     assert relative_error(result, run.ksampler(model)) > 1e-3
 
 
+@pytest.mark.in_turn("layers")
 @pytest.mark.parametrize("layers", ["m0", "u0"])
 @pytest.mark.parametrize("name", RUNS)
 def test_beside_conditioning(name, layers, composed):
@@ -242,6 +244,7 @@ def test_half_precision_stays_within_the_noise_of_a_rebatched_pass(dtype):
     assert relative_error(shared, whole) <= 2 * relative_error(separate, whole) + 1e-6
 
 
+@pytest.mark.in_turn("layers")
 @pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 @pytest.mark.parametrize("layers", ["m0", "u0"])
 def test_weights_that_are_stored_smaller_than_they_are_computed(weights, layers, composed):

@@ -189,6 +189,7 @@ def counted(call) -> tuple[torch.Tensor, int]:
         return call(), counter.get_total_flops()
 
 
+@pytest.mark.in_turn("last")
 @pytest.mark.usefixtures("plain")  # which skips where the host alone fails
 @pytest.mark.parametrize("last", [False, True], ids=["first layer", "last layer"])
 def test_rows_that_join_late_are_the_same(case, network, last):

@@ -84,6 +84,7 @@ def broken_at(number: int, function):
     return call
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @families
 @pytest.mark.parametrize(("where", "name"), [(attention, "perturb_attention"), (run.Run, "record")],
@@ -105,6 +106,7 @@ def fail(*_):
     raise BrokenError
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @pytest.mark.parametrize(("family", "kind"), [
     (models.sd15, "attn1_patch"), (models.sd15, "attn2_patch"), (models.sd15, "attn1_output_patch"),

@@ -71,7 +71,7 @@ STEPS = Run(steps=4)
     (STEPS, SCALE, PAGOptions(preview="delta")),
     (Run(steps=4, cfg_window=(0.3, 0.7)), SCALE, PAGOptions()),
     (Run(steps=4, latent=models.picture_latent(noise_mask=models.half_mask()), denoise=0.6), SCALE, PAGOptions()),
-    *((Run(steps=4, sampler=sampler), SCALE, PAGOptions(reuse_every=3))
+    *(pytest.param(Run(steps=4, sampler=sampler), SCALE, PAGOptions(reuse_every=3), marks=pytest.mark.slow)
       for sampler in ("heun", "dpm_2", "dpmpp_2s_ancestral", "uni_pc", "dpm_fast", "dpm_adaptive", "lms", "ddim")),
 ], ids=["plain", "cfg 1, batch 2", "scale 0", "strength 0", "range", "schedule and reuse", "random", "delta preview",
         "CFG range", "inpainting", *("heun", "dpm_2", "dpmpp_2s_ancestral", "uni_pc", "dpm_fast", "dpm_adaptive",

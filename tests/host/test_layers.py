@@ -47,6 +47,7 @@ def latent(family) -> dict:
     return models.empty_latent(2, 9, 13) if family is not models.x4_upscaler else models.empty_latent(1, 9, 13)
 
 
+@pytest.mark.in_turn("share_prefix", "cfg")
 @pytest.mark.parametrize(("family", "layers", "keys"), [
     (models.sd15, "d0", [("input", 1)]),
     (models.sd15, "u3", [("output", 5)]),

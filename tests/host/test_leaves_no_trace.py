@@ -84,6 +84,7 @@ def fail() -> None:
     raise BrokenError
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @families
 @pytest.mark.parametrize(("action", "error"), [

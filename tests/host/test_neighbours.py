@@ -55,8 +55,8 @@ def sampled(cfg: float, batch: int) -> Run:
     return Run(cfg=cfg, steps=2, latent=models.empty_latent(batch), positive=models.conditioning(1))
 
 
-@pytest.mark.parametrize(("cfg", "batch", "chain"), [
-    pytest.param(*case, marks=() if case[1] == 2 else pytest.mark.slow) for case in CASES])
+@pytest.mark.in_turn("cfg", "batch", "chain")
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_the_same_as_in_a_call_of_its_own(name, cfg, batch, chain):
     run, neighbour = sampled(cfg, batch), NEIGHBOURS[name]

@@ -15,6 +15,7 @@ ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
 FOUR_STEPS = Run(steps=4)
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
 @pytest.mark.parametrize(("scale", "options"), [
@@ -32,6 +33,7 @@ def test_off_is_the_plain_sampler_bit_for_bit_without_an_extra_call(sample, cfg,
     assert rows == [1 if cfg == 1.0 else 2] * 3
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @pytest.mark.parametrize("run", [
     Run(latent=models.picture_latent(), denoise=0.5),
@@ -65,6 +67,7 @@ def test_on_makes_one_call_a_step_with_one_row_more(sample, cfg, expected):
     assert rows == [expected] * 3
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @pytest.mark.parametrize(("window", "expected"), [
     ((0.0, 1.0), [3, 3, 3, 3]),
@@ -81,6 +84,7 @@ def test_pag_window_touches_exactly_its_steps(sample, window, expected):
     assert rows == expected
 
 
+@pytest.mark.in_turn("sample")
 @ways
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform",
                                        "beta", "linear_quadratic", "kl_optimal"])

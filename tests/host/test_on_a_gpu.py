@@ -79,6 +79,7 @@ def run(family, **settings) -> Run:
     return Run(latent={"samples": torch.zeros(2, channels, 8, 12)}, **settings)
 
 
+@pytest.mark.in_turn("sample")
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
 @ways
 @families

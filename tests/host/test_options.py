@@ -38,6 +38,7 @@ def test_randomness_depends_on_the_seed_and_not_on_how_the_batch_is_split(kind, 
     assert relative_error(run.model_patch(model, SCALE, "m0", options), together) < 1e-4
 
 
+@pytest.mark.in_turn("sample")
 @pytest.mark.parametrize("mode", sorted(RESCALE_MODES))
 @ways
 def test_every_rescale_mode_acts_and_is_neutral_at_zero(sample, mode):

@@ -129,6 +129,7 @@ def parity_table(request):
             reporter.write_line(f"  {row['error']:.1e}  {row['node']:<13}  {row['case']}")
 
 
+@pytest.mark.in_turn("node")
 @pytest.mark.parametrize("node", WAYS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_node_equals_the_hosts_own_pag(case, node, parity_table, record_property, composed):

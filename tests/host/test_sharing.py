@@ -118,6 +118,7 @@ def test_beside_a_control_net(place):
     assert relative_error(result, run.model_patch(models.sd15(), SCALE, "m0", WHOLE)) < 1e-4
 
 
+@pytest.mark.in_turn("fitting")
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("fitting", [1, 2], ids=["row by row", "two of three rows"])
 def test_with_little_memory(name, fitting, monkeypatch):

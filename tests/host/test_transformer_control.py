@@ -66,6 +66,7 @@ def controlled(name: str, cfg: float, seed: int = 0, both: bool = True) -> Run:
     return replace(run, positive=positive, negative=negative if both else run.negative)
 
 
+@pytest.mark.in_turn("cfg", "both")
 @pytest.mark.parametrize(("cfg", "both"), [(1.0, True), (4.0, True), (4.0, False)])
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
 def test_perturbed_rows_get_the_residuals_of_every_block(name, layer, cfg, both):

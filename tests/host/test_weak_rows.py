@@ -83,7 +83,8 @@ def test_what_went_into_a_skipped_block_stays_as_it_is(beside):
     assert max(errors(ours, run.ksampler(model))) > 1e-3
 
 
-@pytest.mark.parametrize("cfg", [pytest.param(1.0, marks=pytest.mark.slow), 4.0])
+@pytest.mark.in_turn("cfg")
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_skipped_block_equals_a_call_of_its_own_and_the_hosts_node(family, cfg):
     how, model = family
     layer = last_layer(how)

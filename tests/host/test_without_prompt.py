@@ -64,6 +64,7 @@ PIPELINES = {"ControlNet": (models.sd15, controlled), "inpainting": (models.sd15
              "x4 upscaler": (models.x4_upscaler, upscaling)}
 
 
+@pytest.mark.in_turn("way")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
 @pytest.mark.parametrize("name", PIPELINES)
