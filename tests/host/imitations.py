@@ -315,20 +315,55 @@ def rows_mixed_by_attention(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
-def pushed_from_the_negative(starts_below: float) -> Neighbour:
+def rows_mixed_later(kind: str) -> Neighbour:
+    """Every row has a part of the others', in the middle of a run and in one block alone: by a patch of this kind, by
+    what is in the place of an attention ("attn1", "attn2"), by the override, or by another forward of a module."""
+    def mixed(t: torch.Tensor, options: dict) -> torch.Tensor:
+        acts = 1.0 <= float(options["sigmas"].max()) <= 8.0 and options["block"] == ("input", 3)
+        return 0.6 * t + 0.4 * t.mean(0, keepdim=True) if acts else t
+
+    def attention(q, k, v, options):
+        return mixed(optimized_attention(q, k, v, options["n_heads"]), options)
+
+    def override(function, q, k, v, *args, transformer_options=None, **kwargs):
+        return function(q, k, mixed(v, transformer_options), *args, transformer_options=transformer_options, **kwargs)
+
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        model = model.clone()
+        if kind == "forward":
+            path = "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.forward"
+            own = model.get_model_object(path)
+            model.add_object_patch(path, lambda x, *args, transformer_options=None, **kwargs: mixed(own(
+                x, *args, transformer_options=transformer_options, **kwargs), transformer_options))
+        elif kind == "override":
+            model.model_options["transformer_options"]["optimized_attention_override"] = override
+        elif kind in ("attn1", "attn2"):
+            getattr(model, f"set_model_{kind}_replace")(attention, "input", 3)
+        elif kind in ("attn1_patch", "attn2_patch"):
+            model.set_model_patch(lambda q, k, v, options: (mixed(q, options), k, mixed(v, options)), kind)
+        else:
+            model.set_model_patch(mixed, kind)
+        return model
+    return attach
+
+
+def pushed_from_the_negative(model: ModelPatcher) -> ModelPatcher:
     """A cross-attention pushed away from the unconditional row's, where that is in the batch, from a noise level on."""
     def attn2(q, k, v, extra_options):
         index = extra_options["cond_or_uncond"]
         out = optimized_attention(q, k, v, extra_options["n_heads"]).chunk(len(index))
-        if 1 not in index or float(extra_options["sigmas"].max()) > starts_below:
+        if 1 not in index or float(extra_options["sigmas"].max()) > 8.0:
             return torch.cat(out)
         return torch.cat([1.5 * rows - 0.5 * out[index.index(1)] for rows in out])
 
-    def attach(model: ModelPatcher) -> ModelPatcher:
-        model = model.clone()
-        model.set_model_attn2_replace(attn2, "input", 3)
-        return model
-    return attach
+    model = model.clone()
+    model.set_model_attn2_replace(attn2, "input", 3)
+    return model
+
+
+LATER: dict[str, Neighbour] = {"pushed from the negative": pushed_from_the_negative, **{
+    kind: rows_mixed_later(kind) for kind in ("attn1_patch", "attn1_output_patch", "middle_patch", "attn2_patch",
+                                              "attn2_output_patch", "attn1", "attn2", "override", "forward")}}
 
 
 def before_cfg(model: ModelPatcher) -> ModelPatcher:

@@ -42,7 +42,7 @@ class Kept:
         is_complete: whether the first altered unit was reached.
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
-        inputs: {unit: samples of what it was given, one for each time that it ran}, where others act between units.
+        inputs: {unit: samples of what it was given, for each time that it ran}, where others act between units.
         beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
         remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
@@ -266,12 +266,18 @@ class _Recorder:
                 outputs[-1] = map_tensors(outputs[-1], lambda t: Blank(t.shape, t.dtype, t.device))
 
 
-def sampled(units: Units, args: tuple, kwargs: dict, rows: Sequence[int], of: int) -> list[torch.Tensor | None]:
-    """Some numbers of each of these rows of what a unit is given first, out of `of` rows; None where they are not
-    known."""
-    place, stream = next(iter((*enumerate(args), *kwargs.items())))
-    axis = units.axes.get(place, 0)
-    if not isinstance(stream, torch.Tensor) or axis is None or axis < 0 or stream.shape[axis] % of:
-        return [None] * len(rows)
-    given = [pick(stream, [row], of, axis).flatten() for row in rows]
-    return [t[::max(1, t.numel() // _SAMPLE)].clone() for t in given]
+def sampled(units: Units, args: tuple, kwargs: dict, rows: Sequence[int], of: int) -> list[list[torch.Tensor | None]]:
+    """Some numbers of each of these rows, out of `of` rows, of every tensor that a unit is given; None where the rows
+    are not known. The first of them is what the units hand on."""
+    found, batch = [], None
+    for place, t in (*enumerate(args), *kwargs.items()):
+        axis = units.axes.get(place, 0)
+        if not isinstance(t, torch.Tensor) or not t.ndim:
+            continue
+        if axis is None or not 0 <= axis < t.ndim or t.shape[axis] % of or batch not in (None, t.shape[axis]):
+            found.append([None] * len(rows))
+            continue
+        batch = t.shape[axis]
+        given = [pick(t, [row], of, axis).flatten() for row in rows]
+        found.append([part[::max(1, part.numel() // _SAMPLE)].clone() for part in given])
+    return [list(row) for row in zip(*found, strict=True)]

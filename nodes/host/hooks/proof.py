@@ -1,124 +1,231 @@
 """Whether a row that is left out of a unit would have been given the same there.
 
-Other nodes' patches inside a unit may treat a row by what else is in the batch (NAG looks for the unconditional row) or
-by chance (token merging). Then a weak row in a call of its own would not have got what its conditional row got, and may
-not start from it. Nothing tells such patches from others but what they do, so a few units are tried, once in a run, and
-others' attention functions in every step.
+Other nodes' code inside a unit may treat a row by what else is in the batch (NAG looks for the unconditional row) or by
+chance (token merging), and may begin to in the middle of a run. Then a weak row in a call of its own would not have got
+what its conditional row got, and may not start from it. Nothing tells such code from other code but what it does. So in
+every step it is called for the conditional rows alone as well, and has to give the same. That costs what it computes,
+not a unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
+import comfy.model_management
 import torch
+from torch import nn
 
 from ..models.families import result_axis
 from ..models.units import SELF_ATTENTION, Units
-from .entry import agree, is_same
+from .compiled import other_forward
+from .entry import agree
 from .joint import plain_rows
-from .remembered import unchanged
+from .remembered import Own, apart
 from .rows import RowPlan, UnclearError, map_tensors, options_of_rows, pick, running, tensors_in
 
+_STOPS = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
 
-@contextmanager
-def trying(units: Units, first: int, rows: list[int], options: dict, batch: int,
-           tell: Callable[[bool], None], others: list, replaced: Collection[int]) -> Iterator[None]:
-    """For one forward: runs two units before `first` for these rows alone as well, and tells of each whether it gives
-    the same. The last one, where the rows differ, and the first one, since token merging acts on large pictures only;
-    of those in which an attention is replaced, too.
+
+class Proof:
+    """Whether, beside other nodes' code in the units, a weak row may start from what its conditional row left. One for
+    a run of a whole chain of PAGs.
+
+    Attributes:
+        is_given: whether that code treats both alike; None until it was tried.
+        turn: how many forwards it was tried in.
+        unclear: indices of the units in which it lays the rows out anew.
+    """
+
+    def __init__(self) -> None:
+        self.is_given: bool | None = None
+        self.turn = 0
+        self.unclear: set[int] = set()
+
+    def add(self, is_same: bool) -> None:
+        """What came of trying."""
+        self.is_given = is_same and self.is_given is not False
+
+
+class Trials:
+    """In one forward of the host's own: what others have put into the units before `first` is tried.
+
+    Patches of little cost are tried in every unit. What computes a whole attention, or is a module's forward, in its
+    first calls and in one unit, another in each forward. Where the rows cannot be told, because a patch laid them out
+    anew, a unit as a whole is tried: one that is known, another in each forward, and the first that is found.
 
     Args:
         rows: places of the conditional rows in the batch.
         options: the transformer_options of the forward.
         batch: the first axis of what the network is given.
         others: what other nodes have attached that acts inside the units; it remembers nothing of a trial.
-        replaced: the units in which they replace an attention.
-    """
-    candidates = [unit for unit in units.modules[:first] if isinstance(unit, SELF_ATTENTION)] or units.modules[:first]
-    places = sorted(place for place in replaced if place < first)
-    tried = [candidates[0], candidates[-1], *(units.modules[place] for place in (*places[:1], *places[-1:]))]
-    plan = RowPlan(tuple(rows), tuple(range(len(options["uuids"]))))
-    with ExitStack() as stack:
-        for unit in {id(unit): unit for unit in tried}.values():
-            trial = _Trial(plan, options, batch, units, tell, others)
-            stack.callback(unit.register_forward_pre_hook(trial.before, with_kwargs=True).remove)
-            stack.callback(unit.register_forward_hook(trial.after).remove)
-        yield
-
-
-class Tried:
-    """Another node's attention function in a forward, tried in its first calls: for some of the rows alone, it has to
-    give the same. That costs an attention, not a unit.
-
-    Args:
-        function: given tensors of the whole batch, or of none, and the transformer_options or what is made of them.
-        calls: how many of its calls are tried.
-        rows, batch, others: as for `trying`.
-        of: how many rows the batch has.
-        tell: is told of each call whether it gives the same, [] on its device: asking would wait for it.
+        state: what among these is no function.
+        tell: is told of each trial whether it gave the same, [] on its device: asking would wait for it.
     """
 
-    def __init__(self, function: Callable, calls: int, rows: list[int], of: int, batch: int,
-                 tell: Callable[[torch.Tensor], None], others: list) -> None:
-        self.function, self.left = function, calls
-        self.rows, self.of, self.batch, self.tell, self.others = rows, of, batch, tell, others
+    def __init__(self, units: Units, first: int, rows: list[int], options: dict, batch: int, others: list,
+                 state: Sequence, proof: Proof, tell: Callable[[torch.Tensor], None]) -> None:
+        self.units, self.first, self.batch, self.tell = units, first, batch, tell
+        self.uuids, self.others, self.state, self.proof = options["uuids"], others, state, proof
+        self.plan = RowPlan(tuple(rows), tuple(range(len(self.uuids))))
+        attentions = [index for index, unit in enumerate(units.modules[:first]) if isinstance(unit, SELF_ATTENTION)]
+        self.turn = _in_turn(attentions or range(first), proof.turn)
+        self.whole = _in_turn(sorted(index for index in proof.unclear if index < first), proof.turn)  # to be tried
+        self.has_found = False  # a unit in which the rows cannot be told, and which was not known
+        self.calls: Counter = Counter()  # of functions of the same code
+        self.is_saving = False  # whether a unit may have to be tried as a whole
+        self.unit: int | None = None  # which runs
+        self.given: tuple | None = None  # the rows' part of what it was given
+        self.is_unclear = False
+        self.own: Own = {}  # what others remember of the trials in this unit
+        self.cut_options: dict[int, tuple[dict, dict]] = {}  # {id: (options that others were given, the rows' own)}
+
+    @contextmanager
+    def around(self, replaced: Sequence[nn.Module]) -> Iterator[None]:
+        """Hooks for the forward; `replaced` are modules in the units with another forward than the host's."""
+        with ExitStack() as stack:
+            for index, unit in enumerate(self.units.modules[:self.first]):
+                stack.callback(unit.register_forward_pre_hook(self._enter(index), with_kwargs=True).remove)
+                stack.callback(unit.register_forward_hook(self._leave).remove)
+            if replaced:
+                stack.enter_context(other_forward(_in_turn(replaced, self.proof.turn), self.tried))
+            yield
+        self.proof.turn += 1
+
+    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True) -> Callable:
+        """A function of others, tried in its first `calls` of a forward and in one unit (None: in all its calls).
+        `is_told`: where it is given rows that cannot be told, the unit has to be tried."""
+        self.is_saving |= is_told
+        return _Tried(self, function, calls, is_told)
+
+    def _enter(self, index: int) -> Callable:
+        def hook(unit, args, kwargs) -> None:
+            if self.unit is not None:
+                return
+            self.unit, self.is_unclear, self.given = index, False, None
+            if self.is_saving:
+                with suppress(UnclearError):
+                    # Copies, for the unit may change what it is given.
+                    self.given = _cloned(plain_rows(self.plan, self.batch, self.units, args, kwargs))
+        return hook
+
+    def _leave(self, unit, args, output) -> None:
+        if self.unit is None or unit is not self.units.modules[self.unit]:
+            return
+        index, self.unit = self.unit, None
+        given, self.given = self.given, None
+        self.own.clear()
+        self.cut_options.clear()
+        if not self.is_unclear:
+            return
+        is_new = index not in self.proof.unclear
+        self.proof.unclear.add(index)
+        if index != self.whole and (not is_new or self.has_found):
+            return
+        self.has_found |= is_new
+        alone = None
+        if given is not None:
+            with running(self.uuids, self.plan.plain):
+                alone = self.alone(lambda: unit.forward(*given[0], **given[1]), output, self.others, {})
+        axis = result_axis(self.units.axes)
+        self.agree(tensors_in(alone), [self.cut(t, axis) for t in tensors_in(output)])
+
+    def alone(self, call: Callable, given, others: list, own: Own):
+        """What a call gives of which others remember nothing but in `own`, with other random numbers, so that chance
+        shows; None where it fails. `given`: something that is on its device."""
+        with torch.random.fork_rng(devices=_devices(given)), apart(others, own):
+            torch.manual_seed(torch.initial_seed() ^ 1)
+            try:
+                return call()
+            except _STOPS:
+                raise
+            except Exception:
+                return None
+
+    def cut(self, t: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """The rows' part of a batch of all."""
+        return pick(t, self.plan.plain, len(self.plan.places), axis)
+
+    def options(self, given: dict) -> dict:
+        """A forward's options for the rows alone, the same in all trials of a unit: patches hand on things in them."""
+        if id(given) not in self.cut_options:
+            self.cut_options[id(given)] = given, options_of_rows(given, self.plan.plain, len(self.plan.places))
+        return self.cut_options[id(given)][1]
+
+    def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor]) -> None:
+        if not alone or len(alone) != len(among_all):
+            self.tell(torch.tensor(not alone and not among_all))
+        for one, other in zip(alone, among_all, strict=False):
+            self.tell(agree(one, other))
+
+
+class _Tried:
+    """A function of others in one forward, given tensors and a forward's options, or what is made of them."""
+
+    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool) -> None:
+        self.trials, self.function, self.calls, self.is_told = trials, function, calls, is_told
 
     def __call__(self, *args, **kwargs):
-        if not self.left or not any(t.shape[0] == self.batch for t in tensors_in(args)):
+        trials = self.trials
+        first = next(iter(tensors_in([value for value in (*args, *kwargs.values()) if not _is_options(value)])), None)
+        if trials.unit is None or first is None or not self._is_due():
             return self.function(*args, **kwargs)
-        self.left -= 1
+        if first.shape[0] != trials.batch:
+            trials.is_unclear |= self.is_told
+            return self.function(*args, **kwargs)
+        cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
         # Before the call itself, for others may count.
-        alone = _apart(lambda: self.function(*map(self._cut, args), **{
-            name: self._cut(value) for name, value in kwargs.items()}), args, self.others)
+        alone = tensors_in(trials.alone(lambda: self.function(*cut_args, **cut_kwargs), first,
+                                        [self.function, *trials.state], trials.own))
         out = self.function(*args, **kwargs)
-        self.tell(agree(alone, self._cut(out)))
+        got = [trials.cut(t) if t.shape[0] == trials.batch else t for t in tensors_in(out)]
+        if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):
+            trials.is_unclear = True
+        else:
+            trials.agree(alone, got)
         return out
 
+    def _is_due(self) -> bool:
+        if self.calls is None or self.trials.unit == self.trials.turn:
+            return True
+        code = _code(self.function)
+        self.trials.calls[code] += 1
+        return self.trials.calls[code] <= self.calls
+
     def _cut(self, value):
-        if isinstance(value, dict) and "uuids" in value:
-            return options_of_rows(value, self.rows, self.of)
-        return map_tensors(value, lambda t: pick(t, self.rows, self.of) if t.shape[0] == self.batch else t)
+        if _is_options(value):
+            return self.trials.options(value)
+        if isinstance(value, dict):
+            return {name: self._cut(item) for name, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(self._cut, value))
+        return map_tensors(value, lambda t: self.trials.cut(t).clone() if t.shape[0] == self.trials.batch else t)
 
 
-def _apart(call: Callable, args: tuple, others: list):
-    """A call of which others remember nothing, with other random numbers, so that chance shows."""
-    with torch.random.fork_rng(devices=_devices(args)), unchanged(others):
-        torch.manual_seed(torch.initial_seed() ^ 1)
-        return call()
+def _is_options(value) -> bool:
+    return isinstance(value, dict) and "uuids" in value
 
 
-class _Trial:
-    """One unit, tried the first time that it runs."""
+def _cloned(value):
+    """A unit's arguments with copies of the tensors; a forward's options as they are."""
+    if _is_options(value):
+        return value
+    if isinstance(value, dict):
+        return {name: _cloned(item) for name, item in value.items()}
+    return type(value)(map(_cloned, value)) if type(value) in (list, tuple) else map_tensors(value, torch.clone)
 
-    def __init__(self, plan: RowPlan, options: dict, batch: int, units: Units, tell: Callable[[bool], None],
-                 others: list) -> None:
-        self.plan, self.options, self.batch, self.units, self.tell = plan, options, batch, units, tell
-        self.others = others
-        self.is_done = False
-        self.alone = None
 
-    def before(self, unit, args, kwargs) -> None:
-        if self.is_done:
-            return
-        try:
-            args, kwargs = plain_rows(self.plan, self.batch, self.units, args, kwargs)
-        except UnclearError:
-            return
-        # Copies, for the unit may change what it is given.
-        args = map_tensors(args, torch.clone)
-        kwargs = {name: map_tensors(value, torch.clone) for name, value in kwargs.items()}
-        with running(self.options["uuids"], self.plan.plain):
-            self.alone = _apart(lambda: unit.forward(*args, **kwargs), args, self.others)
+def _in_turn(values: Sequence, turn: int):
+    """One of these, another in each turn; None of none."""
+    return values[turn % len(values)] if values else None
 
-    def after(self, unit, args, output) -> None:
-        if self.is_done:
-            return
-        self.is_done = True
-        rows, axis = self.plan.plain, result_axis(self.units.axes)
-        got = tensors_in(map_tensors(output, lambda t: pick(t, rows, len(self.plan.places), axis)))
-        self.tell(self.alone is not None and all(map(is_same, got, tensors_in(self.alone))))
-        self.alone = None
+
+def _code(function: Callable):
+    """What two functions of the same code share."""
+    function = getattr(function, "__func__", function)
+    return function.__code__ if isinstance(function, types.FunctionType) else type(function)
 
 
 def _devices(value) -> list[torch.device]:

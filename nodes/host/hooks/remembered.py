@@ -25,6 +25,7 @@ ABSENT = object()
 # the attributes of a class or of a network's module, or what a function names of its module
 Snapshot = dict[int, tuple[object, Mapping]]
 Change = tuple[object, object, object]  # container, key, value
+Own = dict[tuple[int, object], tuple[object, object]]  # {(what tells a container, key): (container, value)}
 
 
 class Value(NamedTuple):
@@ -98,14 +99,20 @@ def is_plain(value) -> bool:
 
 
 @contextmanager
-def unchanged(values: Iterable) -> Iterator[None]:
-    """What these remember is afterwards what it was before."""
-    before = snapshot(values)
+def apart(values: Iterable, own: Own, networks: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """What these remember inside is in `own`, which gets what they remember there; afterwards they remember what they
+    did before."""
+    before = snapshot(values, networks)
+    before = {**{place: (container, _content_of(container)) for (place, _), (container, _) in own.items()
+                 if place not in before}, **before}
+    for (_, key), (container, value) in own.items():
+        put(container, key, value)
     try:
         yield
     finally:
         for value in compared(before):
-            if value.is_changed:
+            if (value.place, value.key) in own or value.is_changed:
+                own[value.place, value.key] = value.container, value.now
                 put(value.container, value.key, value.then)
 
 

@@ -30,15 +30,17 @@ class PrefixLostError(Exception):
 
 @contextmanager
 def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
-              differs: Callable[[], str], proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[
-                 Callable[[], None]]:
+              differs: Callable[[], str], agreed: list[torch.Tensor],
+             proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
     """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
     yields on, all units run.
 
     Args:
         kept: of each row of the forward, in order.
         device: where the forward runs.
-        differs: is told where the units are given other than the conditional rows had; what that means.
+        differs: is told where the units are given other than the conditional rows had, or something has not `agreed`;
+            what that means.
+        agreed: answers of earlier trials, each [] on its device, which are asked when `first` is reached.
         proof: (a unit, who is told whether it gives what was kept): up to this one all units run, and on where it does
             not.
 
@@ -48,22 +50,24 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
     """
     reached, runs_all = threading.Event(), threading.Event()
     axis = result_axis(units.axes)
-    agreed: list[torch.Tensor] = []
 
     def compare(index: int, place: int, args: tuple, kwargs: dict) -> None:
         if not kept[0].inputs:
             return
         for row, mine in zip(kept, sampled(units, args, kwargs, range(len(kept)), len(kept)), strict=True):
-            given = row.inputs[index][place]
-            if mine is not None and given is not None:
-                agreed.append(agree(mine, given.to(mine.device)))
+            for number, (one, other) in enumerate(zip(mine, row.inputs[index][place], strict=False)):
+                # A text that shares a call with a longer one has another length.
+                if one is not None and other is not None and (number == 0 or one.shape == other.shape):
+                    agreed.append(agree(one, other.to(one.device)))
 
     def reach(module, args, kwargs) -> None:
         if reached.is_set():
             return
         reached.set()
         compare(first, 0, args, kwargs)
-        if not all_agree(agreed):
+        is_same = all_agree(agreed)
+        agreed.clear()
+        if not is_same:
             raise PrefixLostError(differs())
         for change in kept[0].remembered.get(first, ()):
             put(*change)

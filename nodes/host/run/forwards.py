@@ -14,12 +14,11 @@ from functools import partial
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..hooks.attention import OVERRIDE
 from ..hooks.compiled import as_written, uncompiled
 from ..hooks.entry import Entry, all_agree, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
-from ..hooks.proof import Tried, trying
+from ..hooks.proof import Trials
 from ..hooks.replay import replaying
 from ..models.structure import unwrapped
 from ..models.units import Units
@@ -27,9 +26,8 @@ from .neighbours import (
     FUNCTION_WRAPPER,
     KEY,
     in_units,
-    patches_units,
-    replaced_attentions,
-    with_attentions,
+    kept_in,
+    with_tried,
 )
 
 CHANCE = "another node's patch depends on the other rows of the batch, or on random numbers"
@@ -164,7 +162,7 @@ class Forwards:
             options = self._perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
             if store is not None and step.first_unit and units is not None:
-                if store.agreed:
+                if store.agreed and step.run.proof.is_given is None:  # later it is asked on the way; see `replaying`
                     step.run.proof.add(all_agree(store.agreed))
                     store.agreed.clear()
                 if not is_told:
@@ -181,7 +179,7 @@ class Forwards:
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
                     run_all = stack.enter_context(
-                        replaying(units, step.first_unit, kept, x.device, self._differs, proof))
+                        replaying(units, step.first_unit, kept, x.device, self._differs, store.agreed, proof))
                     if entry:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
@@ -222,16 +220,13 @@ class Forwards:
             others, given = in_units(options), options
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
-                if run.proof.is_given is None and patches_units(options):
-                    keys = replaced_attentions(options)
-                    replaced = {unit for key, unit in units.places.items() if key[:2] in keys}
-                    stack.enter_context(trying(units, first, rows, options, x.shape[0], run.proof.add, others,
-                                               replaced))
-                elif run.proof.is_given or OVERRIDE in options:
-                    given = with_attentions(options, lambda function, calls: Tried(
-                        function, calls, rows, len(options["uuids"]), x.shape[0], store.agreed.append, others))
-            if run.proof.is_given is None:
-                store.has_to_prove = run.has_other_forwards(network, units, first)
+                replaced = run.other_forwards(network, units, first)
+                store.has_to_prove |= run.proof.is_given is None and bool(replaced)
+                if others or replaced:
+                    trials = Trials(units, first, rows, options, x.shape[0], others, kept_in(options), run.proof,
+                                    store.agreed.append)
+                    given = with_tried(options, trials)
+                    stack.enter_context(trials.around(replaced))
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry, others))
             yield noting(given, KEY, entry.note) if entry else given
 

@@ -16,6 +16,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
 
 from ..hooks.attention import OVERRIDE
+from ..hooks.proof import Trials
 
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
@@ -23,7 +24,7 @@ FUNCTION_WRAPPER = "model_function_wrapper"
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 POST_CFG = "sampler_post_cfg_function"
 COMPILED = "the model is compiled"
-_ATTENTIONS = ("attn1", "attn2")  # in patches_replace
+_ATTENTIONS = {"attn1": 1, "attn2": None}  # in patches_replace: in how many calls they are tried; None: in all
 _HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options
 
 
@@ -80,22 +81,22 @@ def others_in_network(network: nn.Module) -> str | None:
         defined = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), None)
         if defined is not None and getattr(vars(defined)["forward"], "__module__", None) != defined.__module__:
             return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
-    if has_other_forwards(network):
+    if other_forwards(network):
         return "another node replaces the forward of a module"
     if any(hasattr(module, "_orig_mod") for module in network.modules()):
         return COMPILED
     return None
 
 
-def has_other_forwards(module: nn.Module) -> bool:
-    """Whether another node has put a forward of its own into a module or one inside it."""
+def other_forwards(module: nn.Module) -> list[nn.Module]:
+    """Those of a module and the modules inside it that another node has given a forward of its own."""
     def is_other(part: nn.Module) -> bool:
         # The host leaves the module's own there, where a patch of it was taken back.
         own = vars(part).get("forward")
         return (own is not None and not hasattr(part, "_orig_mod")
                 and getattr(own, "__func__", own) is not type(part).forward)
 
-    return any(map(is_other, module.modules()))
+    return list(filter(is_other, module.modules()))
 
 
 def is_compiled(model_options: dict) -> bool:
@@ -116,35 +117,44 @@ def in_units(options: dict) -> list:
     """What other nodes have attached that acts inside the blocks, by the transformer_options of a forward, and what it
     may keep in these."""
     patches = options.get("patches", {})
-    found = [patch for name in patches if name.startswith("attn") or name == "middle_patch" for patch in patches[name]]
+    found = [patch for name in patches if _is_in_units(name) for patch in patches[name]]
     found += [patch for name in _ATTENTIONS for patch in options.get("patches_replace", {}).get(name, {}).values()]
     if OVERRIDE in options:
         found.append(options[OVERRIDE])
-    return found + [value for name, value in options.items() if isinstance(value, (dict, list)) and name not in _HOSTS]
+    return found + kept_in(options)
 
 
-def patches_units(options: dict) -> bool:
-    """Whether other nodes patch or replace attentions inside the blocks, by the transformer_options of a forward."""
-    return any(options.get("patches", {}).values()) or any(
-        options.get("patches_replace", {}).get(name) for name in _ATTENTIONS)
+def kept_in(options: dict) -> list:
+    """What other nodes may keep in the transformer_options of a forward."""
+    return [value for name, value in options.items() if isinstance(value, (dict, list)) and name not in _HOSTS]
 
 
-def with_attentions(options: dict, change: Callable[[Callable, int], Callable]) -> dict:
-    """A copy of a forward's transformer_options in which every attention function of other nodes is what `change` makes
-    of it and of a number of calls: those in which the attention to the image and that to the text show."""
-    replaced = options.get("patches_replace", {})
-    changed = {name: {key: change(function, 1) for key, function in replaced[name].items()}
-               for name in _ATTENTIONS if replaced.get(name)}
-    options = {**options, "patches_replace": {**replaced, **changed}} if changed else options.copy()
+def with_tried(options: dict, trials: Trials) -> dict:
+    """A copy of a forward's transformer_options in which all functions of other nodes that act inside the blocks are
+    tried."""
+    tried = {}
+    for kind, change in (("patches", _tried_patches), ("patches_replace", _tried_replacements)):
+        if changed := change(options.get(kind, {}), trials):
+            tried[kind] = {**options[kind], **changed}
     if OVERRIDE in options:
-        options[OVERRIDE] = change(options[OVERRIDE], 2)
-    return options
+        # Two calls, in which the attention to the image and that to the text show.
+        tried[OVERRIDE] = trials.tried(options[OVERRIDE], 2, is_told=False)
+    return {**options, **tried}
 
 
-def replaced_attentions(options: dict) -> set[tuple]:
-    """The blocks, (kind, number), in which another node replaces an attention."""
-    replaced = options.get("patches_replace", {})
-    return {tuple(key[:2]) for name in _ATTENTIONS for key in replaced.get(name, {})}
+def _tried_patches(patches: dict, trials: Trials) -> dict:
+    return {name: [trials.tried(patch) for patch in found] for name, found in patches.items()
+            if found and _is_in_units(name)}
+
+
+def _tried_replacements(replaced: dict, trials: Trials) -> dict:
+    """An attention to the text costs little, and one to the image much."""
+    return {name: {key: trials.tried(function, calls) for key, function in replaced[name].items()}
+            for name, calls in _ATTENTIONS.items() if replaced.get(name)}
+
+
+def _is_in_units(patch: str) -> bool:
+    return patch.startswith("attn") or patch in ("middle_patch", "mlp_patch")
 
 
 def has_others(wrappers: dict) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,32 +17,17 @@ from ....pag_core.schedule import ROUNDING, ScaleSchedule
 from ....pag_core.stages import LayerPlan
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..hooks.kept import PrefixStore
+from ..hooks.proof import Proof
 from ..messages import begin, tell
 from ..models.layers import ModelLayers
 from ..models.structure import unwrapped
 from ..models.units import LayerKey, Units
 from .latents import Shapes
-from .neighbours import has_other_forwards, others_in_network
+from .neighbours import other_forwards, others_in_network
 from .predictions import Pair, Predictions
 from .states import Memory
 
 _log = logging.getLogger(__name__)
-
-
-class Proof:
-    """Whether, beside other nodes' patches, a weak row may start from what its conditional row left. One for a run of a
-    whole chain of PAGs.
-
-    Attributes:
-        is_given: whether patches inside the units treat both alike; None until it was tried, see `hooks.proof`.
-    """
-
-    def __init__(self) -> None:
-        self.is_given: bool | None = None
-
-    def add(self, is_same: bool) -> None:
-        """What came of trying a unit."""
-        self.is_given = is_same and self.is_given is not False
 
 
 @dataclass
@@ -50,13 +36,13 @@ class _Network:
 
     Attributes:
         units: as it was loaded.
-        replaced: indices of the units in which another node's forward runs.
+        replaced: of each unit the modules in which another node's forward runs.
         others: which code of another pack runs in it; None for none.
         swapped: its units as a node has them compiled for the length of a call, once looked up.
     """
 
     units: Units
-    replaced: list[int]
+    replaced: list[list[torch.nn.Module]]
     others: str | None
     swapped: Units | None = None
 
@@ -125,7 +111,7 @@ class Run:
         network = unwrapped(loaded)
         if network not in self._networks:
             units = self.found.units(network)
-            replaced = [index for index, unit in enumerate(units.modules) if has_other_forwards(unit)]
+            replaced = [other_forwards(unit) for unit in units.modules]
             self._networks[network] = _Network(units, replaced, others_in_network(loaded))
 
     def network(self) -> tuple[torch.nn.Module, Units]:
@@ -133,12 +119,12 @@ class Run:
         network, known = next(iter(self._networks.items()))
         return network, known.units
 
-    def has_other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> bool:
-        """Whether another node's forward runs in a unit before the `first`. Where the units are compiled for this
-        forward, their forwards are ours, and what was seen before the step counts."""
-        if self.compiled_units is not None:
-            return any(index < first for index in self._networks[network].replaced)
-        return any(map(has_other_forwards, units.modules[:first]))
+    def other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> list[torch.nn.Module]:
+        """The modules in the units before the `first` in which another node's forward runs. Where the units are
+        compiled for this forward, their forwards are ours, and what was seen before the step counts."""
+        found = (self._networks[network].replaced if self.compiled_units is not None
+                 else map(other_forwards, units.modules[:first]))
+        return list(itertools.chain(*itertools.islice(found, first)))
 
     def units(self, network: torch.nn.Module) -> Units | None:
         """The units of a network that runs; None where it is not one that `know` has seen."""

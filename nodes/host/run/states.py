@@ -17,14 +17,11 @@ import torch
 from torch import nn
 
 from ....pag_core.attention import PerturbationError
-from ..hooks.remembered import ABSENT, Snapshot, again, compared, is_plain, put, snapshot
+from ..hooks.remembered import ABSENT, Own, Snapshot, again, apart, compared, is_plain, snapshot
 from ..hooks.replay import PrefixLostError
 
 # (whether a function wrapper runs the network by itself) -> (the prediction, whether anything altered ran for it)
 Predict = Callable[[bool], "tuple[torch.Tensor, bool]"]
-
-
-Own = dict[tuple[int, object], tuple[object, object]]  # {(a container's id, key): (the container, value)}
 
 
 class NeighbourError(RuntimeError):
@@ -126,23 +123,12 @@ class Memory:
         which is to be made again is forgotten."""
         own, chance = dict(self.own), _chance()
         try:
-            return self._with_own(predict)
+            with apart(self.wrappers, self.own, self.networks):
+                return predict(self.is_past)
         except PrefixLostError:
             self.own = own
             _draw_again(chance)
             raise
-
-    def _with_own(self, predict: Predict) -> tuple[torch.Tensor, bool]:
-        others = snapshot(self.wrappers, self.networks)
-        for (_, key), (container, value) in self.own.items():
-            put(container, key, value)
-        try:
-            return predict(self.is_past)
-        finally:
-            for value in compared(others):
-                if (value.place, value.key) in self.own or value.is_changed:
-                    self.own[value.place, value.key] = value.container, value.now
-                    put(value.container, value.key, value.then)
 
 
 def _is_empty(value) -> bool:
