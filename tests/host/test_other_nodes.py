@@ -160,6 +160,15 @@ def test_other_guiders_give_what_they_give_with_the_hosts_own_pag(guider, compos
     assert relative_error(run.advanced(guider(model, run)), reference) > 1e-3
 
 
+@pytest.mark.parametrize("style", ["regular", "nested"])
+def test_beside_a_prompt_for_a_region_a_row_starts_from_its_own_prompts(style):
+    """The host puts copies of the regional prompt into the others, under the same uuid."""
+    region = models.conditioning(4, area=(8, 6, 0, 6), strength=1.0)
+    run, model = Run(positive=[*models.conditioning(1), *region]), models.sd15()
+    expected = run.advanced(dual_cfg(host_pag(model, 0.5), run, 5.0, 2.0, style))
+    assert relative_error(run.advanced(dual_cfg(patched(model, 0.5), run, 5.0, 2.0, style)), expected) <= 1e-4
+
+
 @pytest.mark.parametrize("sample", [
     lambda model, run: run.advanced(dual_cfg(model, run, 5.0, 2.0, "regular")),
     lambda model, run: replace(run, cfg=1.0).ksampler(CFGOverride.execute(model, 5.0, 0.0, 1.0).result[0]),

@@ -6,7 +6,7 @@ The host's call stays as it is; in each of its forwards the rows of the negative
 from __future__ import annotations
 
 from collections.abc import Collection
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
@@ -40,7 +40,7 @@ def check_negative(guider, sampler: str) -> None:
 
 def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tuple, run: Run) -> dict:
     """The model_options of a step whose negative rows are weak."""
-    negatives = _uuids_of_negatives(getattr(guider, "conds", {}))
+    negatives = {cond["uuid"] for cond in (getattr(guider, "conds", {}).get("negative") or ())}
     options = model_options.copy()
     transformer_options = options["transformer_options"] = options.get("transformer_options", {}).copy()
     wrappers = transformer_options["wrappers"] = transformer_options.get("wrappers", {}).copy()
@@ -54,17 +54,6 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     if is_apart and (chained is None or isinstance(chained, JointCall)):
         options[CALC_COND_BATCH] = ours.one_by_one
     return options
-
-
-def _uuids_of_negatives(conds: dict[str, list[dict]]) -> set[UUID]:
-    """The uuids of the negative's rows in this run. Beside a prompt for a region the host puts a copy of it into the
-    negative, under the prompt's own uuid: it gets another one, for the prompt itself stays as it is."""
-    negatives = conds.get("negative") or ()
-    others = {cond["uuid"] for name, rows in conds.items() if name != "negative" for cond in rows or ()}
-    for cond in negatives:
-        if cond["uuid"] in others:
-            cond["uuid"] = uuid5(cond["uuid"], "negative")
-    return {cond["uuid"] for cond in negatives}
 
 
 class _Forward:

@@ -49,6 +49,7 @@ from .neighbours import (
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
 from .run import Proof, Run
+from .uuids import make_distinct
 
 _PRE_CFG = "sampler_pre_cfg_function"
 _STORE = f"{KEY}_store"
@@ -190,6 +191,8 @@ class Guidance:
         model_options = {} if model_options is None else model_options
         run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
         run.calls += 1
+        if run.calls == 1:
+            make_distinct(getattr(executor.class_obj, "conds", {}))
         if run.calls == 1 and (others := attachments(model_options)):
             # Only now the host has taken from the network what an earlier run's nodes had put there.
             run.memory.begin(others, [executor.class_obj.model_patcher.model.diffusion_model])
