@@ -307,6 +307,18 @@ def test_the_demo_tells_times_with_their_spread():
     assert "b: CFG" not in text
 
 
+def test_no_character_of_a_picture_lacks_a_glyph(monkeypatch):
+    """Pillow's font draws a box for what it lacks."""
+    texts = []
+    monkeypatch.setattr(picture.ImageDraw.ImageDraw, "text", lambda _, __, text, *___, **____: texts.append(text))
+    images = [Image.new("RGB", (64, 64))]
+    demo.draw([demo.Row(block, "PAG", {}, {"cfg": 1.0, "pag_scale": 2.0}, images) for block in demo.EXAMPLES], adm(), 0)
+    picture.comparison("4 × 4", "S²", [picture.Block("", [picture.Row("−1", "2–3", images)])])
+    assert texts
+    missing = bytes(picture.font(20).getmask("\uffff"))
+    assert not [text for text in texts for letter in text if bytes(picture.font(20).getmask(letter)) == missing]
+
+
 def test_an_earlier_picture_is_kept(tmp_path):
     sheet = picture.comparison("t", "s", [picture.Block("b", [picture.Row("r", "d", [Image.new("L", (4, 4))] * 2)])])
     first, second = (picture.save_new(sheet, tmp_path, "comparison") for _ in range(2))

@@ -12,6 +12,7 @@ MARGIN, GAP, BLOCK_GAP = 28, 4, 20  # pixels
 LABELS = 176  # width of the row labels
 CELL = 112  # at least this wide; small images are enlarged by whole factors, without smoothing
 INK, FAINT, PAPER = "#1c1c1c", "#6b6b6b", "#ffffff"
+WITHOUT_GLYPH = str.maketrans("×²−–", "x2--")  # Pillow's font lacks these
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,21 @@ def comparison(title: str, subtitle: str, blocks: list[Block], columns: Sequence
 
     sheet = Image.new("RGB", (total_width, total_height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, INK, font(26))
-    draw.text((MARGIN, MARGIN + 38), subtitle, FAINT, font(15))
+
+    def write(x: float, y: float, text: str, colour: str, size: int, anchor: str = "la") -> None:
+        draw.text((x, y), text.translate(WITHOUT_GLYPH), colour, font(size), anchor=anchor)
+
+    write(MARGIN, MARGIN, title, INK, 26)
+    write(MARGIN, MARGIN + 38, subtitle, FAINT, 15)
     y = MARGIN + heading
     for column, name in enumerate(columns):
-        draw.text((left + column * (width + GAP) + width / 2, y + block_title - 8), name, FAINT, font(15), anchor="ms")
+        write(left + column * (width + GAP) + width / 2, y + block_title - 8, name, FAINT, 15, "ms")
     for block in blocks:
-        draw.text((MARGIN, y), block.title, INK, font(17))
+        write(MARGIN, y, block.title, INK, 17)
         y += block_title
         for row in block.rows:
-            draw.text((MARGIN, y + height / 2 - 3), row.name, INK, font(19), anchor="ls")
-            draw.text((MARGIN, y + height / 2 + 19), row.detail, FAINT, font(14), anchor="ls")
+            write(MARGIN, y + height / 2 - 3, row.name, INK, 19, "ls")
+            write(MARGIN, y + height / 2 + 19, row.detail, FAINT, 14, "ls")
             for column, image in enumerate(row.images):
                 enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
                 sheet.paste(enlarged, (left + column * (width + GAP), y))

@@ -21,7 +21,7 @@ def restorations(restorer: Restorer, store: Store, pairs: list[Pair]) -> Image.I
         made = [store.load(config, range(SHOWN)) for config in (both.plain, both.guided)]
         columns = [measured.movedim(-1, 1).mul(255).round().byte(), *made, restorer.truths[range(SHOWN)]]
         images = [image(column[i]) for i in range(SHOWN) for column in columns]
-        rows.append(Row(TASKS[both.task].name.replace("×", "x"), both.guided.settings, images))  # the font has no ×
+        rows.append(Row(TASKS[both.task].name, both.guided.settings, images))
     subtitle = f"The first {SHOWN} held-out pictures, not chosen; the same noise with and without PAG."
     return comparison(f"Restoration: {method} with and without PAG", subtitle, [Block("", rows)],
                       ("measured", method, f"{method} + PAG", "truth") * SHOWN)
