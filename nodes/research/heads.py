@@ -16,11 +16,13 @@ from ...pag_core.checks import SettingError, check_choice, check_whole
 from ...pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, number, to_images
 from ...pag_core.heads import Head, Round, Score, check_rounds, heads_of, hunt, report, text_of_heads, trials
 from ...pag_core.perturbation import MAX_SEED
-from ...pag_core.selection import Layer, select
+from ...pag_core.selection import Layer
 from ...pag_core.settings import PAGOptions, PAGSettings
+from ...pag_core.stages import select_stages
 from .. import inputs
 from ..host.messages import tell
 from ..host.models.layers import model_layers
+from ..host.research.kept import check_can_keep
 from ..host.research.likeness import SCORES, likeness_of
 from ..host.research.trials import Group, Sampling, Trials
 from ..host.sampling.decoding import Decoder
@@ -151,6 +153,7 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     batch = len(latent_image["samples"])
     likeness = likeness_of(score, clip_vision, clip, [prompts[group.prompt] for group in plan.groups], reference, batch)
 
+    check_can_keep()
     _say(f"PAG Head Search: at most {plan.runs} runs of {steps} steps ({plan.size}).")
     made.sample_plain(layers)
     if there := made.there(plan.first):
@@ -196,8 +199,16 @@ def planned(model, layers: str, chosen: str, rounds: int, heads_per_round: int, 
     """Raises SelectionError or SettingError if there is nothing to try, or not enough for the rounds."""
     found = model_layers(model)
     every = tuple(found.layers)
-    before = heads_of(select(chosen, every, found.auto)) if chosen.strip() else ()
-    heads = tuple(head for head in heads_of(select(layers, every, found.auto)) if head not in before)
+
+    def heads_in(name: str, text: str) -> tuple[Head, ...]:
+        stage, *others = select_stages(text, every, found.auto)
+        if others:
+            raise SettingError(f"{name} is {text!r}, but a search perturbs each head during the whole run. Give one "
+                               f"selection, without stages.")
+        return heads_of(stage.chosen)
+
+    before = heads_in("chosen", chosen) if chosen.strip() else ()
+    heads = tuple(head for head in heads_in("layers", layers) if head not in before)
     if not heads:
         raise SettingError(f"chosen already contains every head of layers {layers!r}. Add more layers.")
     check_rounds(len(heads), rounds, heads_per_round)

@@ -248,6 +248,7 @@ def test_progress_counts_through_all_runs(decode, monkeypatch):
 @pytest.mark.parametrize(("values", "message"), [
     ({"layers": "d9"}, "'d9'"),
     ({"chosen": "m0:h9"}, "'m0:h9'"),
+    ({"layers": "60%: m0; 100%: u0"}, "layers is .* during the whole run. Give one selection, without stages"),
     ({"chosen": "m0"}, "chosen already contains every head of layers 'm0'"),
     ({"pag_scale": 0.0}, "PAG is off"),
     ({"options": PAGOptions(strength=0.0)}, "PAG is off"),
@@ -280,6 +281,14 @@ def test_a_mistake_is_told_before_the_first_run(values, message, decode, output)
         search(RUN, values.pop("model", model), values.pop("vae", decode), **values)
     assert rows == []
     assert not list(output.rglob("*.png"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_before_the_first_run(decode, output):
+    (output / FOLDER).write_text("a file in its place")
+    model, rows = counted(models.sd15())
+    with pytest.raises(ValueError, match=r"pag_head_search is no folder that can be written to.*--output-directory"):
+        search(RUN, model, decode)
+    assert rows == []
 
 
 def test_only_prompts_may_be_several(decode):

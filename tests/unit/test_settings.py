@@ -220,7 +220,7 @@ def test_a_share_of_all_layers_is_refused_with_a_remedy():
     ("schedule", "linear"), ("rescale", 0.5), ("reuse_every", 2), ("preview", "delta"), ("early_damping", 8.0),
     ("momentum", 0.5), ("coarse_scale", 0.5), ("tangential_scale", 1.2), ("scale_mask", torch.ones(1, 8, 8))])
 def test_what_acts_on_a_push_of_its_own_is_refused_for_the_negatives_row(name, value):
-    with pytest.raises(SettingError, match=rf"^row is negative, but {name} acts on .* or row to extra"):
+    with pytest.raises(SettingError, match=rf"^row is negative, but {name} acts on .* or (set )?row to extra"):
         PAGOptions(row="negative", **{name: value})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -21,6 +22,15 @@ _LONGEST = 80  # characters of a file's name, before the number that the host ad
 def eight_bits(images: Tensor) -> Tensor:
     """Pictures [B, H, W, 3] as a PNG holds them, so that kept ones and new ones are alike."""
     return images.float().cpu().nan_to_num(0.0).clamp(0.0, 1.0).mul(255.0).round().div(255.0)
+
+
+def check_can_keep() -> None:
+    """Raise ValueError where no picture can be written to the output folder."""
+    folder = Path(folder_paths.get_output_directory()) / FOLDER
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"PAG Head Search saves its images in {folder}, but {there} is no folder that can be written "
+                         f"to. Make it one, or start ComfyUI with another --output-directory.")
 
 
 class KeptPictures:
