@@ -8,6 +8,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from pag_pack.pag_core.settings import PAGOptions
 
 from .full_map import FullMap
 from .runs import Run, relative_error
@@ -45,4 +46,16 @@ def test_equals_a_separate_pass_with_a_cache_of_its_own(cfg, layer):
     run = Run(cfg=cfg, steps=3, scheduler="simple", latent=how.latent(1), **how.prompts())
     expected = run.ksampler(separate_pass(how.build(), how, layer))
     assert relative_error(run.model_patch(cached(how.build()), SCALE, layer), expected) <= 1e-4
+    assert relative_error(run.ksampler(cached(how.build())), expected) > 1e-3
+
+
+@pytest.mark.parametrize(("layers", "options"), [
+    ("50%: single.1; 100%: double.1", PAGOptions()), ("single.1", PAGOptions(start_percent=0.4))],
+    ids=["later steps begin at an earlier block", "later steps alone"])
+def test_with_layers_and_ranges_of_later_steps(layers, options):
+    how = next(how for how in SAMPLED if how.name == "Flux 2, two references")
+    how = replace(how, arguments=how.arguments | {"guidance_embed": False})
+    run = Run(cfg=4.0, steps=4, scheduler="simple", latent=how.latent(1), **how.prompts())
+    expected = run.model_patch(cached(how.build()), SCALE, layers, replace(options, share_prefix=False))
+    assert relative_error(run.model_patch(cached(how.build()), SCALE, layers, options), expected) <= 1e-4
     assert relative_error(run.ksampler(cached(how.build())), expected) > 1e-3

@@ -12,6 +12,7 @@ from pag_pack.pag_core.settings import NoNegativeError, PAGOptions
 from pag_pack.pag_core.stages import select_stages
 
 from . import models
+from .imitations import without_options
 from .runs import Run, counted, identity, patched, relative_error
 from .sampled_families import SAMPLED
 from .test_family_sampling import sampled as sampled_family
@@ -43,6 +44,22 @@ def test_the_scale_of_a_weak_negative_only_switches_it_on():
 def test_at_cfg_1_there_is_no_negative_and_the_error_says_so():
     with pytest.raises(NoNegativeError, match="at cfg 1 there is no negative"):
         sampled(run=Run(steps=1, cfg=1.0), row="negative")
+
+
+def own_calls(args: dict) -> list[torch.Tensor]:
+    """Another node's calls for CFG, past the host's, without the names of the rows."""
+    texts = (models.conditioning(seed)[0][0].expand(len(args["input"]), -1, -1) for seed in (1, 2))
+    return [args["model"].apply_model(args["input"], args["sigma"], c_crossattn=text, transformer_options={})
+            for text, conds in zip(texts, args["conds"], strict=True) if conds]
+
+
+@pytest.mark.parametrize("beside", ["set_model_sampler_calc_cond_batch_function", "set_model_unet_function_wrapper"])
+def test_a_negative_that_another_node_hides_is_said_to_be_hidden(beside, caplog):
+    other = without_options if beside.endswith("wrapper") else own_calls
+    model = models.sd15().clone()
+    getattr(model, beside)(other)
+    assert relative_error(RUN.model_patch(model, 1.0, "m0", PAGOptions(row="negative")), RUN.ksampler(model)) <= 1e-5
+    assert "another node calls the model itself without saying which rows are the negative's" in caplog.text
 
 
 @pytest.mark.parametrize("regional", ["positive", "negative"])

@@ -5,7 +5,7 @@ The host's call stays as it is; in each of its forwards the rows of the negative
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 import comfy.samplers
@@ -53,6 +53,8 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     chained = options.get(CALC_COND_BATCH)  # another PAG's call of all rows, maybe; its own rows then run apart too
     if is_apart and (chained is None or isinstance(chained, JointCall)):
         options[CALC_COND_BATCH] = ours.one_by_one
+    elif chained is not None and not isinstance(chained, JointCall):
+        options[CALC_COND_BATCH] = ours.noting(chained)
     return options
 
 
@@ -80,8 +82,16 @@ class _Forward:
                                       self.noise_key) as options:
                 return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
+    def noting(self, calls: Callable[[dict], list]) -> Callable[[dict], list]:
+        """Another node's calls for CFG, and whether they were asked for the negative."""
+        def noted(args: dict) -> list:
+            self.run.is_negative_asked |= any(rows for rows in args["conds"][1:])
+            return calls(args)
+        return noted
+
     def one_by_one(self, args: dict) -> list:
         """The host's call, once for each prediction: for batches in which nothing tells the rows."""
+        self.run.is_negative_asked |= any(rows for rows in args["conds"][1:])
         outputs = []
         for index, rows in enumerate(args["conds"]):
             self.running = [cond["uuid"] for cond in rows or ()][:1]

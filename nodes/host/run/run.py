@@ -70,6 +70,7 @@ class Run:
         self.history: dict[int, History] = defaultdict(History)  # of each latent
         self.is_negative = False  # whether the negative's own row is to be weak
         self.weak_negatives = 0  # forwards in which the negative's own row was weak
+        self.is_negative_asked = False  # whether other nodes' calls were to compute the negative
         self.sigmas = sigmas
         self.is_watched = is_watched
         self.memory = Memory()
@@ -214,6 +215,9 @@ class Run:
         elif self.calls == 0:
             _tell(f"PAG had no effect: the guider of this run ({guider}) bypasses ComfyUI's PREDICT_NOISE wrappers, "
                   f"which PAG needs. Use another guider or sampler node, for example PAG Guider.")
+        elif self.is_negative and self.weak_negatives == 0 and self.is_negative_asked:
+            _tell("PAG had no effect: row is negative, but another node calls the model itself without saying which "
+                  "rows are the negative's. Remove that node, or set row to extra in PAG Options.")
         elif self.is_negative and self.weak_negatives == 0:
             _tell("PAG had no effect: row is negative, but no step of this run computed the negative prediction (CFG "
                   "was off). Raise cfg, or set row to extra in PAG Options.")
