@@ -27,10 +27,12 @@ export class Chart {
       this.draw();
       this.place();
     });
+  }
+
+  added() {
     this.observer.observe(this.element);
   }
 
-  /** The node was removed; undo may restore it and then makes a new chart. */
   removed() {
     this.observer.disconnect();
   }

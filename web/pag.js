@@ -1,8 +1,10 @@
 /** The PAG nodes in the editor: a layer picker for each `layers` input, a plot of the schedule, and the messages of a
  * run. The nodes work without it. */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { loadStyle } from "./dom.js";
+import { everyNode } from "./nodes.js";
 import { followPalette } from "./palette.js";
 import { Panel } from "./panel.js";
 import { Picker } from "./picker.js";
@@ -11,7 +13,7 @@ import { catchUp, followRuns } from "./runs.js";
 import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
 import { loadTexts } from "./texts.js";
-import { chain, changed, listen, onChange } from "./watch.js";
+import { chain, changed, listen } from "./watch.js";
 
 const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`; // the folder of this pack
 // How the editor's search box ranks a node that it finds: less comes first. Ours are used by too few to have a rank.
@@ -42,13 +44,13 @@ app.registerExtension({
   setup() {
     loadStyle("pag.css");
     followPalette();
-    listen();
     followRuns();
     listenToRuns();
-    onChange(() => {
+    listen(() => {
       catchUp();
       panels.forEach((panel) => panel.look());
     });
+    api.addEventListener("reconnected", () => panels.forEach((panel) => panel.answered()));
   },
 
   nodeCreated(node) {
@@ -58,20 +60,20 @@ app.registerExtension({
     if (!fitting.length && !nodeData.output_node) return;
     if (nodeData.output_node) showResultsHere(node);
     const panel = new Panel(node, fitting);
-    const add = () => {
+    chain(node, "onAdded", () => {
       panels.add(panel);
       panel.added();
-    };
-    add();
-    chain(node, "onAdded", add);
-    chain(node, "onRemoved", () => {
-      panels.delete(panel);
-      panel.removed();
     });
+    chain(node, "onRemoved", () => remove(panel));
     chain(node, "onConfigure", () => panel.restore());
   },
 
-  afterConfigureGraph: () => changed(),
+  afterConfigureGraph() {
+    const nodes = new Set(everyNode());
+    // Not every version of the editor tells the nodes inside subgraphs that their workflow is gone.
+    [...panels].filter(({ node }) => !nodes.has(node)).forEach(remove);
+    changed();
+  },
 
   refreshComboInNodes() {
     forgetModels();
@@ -79,6 +81,11 @@ app.registerExtension({
     changed();
   },
 });
+
+function remove(panel) {
+  panels.delete(panel);
+  panel.removed();
+}
 
 /** The panel shows a node's images, so the editor must not: one line for Nodes 2.0, one for the canvas. */
 function showResultsHere(node) {

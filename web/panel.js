@@ -13,7 +13,9 @@ const OPEN = "pag_panel"; // node properties, saved with the workflow
 const FAMILY = "pag_family";
 const NEW_WIDTH = 300; // enough for the widest model
 const CLOSED_HEIGHT = 32;
-const LONGEST_WAIT = 30_000; // milliseconds between two questions to a server that does not answer
+// Milliseconds between two questions to a server that does not answer.
+const FIRST_WAIT = 1_000;
+const LONGEST_WAIT = 30_000;
 // What the views use, and what would delete the node: the editor has other uses for them.
 const KEYS = new Set([" ", "Enter", "Escape", "Home", "End", "PageUp", "PageDown", "Delete", "Backspace",
   "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]);
@@ -68,12 +70,13 @@ export class Panel {
 
   added() {
     this.observer.observe(this.content);
+    for (const view of this.views) view.added?.();
     changed();
   }
 
   removed() {
     this.observer.disconnect();
-    clearTimeout(this.timer);
+    this.stopWaiting();
     for (const view of this.views) view.removed?.();
   }
 
@@ -170,7 +173,6 @@ export class Panel {
     if (!answer.id && this.family) answer = await describeModel({ family: this.family });
     if (key !== this.source) return; // the graph has changed meanwhile
     if (answer.isUnanswered) this.askAgain();
-    else this.wait = 0;
     this.model = answer.id ? answer : null;
     this.problem = problem;
     this.look();
@@ -184,12 +186,24 @@ export class Panel {
 
   /** Called after a question without an answer. */
   askAgain() {
+    if (this.timer) return;
+    const now = performance.now();
+    this.wait = now - this.unanswered < 2 * LONGEST_WAIT ? Math.min(LONGEST_WAIT, 2 * this.wait) : FIRST_WAIT;
+    this.unanswered = now;
+    this.timer = setTimeout(() => this.answered(), this.wait);
+  }
+
+  /** The server may answer now what it has not. */
+  answered() {
+    if (!this.timer) return;
+    this.stopWaiting();
+    this.forget();
+    this.look();
+  }
+
+  stopWaiting() {
     clearTimeout(this.timer);
-    this.wait = Math.min(LONGEST_WAIT, 2 * (this.wait || 500));
-    this.timer = setTimeout(() => {
-      this.forget();
-      this.look();
-    }, this.wait);
+    this.timer = null;
   }
 }
 

@@ -259,7 +259,8 @@ export class Picker {
 function familyChooser(panel) {
   const list = element("select", { "aria-label": t("model family"), onchange: () => { panel.family = list.value; } },
     element("option", { value: "" }, t("choose a family")));
-  ask("families").then(({ families = [] }) => {
+  ask("families").then(({ families = [], isUnanswered }) => {
+    if (isUnanswered) panel.askAgain();
     list.append(...families.map((name) => element("option", { value: name }, name)));
     list.value = panel.family;
   });

@@ -47,6 +47,10 @@ export class Plot {
     this.asked = null;
   }
 
+  added() {
+    this.chart.added();
+  }
+
   removed() {
     this.chart.removed();
   }

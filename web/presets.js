@@ -2,14 +2,18 @@
 
 import { app } from "../../scripts/app.js";
 import { ask } from "./server.js";
+import { t } from "./texts.js";
 import { undoable, write } from "./values.js";
 import { chain } from "./watch.js";
 
 const CUSTOM = "custom";
 let presets = null; // {name: {input: value}}, there before anyone chooses, so that choosing is one step of undo
 
+/** The error, where there is no answer. */
 async function load() {
-  presets ??= (await ask("presets", {})).presets;
+  const answer = await ask("presets", {});
+  presets = answer.presets ?? null;
+  return answer.error;
 }
 
 app.registerExtension({
@@ -41,8 +45,18 @@ app.registerExtension({
       }
     }
 
+    function refuse(error) {
+      preset.value = CUSTOM;
+      app.extensionManager.toast.add({ severity: "error", summary: t("Presets"), detail: error, life: 8000 });
+    }
+
     // Widgets call back when a hand changes them, not while a workflow is loaded.
-    chain(preset, "callback", () => (presets ? fill() : load().then(fill)));
+    chain(preset, "callback", async () => {
+      if (preset.value === CUSTOM) return;
+      const error = presets ? null : await load();
+      if (presets) fill();
+      else refuse(error);
+    });
     for (const widget of others) {
       chain(widget, "callback", () => {
         if (!isFilling) preset.value = CUSTOM;

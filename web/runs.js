@@ -6,6 +6,7 @@ import { isOpen, shownTab } from "./tabs.js";
 import { changed } from "./watch.js";
 
 const FLEETING = "pag.preview"; // useless later
+const MOST = 1000; // runs, and what waits; of more the oldest are forgotten
 const runs = new Map(); // {tab, graph: its id} of each run that this page has asked for
 let waiting = []; // what is to be told when its tab is shown: [run, what to do, detail]
 let asked = Promise.resolve(); // fulfilled when the server has answered to every request to run
@@ -16,10 +17,15 @@ export function followRuns() {
   api.queuePrompt = function (number, prompt, ...rest) {
     const run = { tab: shownTab(), graph: prompt.workflow?.id };
     const answer = send.call(this, number, prompt, ...rest);
-    const noted = answer.then(({ prompt_id }) => { runs.set(prompt_id, run); }, () => {});
+    const noted = answer.then(({ prompt_id }) => note(prompt_id, run), () => {});
     asked = Promise.all([asked, noted]);
     return answer;
   };
+}
+
+function note(prompt_id, run) {
+  runs.set(prompt_id, run);
+  if (runs.size > MOST) runs.delete(runs.keys().next().value);
 }
 
 /** Calls `then(detail)` for an event of a run, while the run's workflow is shown. */
@@ -28,7 +34,7 @@ export function onRun(event, then) {
     await asked; // the events of a run may overtake the answer that says its id
     const run = runs.get(detail.prompt_id);
     if (!isShown(run)) {
-      if (event !== FLEETING) waiting.push([run, then, detail]);
+      if (event !== FLEETING) waiting = [...waiting, [run, then, detail]].slice(-MOST);
       return;
     }
     then(detail);

@@ -71,7 +71,7 @@ const folder = () => decodeURIComponent(import.meta.url.split("/").at(-2));
 function startRun(cached) {
   previews.clear();
   const nodes = new Set(cached.map(nodeOf));
-  for (const node of everyNode()) {
+  for (const node of everyNode().filter((one) => has(one, PANEL))) {
     const { messages = [], ...result } = kept[key(node)] ?? {};
     const still = { ...(nodes.has(node) && result), messages: messages.filter(({ by }) => cached.includes(by)) };
     const place = key(node);
@@ -132,7 +132,9 @@ function read() {
 function write() {
   const others = Object.entries(read()).filter(([place]) => !ours.has(place)); // of pages that are open beside this one
   const own = Object.entries(kept).filter(([place]) => ours.has(place));
-  const newest = [...others, ...own].sort(([, a], [, b]) => b.at - a.at).slice(0, MOST);
+  const all = [...others, ...own].sort(([, a], [, b]) => b.at - a.at);
+  const newest = all.slice(0, MOST);
+  for (const [place] of all.slice(MOST)) delete kept[place];
   try {
     localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(newest)));
   } catch { /* full or forbidden: then only until the page is left */ }

@@ -9,15 +9,9 @@ const HANDS = ["pointerup", "keyup", "input", "change", "drop"];
 const EVENTS = ["graphChanged", "reconnected", "execution_start", "execution_success"];
 const HOOKS = ["onConnectionsChange", "onWidgetChanged", "onModeChange"];
 const followed = new WeakSet();
-const looks = new Set();
+let look = () => {};
 let timer = null;
 let due = Infinity;
-
-/** `look` is called soon after anything may have changed; call the returned function to stop. */
-export function onChange(look) {
-  looks.add(look);
-  return () => looks.delete(look);
-}
 
 /** Something may have changed. */
 export function changed(within = SOON) {
@@ -27,12 +21,13 @@ export function changed(within = SOON) {
   due = at;
   timer = setTimeout(() => {
     due = Infinity;
-    looks.forEach((look) => look());
+    look();
   }, within);
 }
 
-/** Starts listening; called once, when the editor is ready. */
-export function listen() {
+/** Starts listening; called once, when the editor is ready. `then` is called soon after anything may have changed. */
+export function listen(then) {
+  look = then;
   for (const name of HANDS) document.addEventListener(name, () => changed(), { capture: true, passive: true });
   for (const name of EVENTS) api.addEventListener(name, () => changed());
   app.canvas.canvas.addEventListener("litegraph:set-graph", () => changed());
