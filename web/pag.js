@@ -12,7 +12,7 @@ import { Plot } from "./plot.js";
 import { catchUp, followRuns } from "./runs.js";
 import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
-import { loadTexts } from "./texts.js";
+import { loadTexts, t } from "./texts.js";
 import { chain, changed, listen } from "./watch.js";
 
 const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(-2))}`; // the folder of this pack
@@ -20,6 +20,7 @@ const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(
 const STARTS_WITH = 1;
 const SHORTEST = "pag".length;
 const panels = new Set();
+let otherModule; // of a second copy of this pack, if the nodes are that one's
 
 /** Which views fit what a node has. */
 function views(node) {
@@ -36,12 +37,16 @@ app.registerExtension({
   /** A search for "pag" finds PAG Model Patch first, as if it had the shortest name. */
   addCustomNodeDefs(defs) {
     const patch = defs.PAGModelPatch;
-    if (patch?.python_module !== MODULE) return;
+    if (patch?.python_module !== MODULE) {
+      otherModule = patch?.python_module;
+      return;
+    }
     patch.postProcessSearchScores = ([kind, place, length, ...rest]) => (
       [kind, 0, place, kind === STARTS_WITH ? Math.min(length, SHORTEST) : length, ...rest]);
   },
 
   setup() {
+    if (otherModule) tellOfCopy();
     loadStyle("pag.css");
     followPalette();
     followRuns();
@@ -81,6 +86,13 @@ app.registerExtension({
     changed();
   },
 });
+
+function tellOfCopy() {
+  const [here, there] = [MODULE, otherModule].map((module) => module.split(".").slice(1).join("."));
+  app.extensionManager.toast.add({ severity: "warn", summary: "Perturbed-Attention Guidance (PAG)", detail: t(
+    "It is installed twice, in custom_nodes/{here} and in custom_nodes/{there}, so its nodes have no layer picker. " +
+    "Remove one of the folders and restart ComfyUI.", { here, there }) });
+}
 
 function remove(panel) {
   panels.delete(panel);

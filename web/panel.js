@@ -101,11 +101,11 @@ export class Panel {
   measure() {
     const height = this.content.offsetHeight;
     if (!this.element.isConnected || (!height && this.content.childElementCount > 2)) return; // out of sight
+    changed(); // it may have come into sight
     if (height === this.height) return;
     this.height = height;
     this.redraw();
     setTimeout(() => this.redraw(), 50); // the canvas makes a node higher while it draws, and shows it next time
-    changed(); // it may have come into sight
   }
 
   redraw() {

@@ -254,6 +254,22 @@ def test_a_sheet_takes_the_place_of_the_live_preview(desk, previews, example, ki
     assert desk.panel(node).locator("img").count() == 1
 
 
+def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
+    desk.workflow("adm_inspect_steps")
+    node = desk.find("PAGInspect")
+    desk.put(node, "shown_steps", 2)
+    desk.centre(node)
+    run(desk)
+    desk.until(lambda: loaded(sheets(desk, node)))
+    first = sheets(desk, node).get_attribute("src")
+    desk.on(node, "node.collapse()")
+    desk.settle()
+    desk.put(node, "panels", "deltas")
+    run(desk)
+    desk.on(node, "node.collapse()")
+    desk.until(lambda: loaded(sheets(desk, node)) and sheets(desk, node).get_attribute("src") != first, 20)
+
+
 def test_a_batch_of_small_pictures_stands_in_rows(desk):
     desk.load(ROOT / "workflows" / "adm_restoration_dps.json")
     desk.page.evaluate("""() => app.graph.nodes.forEach(node => node.widgets?.forEach(

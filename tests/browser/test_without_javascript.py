@@ -1,7 +1,7 @@
-"""A browser that gets none of our files: the nodes are complete, and the same prompt runs."""
+"""A browser that gets none of our files, or those of another copy: the nodes are complete, and the same prompt runs."""
 
 import pytest
-from harness.editor import BARE, VUE
+from harness.editor import BARE, VUE, Editor
 from harness.host import ROOT
 
 from .conftest import OURS, RENDERERS, SIZE, Desk
@@ -43,3 +43,20 @@ def test_a_workflow_with_an_open_view_opens(plain):
     plain.on(node, "{ node.properties.pag_panel = 'layers'; }")
     plain.load(plain.page.evaluate("app.graph.serialize()"))
     assert plain.value(plain.find("PAGKSampler"), "layers") == layers
+
+
+def test_nodes_of_another_copy_say_why_they_have_no_picker(browser, server):
+    def from_another_copy(route):
+        nodes = route.fetch().json()
+        for node in nodes.values():
+            if node["python_module"].endswith("perturbed-attention-guidance"):
+                node["python_module"] = "custom_nodes.pag"
+        route.fulfill(json=nodes)
+
+    page = browser.new_page(viewport=SIZE)
+    page.route("**/object_info", from_another_copy)
+    Editor(page, server).open({**BARE, VUE: False})
+    try:
+        page.get_by_text("custom_nodes/perturbed-attention-guidance and in custom_nodes/pag").first.wait_for()
+    finally:
+        page.close()
