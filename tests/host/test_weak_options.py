@@ -4,6 +4,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.checks import SettingError
 from pag_pack.pag_core.delta import split
@@ -153,6 +155,21 @@ def test_images_of_a_video_model_have_a_mask_each():
     assert relative_error(masked[1], whole[1]) < 1e-5
     assert relative_error(masked[0], without[0]) < 1e-5
     assert relative_error(whole[0], without[0]) > 1e-3
+
+
+def test_a_mask_follows_a_latent_that_the_sampler_enlarges():
+    run = Run(cfg=5.0, latent=models.empty_latent(1, 8, 8))
+
+    def result(**options) -> torch.Tensor:
+        guider = comfy.samplers.CFGGuider(patched(models.sd15(), SCALE, "m0", PAGOptions(**options)))
+        guider.set_conds(run.positive, run.negative)
+        guider.set_cfg(run.cfg)
+        sampler = SamplerLCMUpscale.execute(2.0, -1, "bilinear").result[0]
+        torch.manual_seed(0)  # of the noise that it adds
+        return SamplerCustomAdvanced.execute(Noise_RandomNoise(1), guider, sampler, torch.tensor([14.6, 3.0, 0.5, 0.0]),
+                                             run.latent).result[0]["samples"]
+
+    assert torch.equal(result(scale_mask=torch.ones(1, 64, 64)), result())
 
 
 def test_a_black_mask_says_so(caplog):

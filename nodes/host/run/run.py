@@ -94,6 +94,7 @@ class Run:
         self.cond_index = 0  # of the conditional rows in the host's calls
         self._weigh = weigh
         self._weights: torch.Tensor | None = None
+        self._weighed: tuple | None = None  # (shape, device) of the deltas that these are for
         self._pair: Pair | None = None
         self._sigma = 0.0
         self._base = 0
@@ -184,8 +185,9 @@ class Run:
         """The delta times the user's mask, or each latent's own scale."""
         if self._weigh is None:
             return delta
-        if self._weights is None or self._weights.device != delta.device:
-            self._weights = self._weigh(delta.shape).to(delta)
+        weighed = delta.shape, delta.device  # a sampler may enlarge the latent on its way
+        if self._weights is None or self._weighed != weighed:
+            self._weights, self._weighed = self._weigh(delta.shape).to(delta), weighed
         return delta * self._weights
 
     def keep(self, pair: Pair) -> None:
