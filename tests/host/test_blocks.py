@@ -133,3 +133,12 @@ def test_shuffled_tokens_spoil_the_weak_row_alone_and_repeat(case, network, plai
     assert relative(one.chunk(2)[0], plain[0]) <= 1e-5
     assert relative(one.chunk(2)[1], plain[1]) > 1e-3
     assert relative(other, one) > 1e-3
+
+
+@torch.inference_mode()
+def test_tokens_are_shuffled_alike_with_and_without_other_rows(case, network):
+    """Also in a first block, before which nothing has told how many tokens the image has."""
+    name, kind = case.layers[0], Perturbation("shuffle")
+    together, _ = run(network, case.batch(), [PLAIN, PERTURBED], name, kind)
+    alone, _ = run(network, case.row(1), [PERTURBED], name, kind)
+    assert relative(alone, together.chunk(2)[1]) <= 1e-4

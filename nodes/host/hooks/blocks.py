@@ -240,7 +240,7 @@ class _Altered:
         if self.count.family and self.count.family.blocks_only:
             return None
         place = min(group.image_stream, len(streams) - 1)
-        # In streams of their own, all tokens are the image's.
-        tokens = group.tokens if len(streams) == 1 else Tokens.IMAGE
+        # In streams of their own, and where they lie in a plane, all tokens are the image's.
+        tokens = group.tokens if len(streams) == 1 and group.channels == -1 else Tokens.IMAGE
         image = self.count.image_tokens(tokens, streams[place].flatten(1, -2).shape[1])
         return None if image is None else (place, image)
