@@ -229,7 +229,7 @@ def test_rows_that_join_late_are_the_same(case, network, last):
     if first and units.is_stateless:
         kept = store.take([PERTURBED], {PERTURBED: PLAIN})
         assert kept, store.lost
-        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: ""):
+        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: "", []):
             resumed, fewer = counted(lambda: perturbed(alone, options))
         assert fewer < all_flops
         assert relative(resumed, own) <= 1e-5

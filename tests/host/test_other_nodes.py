@@ -6,7 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy_extras.nodes_custom_sampler import CFGOverride, DualCFGGuider, DualModelGuider
+from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from pag_pack.pag_core.settings import PAGOptions
@@ -169,9 +169,14 @@ def test_beside_a_prompt_for_a_region_a_row_starts_from_its_own_prompts(style):
     assert relative_error(run.advanced(dual_cfg(patched(model, 0.5), run, 5.0, 2.0, style)), expected) <= 1e-4
 
 
+def overridden_cfg(model, run: Run) -> torch.Tensor:
+    from comfy_extras.nodes_custom_sampler import CFGOverride  # older hosts have none
+
+    return replace(run, cfg=1.0).ksampler(CFGOverride.execute(model, 5.0, 0.0, 1.0).result[0])
+
+
 @pytest.mark.parametrize("sample", [
-    lambda model, run: run.advanced(dual_cfg(model, run, 5.0, 2.0, "regular")),
-    lambda model, run: replace(run, cfg=1.0).ksampler(CFGOverride.execute(model, 5.0, 0.0, 1.0).result[0]),
+    lambda model, run: run.advanced(dual_cfg(model, run, 5.0, 2.0, "regular")), overridden_cfg,
 ], ids=["two scales of its own", "cfg changed by another node"])
 def test_a_negative_that_cfg_does_not_tell_of_is_made_weak(sample):
     weak = patched(models.sd15(), SCALE, options=PAGOptions(row="negative"))
@@ -180,6 +185,8 @@ def test_a_negative_that_cfg_does_not_tell_of_is_made_weak(sample):
 
 def test_a_guider_without_post_cfg_functions_is_named(caplog):
     run = Run(steps=1)
+    from comfy_extras.nodes_custom_sampler import DualModelGuider  # older hosts have none
+
     guider = DualModelGuider.execute(patched(models.sd15(), SCALE), run.positive, 1.0, models.sd15(), run.negative
                                      ).result[0]
     run.advanced(guider)

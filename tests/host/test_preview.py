@@ -14,6 +14,7 @@ from pag_pack.pag_core.drawing import heat_map
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
+from .older import what_older_hosts_lack
 from .runs import WAYS, Run, patched
 from .test_family_sampling import sampled
 from .test_inspection import observed
@@ -105,7 +106,8 @@ def test_the_guider_of_video_and_sound_shows_the_video(shown, options, pictures)
     run.advanced(guider(model, run, SETTINGS["no CFG"], options=options))
     frame = run.latent["samples"].unbind()[0].shape[-2:]
     assert [report[0] for report in shown] == [step + 1 for step in range(run.steps) for _ in range(pictures)]
-    assert all(report[2].shape == (*frame, 3) for report in shown[pictures - 1::pictures])
+    with what_older_hosts_lack(AttributeError):  # a picture of this latent
+        assert all(report[2].shape == (*frame, 3) for report in shown[pictures - 1::pictures])
 
 
 def test_two_pags_in_a_row_with_delta_previews(shown):

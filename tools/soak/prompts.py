@@ -6,9 +6,11 @@ import copy
 import json
 import math
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 
 from harness import workflow
+from harness.errors import HarnessError
 from harness.host import ROOT
 from harness.workflow import Prompt, inputs_of
 
@@ -67,7 +69,10 @@ class PromptMaker:
 
     def __init__(self, object_info: dict[str, dict], rng: random.Random) -> None:
         self.info, self.rng = object_info, rng
-        examples = [workflow.load(path, object_info) for path in sorted((ROOT / "workflows").glob("*.json"))]
+        examples = []
+        for path in sorted((ROOT / "workflows").glob("*.json")):
+            with suppress(HarnessError):  # an older ComfyUI lacks some of their nodes or inputs
+                examples.append(workflow.load(path, object_info))
         self.examples = [prompt for prompt in examples if not workflow.missing_files(prompt, object_info)]
         self.ours = {name for name, node in object_info.items() if node["python_module"] == PACK}
 
