@@ -417,6 +417,51 @@ def mean_over_the_batch(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def hooked(model: ModelPatcher) -> ModelPatcher:
+    """For the length of a run torch's own hooks on a block and on an attention inside one: these mix the rows."""
+    network = model.model.diffusion_model.input_blocks[3][1]
+
+    def outer_sample(executor, *args, **kwargs):
+        handles = [network.register_forward_hook(lambda _, __, out: 0.9 * out),
+                   network.transformer_blocks[0].attn2.register_forward_hook(
+                       lambda _, __, out: 0.6 * out + 0.4 * out.mean(0, keepdim=True))]
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hooks", outer_sample)
+    return model
+
+
+def patched_inside(model: ModelPatcher) -> ModelPatcher:
+    """A wrapper around the network brings a patch, which mixes the rows."""
+    def bring(executor, x, timesteps, *args, **kwargs):
+        def patch(q, k, v, options):
+            return 0.6 * q + 0.4 * q.mean(0, keepdim=True), k, v
+
+        *args, options = args if isinstance(args[-1], dict) else (*args, kwargs.pop("transformer_options"))
+        return executor(x, timesteps, *args, {**options, "patches": {"attn2_patch": [patch]}}, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "patches", bring)
+    return model
+
+
+class _Counting(torch.nn.Module):
+    """A patch that is a module, and tells the seven layers apart by counting its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, out: torch.Tensor, options: dict) -> torch.Tensor:
+        self.calls += 1
+        return out * (1.0 + 0.05 * (self.calls % 7))
+
+
 def kept_in_the_options(model: ModelPatcher) -> ModelPatcher:
     """A momentum: what a function after CFG keeps in the model_options from step to step."""
     def after(args: dict) -> torch.Tensor:
@@ -454,6 +499,8 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "the slot taken, before CFG": slot_taken_before_cfg,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
+    "hooks": hooked, "a patch from a wrapper": patched_inside,
+    "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",
                    "a first-block cache", "one by one, around the model", "backwards, around the model",

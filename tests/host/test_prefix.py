@@ -17,7 +17,11 @@ def rows_through(module: torch.nn.Module, batch: int):
     """The number of rows in each call of a module."""
     rows: list[int] = []
     # A hook after it, for those of the prefix may take rows out in front of it.
-    handle = module.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[0] // batch))
+    def note(module, args, output) -> None:
+        rows.append(args[0].shape[0] // batch)
+
+    note.__module__ = "torch"  # another node's hook would be reason enough for a call of its own
+    handle = module.register_forward_hook(note)
     try:
         yield rows
     finally:

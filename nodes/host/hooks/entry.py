@@ -48,12 +48,28 @@ class Entry:
 
 def noting(options: dict, key: str, enter: Callable[..., None]) -> dict:
     """The transformer_options of a forward in which `enter` gets the network's arguments after all other wrappers."""
-    wrappers = options.get("wrappers", {})
-
     def wrapper(executor, *args, **kwargs):
         enter(*args, *kwargs.values())
         return executor(*args, **kwargs)
 
+    return _innermost(options, key, wrapper)
+
+
+def inside(options: dict, key: str, change: Callable[[dict], dict]) -> dict:
+    """The transformer_options of a forward in which the network gets what `change` makes of them after all other
+    wrappers."""
+    def changed(value):
+        return change(value) if isinstance(value, dict) and "uuids" in value else value
+
+    def wrapper(executor, *args, **kwargs):
+        return executor(*map(changed, args), **{name: changed(value) for name, value in kwargs.items()})
+
+    return _innermost(options, key, wrapper)
+
+
+def _innermost(options: dict, key: str, wrapper: Callable) -> dict:
+    """The transformer_options of a forward with this wrapper around the network, inside all others."""
+    wrappers = options.get("wrappers", {})
     others = {name: found for name, found in wrappers.get(WrappersMP.DIFFUSION_MODEL, {}).items() if name != key}
     return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: {**others, key: [wrapper]}}}
 

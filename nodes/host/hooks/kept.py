@@ -106,7 +106,9 @@ class PrefixStore:
         recorder.keep_control(control)
         with ExitStack() as stack:
             for index in range(last):
-                stack.callback(units.modules[index].register_forward_hook(recorder.leave(index)).remove)
+                # Before others' hooks on a unit, which act on the weak rows, too.
+                handle = units.modules[index].register_forward_hook(recorder.leave(index), prepend=True)
+                stack.callback(handle.remove)
             for index in range(last + 1 if self.keeps_all else 0):
                 handle = units.modules[index].register_forward_pre_hook(recorder.enter(index), with_kwargs=True)
                 stack.callback(handle.remove)

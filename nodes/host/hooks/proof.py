@@ -83,12 +83,21 @@ class Trials:
         self.cut_options: dict[int, tuple[dict, dict]] = {}  # {id: (options that others were given, the rows' own)}
 
     @contextmanager
-    def around(self, replaced: Sequence[nn.Module]) -> Iterator[None]:
-        """Hooks for the forward; `replaced` are modules in the units with another forward than the host's."""
+    def around(self, replaced: Sequence[nn.Module], hooks: Sequence[tuple[dict, int]] = ()) -> Iterator[None]:
+        """Hooks for the forward.
+
+        Args:
+            replaced: modules in the units with another forward than the host's.
+            hooks: (the hooks of such a module, the key of one of others).
+        """
         with ExitStack() as stack:
             for index, unit in enumerate(self.units.modules[:self.first]):
                 stack.callback(unit.register_forward_pre_hook(self._enter(index), with_kwargs=True).remove)
-                stack.callback(unit.register_forward_hook(self._leave).remove)
+                # Others' hooks on a unit itself act between the units.
+                stack.callback(unit.register_forward_hook(self._leave, prepend=True).remove)
+            for of_module, key in hooks:
+                stack.callback(of_module.__setitem__, key, of_module[key])
+                of_module[key] = self.tried(of_module[key])
             if replaced:
                 stack.enter_context(other_forward(_in_turn(replaced, self.proof.turn), self.tried))
             yield
@@ -97,6 +106,8 @@ class Trials:
     def tried(self, function: Callable, calls: int | None = None, is_told: bool = True) -> Callable:
         """A function of others, tried in its first `calls` of a forward and in one unit (None: in all its calls).
         `is_told`: where it is given rows that cannot be told, the unit has to be tried."""
+        if isinstance(function, _Tried):
+            return function
         self.is_saving |= is_told
         return _Tried(self, function, calls, is_told)
 

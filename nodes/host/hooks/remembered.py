@@ -161,6 +161,11 @@ def _is_same(a, b) -> bool:
 
 def _visit(value, found: Snapshot, depth: int) -> None:
     """Every container in reach of a wrapper's closure and attributes."""
+    if depth and isinstance(value, nn.Module) and is_others(type(value).__module__) and id(value) not in found:
+        found[id(value)] = value, _content_of(value)
+        for item in found[id(value)][1].values():
+            _visit(item, found, depth - 1)
+        return
     if depth == 0 or isinstance(value, _NO_CONTAINERS) or id(value) in found:
         return
     if isinstance(value, types.MethodType):
@@ -169,7 +174,7 @@ def _visit(value, found: Snapshot, depth: int) -> None:
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
             _visit(cell, found, depth)
-        if _is_others(value.__module__) and id(value.__code__) not in found:
+        if is_others(value.__module__) and id(value.__code__) not in found:
             # Only what the function names, and what is its own pack's, for a module holds much else.
             names = _Globals(value.__code__, value.__globals__)
             found[id(value.__code__)] = names, _content_of(names)
@@ -184,7 +189,7 @@ def _visit(value, found: Snapshot, depth: int) -> None:
                 if isinstance(item, (dict, list, set)) or _pack(where.__module__) == pack:
                     _visit(item, found, depth - 1)
     elif isinstance(value, type):
-        if _is_others(value.__module__):
+        if is_others(value.__module__):
             found[id(value)] = value, _content_of(value)
             for item in found[id(value)][1].values():
                 if not callable(item):
@@ -204,12 +209,13 @@ def _visit(value, found: Snapshot, depth: int) -> None:
 
 def _holds_state(value) -> bool:
     return (hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType, nn.Module))
-            and _is_others(type(value).__module__))
+            and is_others(type(value).__module__))
 
 
 def _pack(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-def _is_others(module: str | None) -> bool:
+def is_others(module: str | None) -> bool:
+    """Whether a module of Python is another pack's, by its name."""
     return module is not None and not any(module == other or module.startswith(f"{other}.") for other in _NOT_STATE)

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.compiled import as_written, uncompiled
-from ..hooks.entry import Entry, all_agree, noting
+from ..hooks.entry import Entry, all_agree, inside, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Trials
@@ -27,7 +27,9 @@ from .neighbours import (
     KEY,
     in_units,
     kept_in,
+    other_hooks,
     with_tried,
+    wraps_network,
 )
 
 CHANCE = "another node's patch depends on the other rows of the batch, or on random numbers"
@@ -221,12 +223,16 @@ class Forwards:
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
                 replaced = run.other_forwards(network, units, first)
+                hooks = list(other_hooks(units.modules[:first]))
                 store.has_to_prove |= run.proof.is_given is None and bool(replaced)
-                if others or replaced:
+                store.keeps_all |= bool(hooks)
+                if others or replaced or hooks or wraps_network(options):
                     trials = Trials(units, first, rows, options, x.shape[0], others, kept_in(options), run.proof,
                                     store.agreed.append)
-                    given = with_tried(options, trials)
-                    stack.enter_context(trials.around(replaced))
+                    # Wrappers around the network may bring more.
+                    given = inside(with_tried(options, trials), f"{KEY}_trials", lambda options: with_tried(
+                        options, trials))
+                    stack.enter_context(trials.around(replaced, hooks))
             stack.enter_context(store.recording(units, options, x.shape[0], control, entry, others))
             yield noting(given, KEY, entry.note) if entry else given
 

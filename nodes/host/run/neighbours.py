@@ -8,7 +8,7 @@ same either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..hooks.attention import OVERRIDE
 from ..hooks.proof import Trials
+from ..hooks.remembered import is_others
 
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
@@ -83,6 +84,8 @@ def others_in_network(network: nn.Module) -> str | None:
             return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
     if other_forwards(network):
         return "another node replaces the forward of a module"
+    if any(True for _ in other_hooks([network])):
+        return "another node hooks a module"
     if any(hasattr(module, "_orig_mod") for module in network.modules()):
         return COMPILED
     return None
@@ -99,10 +102,26 @@ def other_forwards(module: nn.Module) -> list[nn.Module]:
     return list(filter(is_other, module.modules()))
 
 
+def other_hooks(modules: Iterable[nn.Module]) -> Iterator[tuple[dict, int]]:
+    """(the hooks of a module, the key of one that another node has registered) of these and the modules inside."""
+    for module in modules:
+        for part in module.modules():
+            for hooks in (part._forward_pre_hooks, part._forward_hooks):
+                for key, hook in hooks.items():
+                    function = getattr(hook, "func", hook)
+                    if is_others(getattr(function, "__module__", type(function).__module__)):
+                        yield hooks, key
+
+
 def is_compiled(model_options: dict) -> bool:
     """Whether the host's TorchCompileModel, or a node built like it, compiles this model's calls."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     return COMPILE_KEY in wrappers.get(WrappersMP.APPLY_MODEL, {})
+
+
+def wraps_network(options: dict) -> bool:
+    """Whether another node wraps the network, by the transformer_options of a forward."""
+    return has_others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}))
 
 
 def looks_between_units(model_options: dict) -> bool:
@@ -110,7 +129,7 @@ def looks_between_units(model_options: dict) -> bool:
     options = model_options.get("transformer_options", {})
     return (FUNCTION_WRAPPER in model_options or any(options.get("patches", {}).values())
             or any(name not in _ATTENTIONS for name in options.get("patches_replace", {}))
-            or has_others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})))
+            or wraps_network(options))
 
 
 def in_units(options: dict) -> list:
