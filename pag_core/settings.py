@@ -91,9 +91,11 @@ class PAGOptions(DeltaRules, Perturbation):
         for one in fields(self):
             if one.name in _ON_THE_DELTA and getattr(self, one.name) is not one.default and \
                     getattr(self, one.name) != one.default:
-                back = "Disconnect it, or set" if one.default is None else f"Set {one.name} back to {one.default}, or"
+                if one.default is None:
+                    raise SettingError(f"row is negative, but {one.name} acts on PAG's push, which exists only when "
+                                       "row is extra. Disconnect it, or set row to extra.")
                 raise SettingError(f"row is negative, but {one.name} acts on PAG's push, which exists only when row is "
-                                   f"extra. {back} row to extra.")
+                                   f"extra. Set {one.name} back to {one.default}, or row to extra.")
 
     def window(self, percent_to_sigma: PercentToSigma) -> Window:
         """Where PAG acts on a model with this map; SettingError if the two ranges do not overlap."""

@@ -254,7 +254,7 @@ def test_the_users_python_is_used_as_it_is(monkeypatch, comfyui):
     monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
     monkeypatch.setattr(host, "make_environment", lambda *_: pytest.fail("an environment was made"))
     monkeypatch.setattr(host, "check_packages", lambda *_: None)
-    assert host.prepare(groups=("host", "demo")) == host.Host(comfyui, Path(sys.executable))
+    assert host.prepare(groups=("host", "demo")) == host.Host(comfyui.resolve(), Path(sys.executable))
 
 
 def test_what_the_users_python_lacks_is_listed_and_not_installed(monkeypatch):
