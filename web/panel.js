@@ -59,7 +59,9 @@ export class Panel {
   welcome() {
     if (!this.views.length) return;
     this.node.properties[OPEN] = this.views[0].name;
-    this.node.setSize([Math.max(this.node.size[0], NEW_WIDTH), this.node.size[1]]);
+    // In Nodes 2.0 this height is the least, and made for the advanced inputs too, which are not shown.
+    const height = LiteGraph.vueNodesMode ? 0 : this.node.size[1];
+    this.node.setSize([Math.max(this.node.size[0], NEW_WIDTH), height]);
   }
 
   /** Called for a node from a workflow, a copy or undo: closed, unless it was left open. */

@@ -101,6 +101,14 @@ def desk(page, server) -> Iterator[Desk]:
     assert not [complaint for complaint in page.complaints if OURS in complaint]
 
 
+@pytest.fixture
+def previews(desk):
+    """Live previews on."""
+    desk.set("Comfy.Execution.PreviewMethod", "latent2rgb")
+    yield
+    desk.set("Comfy.Execution.PreviewMethod", "default")
+
+
 class Desk(Editor):
     """What a person does at the editor."""
 

@@ -134,6 +134,26 @@ def test_inside_a_subgraph_it_finds_the_model_outside(desk, sampler):
 
 
 @one_renderer
+def test_inside_two_subgraphs_it_shows_the_model_and_what_a_run_said(desk, sampler):
+    outer = desk.on(sampler, """[1, 2].reduce(
+        to => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(to)])).node.id, node.id)""")
+    enter = "app.canvas.openSubgraph(node.subgraph, node)"
+    for _ in range(2):
+        desk.on(outer if desk.page.evaluate("app.canvas.graph === app.rootGraph") else
+                desk.page.evaluate("app.canvas.graph.nodes[0].id"), enter)
+        desk.settle(500)
+    inner = desk.find("PAGKSampler")
+    desk.centre(inner)
+    desk.wait_for_lit(inner, {"u0", "u1", "u2", "u3"})
+    desk.put(inner, "layers", "m7")
+    desk.tab(inner, "Layers", opened=False)
+    desk.run()
+    desk.panel(inner).locator(".pag-result .pag-error", has_text="m7").wait_for()
+    desk.page.keyboard.press("Escape")
+    desk.page.evaluate("app.canvas.setGraph(app.rootGraph)")
+
+
+@one_renderer
 def test_a_value_that_lives_elsewhere_is_followed_and_changed_there(desk, sampler):
     text = desk.on(sampler, """(() => {
         const text = LiteGraph.createNode("PrimitiveString");
@@ -224,6 +244,9 @@ def test_a_new_node_shows_what_it_has(desk):
     desk.panel(desk.find("PAGLayers")).locator("select").wait_for()
     desk.panel(desk.find("PAGGuider")).locator("[data-cell='u8']").wait_for()
     desk.settle(800)
+    if desk.vue:  # no room for the advanced inputs, which are not shown
+        spare = "panel => panel.offsetHeight - panel.firstElementChild.offsetHeight"
+        assert desk.panel(desk.find("PAGOptions")).evaluate(spare) < 20
     desk.keep("families")
 
 

@@ -20,16 +20,16 @@ from .workflows import HELP_IMAGES
 
 QUALITY = 72
 GAP = 30
-# The beginning of a checkpoint's name, and the model that the layer picker shows for it.
-FAMILIES = {"v1-5": "SD 1.5", "sd_xl": "SDXL", "flux": "Flux"}
+SD15, SDXL, FLUX = "v1-5-pruned-emaonly.safetensors", "sd_xl_base_1.0.safetensors", "flux1-dev.safetensors"
+FAMILIES = {SD15: "SD 1.5", SDXL: "SDXL", FLUX: "Flux"}  # what the layer picker shows for files that are not there
 ADM = "adm-emoji-64.safetensors"
 # {picture: [(node, the checkpoint that feeds it, the view that is open, {input: value})]}
 PICTURES = {
-    "picker": [("PAGModelPatch", "v1-5", "layers", {"layers": "m0,u0-2"}),
-               ("PAGModelPatch", "sd_xl", "layers", {"layers": "m0.0-3"}),
-               ("PAGModelPatch", "flux", "layers", {"layers": "single.9-18"})],
-    "schedule": [("PAGOptions", "v1-5", "schedule", {"start_percent": 0.4, "schedule": "cosine_up"}),
-                 ("PAGKSampler", "v1-5", "schedule", {"cfg_end_percent": 0.6})],
+    "picker": [("PAGModelPatch", SD15, "layers", {"layers": "m0,u0-2"}),
+               ("PAGModelPatch", SDXL, "layers", {"layers": "m0.0-3"}),
+               ("PAGModelPatch", FLUX, "layers", {"layers": "single.9-18"})],
+    "schedule": [("PAGOptions", SD15, "schedule", {"start_percent": 0.4, "schedule": "cosine_up"}),
+                 ("PAGKSampler", SD15, "schedule", {"cfg_end_percent": 0.6})],
     "heads": [("PAGGuider", ADM, "layers", {"layers": "m0:h0+2,u2-3"})],
 }
 MAKE = """nodes => {
@@ -83,6 +83,8 @@ def shoot(editor: Editor, name: str) -> Image.Image:
         tab = page.locator(f"[data-node-id='{node}'] .pag-tab", has_text=view.capitalize())
         if tab.get_attribute("aria-expanded") != "true":
             tab.click()
+        if view == "layers":
+            page.locator(f"[data-node-id='{node}'] .pag-cell").first.wait_for()
     page.wait_for_timeout(1500)
     if name == "heads":
         page.locator(".pag-drawing [data-cell='m0']").focus()
@@ -99,8 +101,7 @@ def shoot(editor: Editor, name: str) -> Image.Image:
 
 def stand_in_model(route) -> None:
     """Answers the layer picker for a checkpoint that is not there."""
-    file = route.request.post_data_json.get("loader", {}).get("file", "")
-    family = next((family for name, family in FAMILIES.items() if file.startswith(name)), None)
+    family = FAMILIES.get(route.request.post_data_json.get("loader", {}).get("file"))
     route.continue_(post_data={"family": family}) if family else route.continue_()
 
 

@@ -1,0 +1,76 @@
+"""Nodes that were out of sight, or gone, while or since they ran: they come back with what belongs to them."""
+
+import pytest
+from harness.host import ROOT
+
+from .conftest import one_renderer
+from .running import NO_STEP, limited_options, loaded, notes, run, sheets, start
+
+
+def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
+    desk.workflow("adm_inspect_steps")
+    node = desk.find("PAGInspect")
+    desk.put(node, "shown_steps", 2)
+    desk.centre(node)
+    run(desk)
+    desk.until(lambda: loaded(sheets(desk, node)))
+    first = sheets(desk, node).get_attribute("src")
+    desk.on(node, "node.collapse()")
+    desk.settle()
+    desk.put(node, "panels", "deltas")
+    run(desk)
+    desk.on(node, "node.collapse()")
+    desk.until(lambda: loaded(sheets(desk, node)) and sheets(desk, node).get_attribute("src") != first, 20)
+
+
+@one_renderer
+def test_an_interrupted_run_leaves_no_preview(desk, previews):
+    desk.load(ROOT / "workflows" / "adm_inspect_steps.json")
+    node = desk.find("PAGInspect")
+    desk.put(node, "steps", 100)
+    desk.centre(node)
+    start(desk)
+    desk.until(lambda: desk.panel(node).locator("img").count() == 1)
+    desk.page.evaluate("app.api.interrupt()")
+    desk.until(lambda: desk.panel(node).locator("img").count() == 0)
+
+
+@one_renderer
+def test_a_deleted_node_comes_back_with_its_words(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    sampler = desk.find("PAGKSampler")
+    limited_options(desk, sampler)
+    desk.put(sampler, "seed", 83)
+    desk.centre(sampler)
+    run(desk)
+    notes(desk, sampler, NO_STEP).wait_for()
+    height = desk.on(sampler, "node.size[1]")
+    desk.on(sampler, "app.canvas.selectNode(node)")
+    desk.page.keyboard.press("Delete")
+    desk.until(lambda: desk.find("PAGKSampler") is None)
+    desk.settle(800)
+    desk.page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    desk.until(lambda: desk.find("PAGKSampler"))
+    desk.centre(sampler)
+    notes(desk, sampler, NO_STEP).wait_for()
+    desk.until(lambda: desk.on(sampler, "node.size[1]") == pytest.approx(height, abs=3))
+
+
+@one_renderer
+def test_a_saved_picture_brings_its_workflow_back(desk):
+    desk.workflow("adm_class_conditional_cfg_pag")
+    sampler = desk.find("PAGKSampler")
+    desk.put(sampler, "seed", 84)
+    desk.centre(sampler)
+    desk.tab(sampler, "Layers")
+    run(desk)
+    desk.page.evaluate("""async () => {
+        const { images: [image] } = Object.values(app.nodeOutputs).find(({ images }) => images);
+        const answer = await fetch(app.api.apiURL(`/view?${new URLSearchParams(image)}`));
+        app.graph.clear();
+        await app.handleFile(new File([await answer.blob()], image.filename, { type: "image/png" }));
+    }""")
+    desk.until(lambda: desk.find("PAGKSampler"))
+    desk.centre(sampler)
+    desk.wait_for_lit(sampler, {"u0", "u1", "u2", "u3"})
+    assert desk.astray() == []
