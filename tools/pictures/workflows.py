@@ -38,6 +38,7 @@ SHEET = 500  # pixels; wider than any picture of the shipped model in the exampl
 SHEET_SHOWN = 1100  # pixels
 THUMBNAIL = 800  # pixels
 QUALITY = 88
+SCALE_AND_LAYERS = {"PAGKSampler": (4, 5), "PAGAVGuider": (1, -1), "PAGModelPatch": (0, 1)}  # where their values stand
 # {workflow on a published model: (the model, what it does with it, the layers that it perturbs, of so many)}
 CARDS = {example.name: (example.model, example.name.removeprefix(example.model).strip(), example.layers, example.blocks)
          for example in EXAMPLES} | {
@@ -127,8 +128,9 @@ def card(path: Path) -> Image.Image:
     nodes = read(path)["nodes"]
     kinds = {node["type"] for node in nodes}
     values = {node["type"]: node["widgets_values"] for node in nodes}  # of the last of a kind, which has PAG on
-    scale, selection = values["PAGKSampler"][4:6] if "PAGKSampler" in kinds else values["PAGModelPatch"]
-    sampler = ("PAG KSampler",) if "PAGKSampler" in kinds else (
+    kind = next(kind for kind in SCALE_AND_LAYERS if kind in kinds)
+    scale, selection = (values[kind][index] for index in SCALE_AND_LAYERS[kind])
+    sampler = {"PAGKSampler": ("PAG KSampler",), "PAGAVGuider": ("PAG AV Guider",)}.get(kind) or (
         "PAG Model Patch", "Guider" if "SamplerCustomAdvanced" in kinds else "KSampler")
     chain = ("Model", *sampler, "Video" if "SaveVideo" in kinds else "Picture")
     return cards.draw(cards.Card(model, title, chain, layers, blocks,
