@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -417,6 +418,29 @@ def mean_over_the_batch(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def kept_on_a_module(model: ModelPatcher) -> ModelPatcher:
+    """As a reference control: a first run of the network leaves rows on one of its modules, the second adds them."""
+    model = model.clone()
+    path = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
+    block = model.get_model_object(path)
+    block.reference = SimpleNamespace(rows=[])
+
+    def forward(self, x, context=None, transformer_options={}):  # noqa: B006 (as the host's)
+        if transformer_options.get("is_reference"):
+            self.reference.rows.append(x)
+        elif self.reference.rows:
+            x = torch.cat([x, self.reference.rows.pop()], dim=1).mean(1, keepdim=True) * 0.3 + x
+        return type(self).forward(self, x, context, transformer_options)
+
+    def twice(function, inputs: dict) -> torch.Tensor:
+        options = {**inputs["c"]["transformer_options"], "is_reference": True}
+        call(function, {**inputs, "input": 0.5 * inputs["input"], "c": {**inputs["c"], "transformer_options": options}})
+        return call(function, inputs)
+
+    model.add_object_patch(f"{path}.forward", MethodType(forward, block))
+    return wrapped(twice)(model)
+
+
 def hooked(model: ModelPatcher) -> ModelPatcher:
     """For the length of a run torch's own hooks on a block and on an attention inside one: these mix the rows."""
     network = model.model.diffusion_model.input_blocks[3][1]
@@ -499,7 +523,7 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "the slot taken, before CFG": slot_taken_before_cfg,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
-    "hooks": hooked, "a patch from a wrapper": patched_inside,
+    "kept on a module": kept_on_a_module, "hooks": hooked, "a patch from a wrapper": patched_inside,
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",

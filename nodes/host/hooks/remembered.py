@@ -161,16 +161,16 @@ def _is_same(a, b) -> bool:
 
 def _visit(value, found: Snapshot, depth: int) -> None:
     """Every container in reach of a wrapper's closure and attributes."""
-    if depth and isinstance(value, nn.Module) and is_others(type(value).__module__) and id(value) not in found:
-        found[id(value)] = value, _content_of(value)
-        for item in found[id(value)][1].values():
-            _visit(item, found, depth - 1)
+    if depth and isinstance(value, nn.Module) and is_others(type(value).__module__):
+        _of_module(value, found, depth)
         return
     if depth == 0 or isinstance(value, _NO_CONTAINERS) or id(value) in found:
         return
     if isinstance(value, types.MethodType):
         _visit(value.__func__, found, depth)
         _visit(value.__self__, found, depth)
+        if isinstance(value.__self__, nn.Module) and is_others(value.__func__.__module__):
+            _of_module(value.__self__, found, depth)  # the host's, to which the pack has given a method of its own
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
             _visit(cell, found, depth)
@@ -205,6 +205,14 @@ def _visit(value, found: Snapshot, depth: int) -> None:
         _visit(vars(value), found, depth)
         _visit(type(value), found, depth)
         _visit(vars(type(value)).get("__call__"), found, depth)
+
+
+def _of_module(module: nn.Module, found: Snapshot, depth: int) -> None:
+    """A network's module, and every container in reach of its attributes."""
+    if id(module) not in found:
+        found[id(module)] = module, _content_of(module)
+        for item in found[id(module)][1].values():
+            _visit(item, found, depth - 1)
 
 
 def _holds_state(value) -> bool:
