@@ -119,7 +119,8 @@ class Trials:
             if self.is_saving:
                 with suppress(UnclearError):
                     # Copies, for the unit may change what it is given.
-                    self.given = _cloned(plain_rows(self.plan, self.batch, self.units, args, kwargs))
+                    self.given = _mapped(plain_rows(self.plan, self.batch, self.units, args, kwargs), torch.clone,
+                                         lambda given: given)
         return hook
 
     def _leave(self, unit, args, output) -> None:
@@ -206,26 +207,24 @@ class _Tried:
         return self.trials.calls[code] <= self.calls
 
     def _cut(self, value):
-        if _is_options(value):
-            return self.trials.options(value)
-        if isinstance(value, dict):
-            return {name: self._cut(item) for name, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(map(self._cut, value))
-        return map_tensors(value, lambda t: self.trials.cut(t).clone() if t.shape[0] == self.trials.batch else t)
+        trials = self.trials
+        return _mapped(value, lambda t: trials.cut(t).clone() if t.shape[0] == trials.batch else t, trials.options)
 
 
 def _is_options(value) -> bool:
     return isinstance(value, dict) and "uuids" in value
 
 
-def _cloned(value):
-    """A unit's arguments with copies of the tensors; a forward's options as they are."""
+def _mapped(value, change: Callable[[torch.Tensor], torch.Tensor], options: Callable[[dict], dict]):
+    """What a function is given, with every tensor in it changed but those in a forward's options, for which `options`
+    says what stands there."""
     if _is_options(value):
-        return value
+        return options(value)
     if isinstance(value, dict):
-        return {name: _cloned(item) for name, item in value.items()}
-    return type(value)(map(_cloned, value)) if type(value) in (list, tuple) else map_tensors(value, torch.clone)
+        return {name: _mapped(item, change, options) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(item, change, options) for item in value)
+    return map_tensors(value, change)
 
 
 def _in_turn(values: Sequence, turn: int):

@@ -31,7 +31,7 @@ class PrefixLostError(Exception):
 @contextmanager
 def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
               differs: Callable[[], str], agreed: list[torch.Tensor],
-             proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
+              proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
     """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
     yields on, all units run.
 

@@ -186,7 +186,7 @@ class Run:
         if self._weigh is None:
             return delta
         weighed = delta.shape, delta.device  # a sampler may enlarge the latent on its way
-        if self._weights is None or self._weighed != weighed:
+        if self._weighed != weighed:
             self._weights, self._weighed = self._weigh(delta.shape).to(delta), weighed
         return delta * self._weights
 
