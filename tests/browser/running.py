@@ -61,6 +61,19 @@ def limited_options(desk, node) -> int | str:
         return made.id; })()""")
 
 
+def ran_without_effect(desk, seed: int) -> int | str:
+    """PAG KSampler after a run in which PAG had no effect, which its panel says. With a seed of its own, or the server
+    takes the result of an earlier run."""
+    desk.workflow("adm_class_conditional_cfg_pag")
+    sampler = desk.find("PAGKSampler")
+    limited_options(desk, sampler)
+    desk.put(sampler, "seed", seed)
+    desk.centre(sampler)
+    run(desk)
+    notes(desk, sampler, NO_STEP).wait_for()
+    return sampler
+
+
 def stock_sampler(desk) -> tuple[int | str, int | str]:
     """PAG Model Patch and the host's KSampler in the place of PAG KSampler."""
     return desk.on(desk.find("PAGKSampler"), """(() => {

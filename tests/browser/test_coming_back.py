@@ -4,7 +4,7 @@ import pytest
 from harness.host import ROOT
 
 from .conftest import one_renderer
-from .running import NO_STEP, limited_options, loaded, notes, run, sheets, start
+from .running import NO_STEP, loaded, notes, ran_without_effect, run, sheets, start
 
 
 def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
@@ -37,13 +37,7 @@ def test_an_interrupted_run_leaves_no_preview(desk, previews):
 
 @one_renderer
 def test_a_deleted_node_comes_back_with_its_words(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
-    sampler = desk.find("PAGKSampler")
-    limited_options(desk, sampler)
-    desk.put(sampler, "seed", 83)
-    desk.centre(sampler)
-    run(desk)
-    notes(desk, sampler, NO_STEP).wait_for()
+    sampler = ran_without_effect(desk, seed=83)
     height = desk.on(sampler, "node.size[1]")
     desk.on(sampler, "app.canvas.selectNode(node)")
     desk.page.keyboard.press("Delete")

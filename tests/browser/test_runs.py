@@ -10,6 +10,7 @@ from .running import (
     listed,
     loaded,
     notes,
+    ran_without_effect,
     reload,
     run,
     sheets,
@@ -102,13 +103,7 @@ def test_tabs_made_from_one_file_do_not_share_their_words(desk):
 
 @one_renderer
 def test_a_second_page_gets_the_words_of_what_the_server_had_computed(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
-    sampler = desk.find("PAGKSampler")
-    limited_options(desk, sampler)
-    desk.put(sampler, "seed", 78)
-    desk.centre(sampler)
-    run(desk)
-    notes(desk, sampler, NO_STEP).wait_for()
+    sampler = ran_without_effect(desk, seed=78)
     context = desk.page.context.browser.new_context(viewport=SIZE)
     try:
         page = context.new_page()

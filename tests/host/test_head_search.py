@@ -376,21 +376,27 @@ def test_clips_that_cannot_judge_are_refused_before_the_first_run(given, message
 # --- the shipped model ---------------------------------------------------------------------------------------------
 
 
+def shipped(steps: int, size: int):
+    """(the shipped model, its decoder, a run of so many steps, the heads of d0 and m0, every pair of them)."""
+    model, decode = PAGADMLoader.execute(SHIPPED).result
+    label = PAGADMClassLabel.execute(model, 1).result[0]
+    run = Run(steps=steps, cfg=1.0, sampler="ddim", scheduler="normal", positive=label, negative=label, seed=1,
+              latent={"samples": torch.zeros(1, 3, size, size)})
+    found = model_layers(model)
+    every = tuple(found.layers)
+    heads = heads_of(select("d0,m0", every, found.auto))
+    return model, decode, run, [text_of_heads([head], every) for head in heads], [
+        text_of_heads(pair, every) for pair in itertools.combinations(heads, 2)]
+
+
 @pytest.mark.slow
 def test_on_the_shipped_model_the_search_finds_what_trying_everything_finds():
     """The reference is drawn with one pair of heads, so that the best pair is known. The search draws 9 heads and
     8 pairs, trying everything 36 pairs."""
-    model, decode = PAGADMLoader.execute(SHIPPED).result
-    label = PAGADMClassLabel.execute(model, 1).result[0]
-    run = Run(steps=3, cfg=1.0, sampler="ddim", scheduler="normal", positive=label, negative=label, seed=1,
-              latent={"samples": torch.zeros(1, 3, 32, 32)})
-    found = model_layers(model)
-    every = tuple(found.layers)
-    heads = heads_of(select("d0,m0", every, found.auto))
-    texts = [text_of_heads(pair, every) for pair in itertools.combinations(heads, 2)]
+    model, decode, run, heads, texts = shipped(steps=3, size=32)
     reference = by_hand(run, model, decode, texts[4])
     value = {text: -(by_hand(run, model, decode, text) - reference).square().mean().sqrt().item()
-             for text in [*texts, *(text_of_heads([head], every) for head in heads)]}
+             for text in [*texts, *heads]}
     text, _, layers = search(run, model, decode, "d0,m0", score="pixels", reference=reference, rounds=2)
     singles = {head: value[head] for head, _ in ranked(text)}
     assert dict(ranked(text)) == pytest.approx(singles, abs=1e-4)
@@ -402,14 +408,7 @@ def test_on_the_shipped_model_the_search_finds_what_trying_everything_finds():
 def test_how_often_the_greedy_search_finds_what_trying_everything_finds(capsys):
     """On the shipped model, with references drawn with every pair of heads of a level in turn: by 9 heads and 8 pairs
     instead of all 36 pairs."""
-    model, decode = PAGADMLoader.execute(SHIPPED).result
-    label = PAGADMClassLabel.execute(model, 1).result[0]
-    run = Run(steps=5, cfg=1.0, sampler="ddim", scheduler="normal", positive=label, negative=label, seed=1,
-              latent={"samples": torch.zeros(1, 3, 64, 64)})
-    found = model_layers(model)
-    every = tuple(found.layers)
-    pairs = [text_of_heads(pair, every)
-             for pair in itertools.combinations(heads_of(select("d0,m0", every, found.auto)), 2)]
+    model, decode, run, _, pairs = shipped(steps=5, size=64)
     results = [search(run, model, decode, "d0,m0", score="pixels", reference=by_hand(run, model, decode, pair),
                       rounds=2)[2] for pair in pairs]  # what is drawn once is kept
     hits = sum(result == pair for result, pair in zip(results, pairs, strict=True))
