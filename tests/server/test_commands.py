@@ -143,22 +143,16 @@ def test_a_folder_that_cannot_be_written_is_a_message(number):
     assert "copy this folder" in message
 
 
-class Unreachable:
-    """In the place of a server: what listens there says nothing, or something else, or has gone."""
-
-    def __init__(self, port: int):
-        self.url = f"http://127.0.0.1:{port}"
-
-    def check_alive(self, patience: float = 0.0) -> None:
-        pass
-
-
 @pytest.fixture
 def listener():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield listening
+
+
+def url_of(listening: socket.socket) -> str:
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("ask", [lambda client: client.get("/queue"), lambda client: client.submit({}),
@@ -180,14 +174,14 @@ def test_every_network_error_is_a_sentence(listener, monkeypatch, ask, answer, s
                 held.append(connection)
 
     held = []
-    server = Unreachable(listener.getsockname()[1])
+    url = url_of(listener)
     if answer == "closed":
         listener.close()
     else:
         threading.Thread(target=reply, daemon=True).start()
     monkeypatch.setattr(api, "PATIENCE", 0.3)
-    with pytest.raises(api.UnreachableError, match=rf"ComfyUI at {server.url} {said}"):
-        ask(api.Client(server))
+    with pytest.raises(api.UnreachableError, match=rf"ComfyUI at {url} {said}"):
+        ask(api.Client(url, lambda _: None))
 
 
 def test_a_handshake_may_take_its_time(listener, monkeypatch):
@@ -204,7 +198,7 @@ def test_a_handshake_may_take_its_time(listener, monkeypatch):
     monkeypatch.setattr(api, "POLL", 0.5)
     thread = threading.Thread(target=reply)
     thread.start()
-    channel = api.Client(Unreachable(listener.getsockname()[1])).connect()
+    channel = api.Client(url_of(listener), lambda _: None).connect()
     assert channel.gettimeout() == api.POLL
     thread.join()
     channel.shutdown()

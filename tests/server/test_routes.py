@@ -29,7 +29,7 @@ def ask(client):
     def post(path: str, body) -> tuple[int, dict]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            with client.open(Request(client.server.url + path, data), timeout=60) as response:
+            with client.open(Request(client.url + path, data), timeout=60) as response:
                 return response.status, json.loads(response.read())
         except HTTPError as error:
             return error.code, json.loads(error.read())

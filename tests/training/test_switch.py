@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from training import switch, torch_support, train, watch
-from training.recipes import Data
+from training.data import Data
 from training.run import Run
 
 from pag_core.adm import ADMUNet

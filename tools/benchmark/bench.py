@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -143,6 +142,8 @@ def measure(shape, device: str, repeats: int, only: str = "") -> dict:
     "live": {row: number}}, where the last are the most that a run's tensors hold at once, weights aside, with fused
     attention.
     """
+    from benchmark.timing import duration
+
     rows = {name: run for name, run in build_rows(shape, device).items()
             if name == "CFG" or any(text in name for text in only.split(","))}
     for run in rows.values():
@@ -167,24 +168,6 @@ def live_peak(run: Callable[[], object]) -> int:
     with FusedAttention(), LiveBytes() as memory:
         run()
     return memory.peak
-
-
-def duration(run: Callable[[], object], device: str) -> float:
-    """Seconds that a run takes; on a GPU by its own clock."""
-    import torch
-
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    gpu = torch.get_device_module(device)
-    gpu.synchronize()
-    start, end = (gpu.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    gpu.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:

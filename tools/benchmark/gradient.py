@@ -17,9 +17,9 @@ from pag_pack.pag_core.inverse import SuperResolution, squared_norm
 from pag_pack.pag_core.posterior import gluing_error, measurement_error
 from torch import Tensor
 
-from .bench import duration
 from .counting import LiveBytes
 from .networks import FULL, SCALED, Shape, TrainedADM
+from .timing import duration
 
 WAYS = (("plain", False), ("checkpointing", True))
 _VAE = {"embed_dim": 4, "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3,

@@ -20,8 +20,8 @@ from harness.whole_files import written_whole
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from training.data import Data
 from training.drawings import Drawings
-from training.recipes import Data
 
 from .classifier import Classifier
 

@@ -9,15 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
 from .errors import HarnessError
-
-if TYPE_CHECKING:
-    from .server import Server
 
 Progress = Callable[[str, int, int], None]  # (node id, steps done, steps in all)
 Preview = Callable[[bytes], None]  # (the picture's file)
@@ -45,22 +41,24 @@ class Result:
 
 
 class Client:
-    def __init__(self, server: Server):
-        self.server = server
+    """Talks to the server at `url`; `check_alive` raises HarnessError when it has ended, or ends in so many seconds."""
+
+    def __init__(self, url: str, check_alive: Callable[[float], None]):
+        self.url, self.check_alive = url, check_alive
         self.id = uuid.uuid4().hex
         self.open = build_opener(ProxyHandler({})).open  # the server is local, whatever proxy is set
 
     def get(self, path: str, timeout: float | None = None) -> bytes:
-        return self.ask(Request(self.server.url + path), timeout)
+        return self.ask(Request(self.url + path), timeout)
 
     def post(self, path: str, body: dict, timeout: float | None = None) -> bytes:
         headers = {"Content-Type": "application/json"}
-        return self.ask(Request(self.server.url + path, json.dumps(body).encode(), headers), timeout)
+        return self.ask(Request(self.url + path, json.dumps(body).encode(), headers), timeout)
 
     def ask(self, request: Request, timeout: float | None) -> bytes:
         """The answer's body. HTTPError for an answer that is an error, UnreachableError where there is none."""
         timeout = PATIENCE if timeout is None else timeout
-        with network_errors(self.server.url, timeout), self.open(request, timeout=timeout) as response:
+        with network_errors(self.url, timeout), self.open(request, timeout=timeout) as response:
             return response.read()
 
     def object_info(self) -> dict[str, dict]:
@@ -101,8 +99,8 @@ class Client:
         """A websocket on which the server says what becomes of this client's prompts; its recv() waits for `POLL`."""
         import websocket
 
-        address = self.server.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
-        with network_errors(self.server.url, PATIENCE):
+        address = self.url.replace("http", "ws", 1) + f"/ws?clientId={self.id}"
+        with network_errors(self.url, PATIENCE):
             try:
                 channel = websocket.create_connection(address, timeout=PATIENCE)
             except websocket.WebSocketTimeoutException as error:
@@ -150,14 +148,14 @@ class Client:
             except websocket.WebSocketTimeoutException:
                 message = b""
             except (websocket.WebSocketException, OSError) as error:
-                self.server.check_alive(patience=5.0)  # a server that dies closes the channel first
+                self.check_alive(5.0)  # a server that dies closes the channel first
                 raise UnreachableError(f"The connection to ComfyUI broke: {error}") from None
             if isinstance(message, str) and message:
                 content = json.loads(message)
                 yield content["type"], content["data"]
             elif message[:4] == PREVIEW_IMAGE:
                 yield "preview", {"image": message[8:]}  # after the picture's format
-            self.server.check_alive()
+            self.check_alive(0.0)
             if time.monotonic() > deadline:
                 self.interrupt()
                 raise WorkflowError("The workflow did not end in time and was interrupted.")

@@ -48,7 +48,7 @@ class Server:
         self.ready_timeout, self.arguments, self.pack = ready_timeout, arguments, pack
         self.port = claim_port(port)
         self.url = f"http://{ADDRESS}:{self.port}"
-        self.client = Client(self)
+        self.client = Client(self.url, self.check_alive)
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Server:

@@ -171,7 +171,7 @@ class Soak:
 
     def ask(self) -> None:
         asked = question(self.rng)
-        request = Request(self.client.server.url + asked.path, asked.body)
+        request = Request(self.client.url + asked.path, asked.body)
         try:
             with self.client.open(request, timeout=PATIENCE) as response:
                 status, answer = response.status, json.loads(response.read())

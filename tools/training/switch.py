@@ -32,8 +32,9 @@ from evaluation.networks import METRICS, Networks  # noqa: E402
 from pag_core.adm import ADMConfig, ADMUNet  # noqa: E402
 
 from . import train, watch  # noqa: E402
+from .data import Data  # noqa: E402
 from .drawings import get_drawings  # noqa: E402
-from .recipes import CACHE, Data  # noqa: E402
+from .recipes import CACHE  # noqa: E402
 from .run import Run  # noqa: E402
 
 OPTIONS = train.parse([])  # those that nox -s train made the shipped file with

@@ -32,8 +32,9 @@ sys.path.append(str(ROOT))  # last: its `nodes` folder must hide no other module
 from pag_core.adm import ADMHooks  # noqa: E402
 
 from . import watch  # noqa: E402
+from .data import Data  # noqa: E402
 from .drawings import CATEGORIES  # noqa: E402
-from .recipes import CACHE, Data, Recipe, emoji  # noqa: E402
+from .recipes import CACHE, Recipe, emoji  # noqa: E402
 from .run import LABEL_DROPOUT, Run, alphas_cumprod, new_model  # noqa: E402
 from .torch_support import can_compile, has_bfloat16  # noqa: E402
 

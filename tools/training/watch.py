@@ -15,7 +15,7 @@ from pag_core.adm import ADMHooks, ADMUNet
 from pag_core.guidance import perturbed_attention_delta
 from pag_core.posterior import denoising_step
 
-from .recipes import Data
+from .data import Data
 from .run import alphas_cumprod
 
 PICTURES = 192  # of either side, for the errors
