@@ -69,7 +69,7 @@ class PAGGrid(io.ComfyNode):
                 sampler_name: str, scheduler: str, positive, negative, latent_image, vae, denoise: float = 1.0,
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
                 cell_size: int = 256, paper: str = "dark") -> io.NodeOutput:
-        inputs.check_sheet(cell_size, paper)
+        cell_size = inputs.check_sheet(cell_size, paper)
         inputs.check_samples_pictures(denoise, latent_image, vae, model)
         options = PAGOptions() if options is None else options
         check_options_fit(options, model, latent_image)

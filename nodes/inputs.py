@@ -127,10 +127,10 @@ def paper() -> io.Combo.Input:
                 "same.")
 
 
-def check_sheet(cell_size: int, paper: str) -> None:
-    """Raise SettingError unless a grid can be drawn with these."""
-    check_whole("cell_size", cell_size, 64, 1024)
+def check_sheet(cell_size: int, paper: str) -> int:
+    """The cell size as a plain integer; SettingError unless a grid can be drawn with these."""
     check_choice("paper", paper, tuple(PAPERS))
+    return check_whole("cell_size", cell_size, 64, 1024)
 
 
 def check_samples_pictures(denoise: float, latent_image: dict, vae, model) -> None:

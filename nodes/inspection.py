@@ -65,9 +65,9 @@ class PAGInspect(io.ComfyNode):
                 cfg_start_percent: float = 0.0, cfg_end_percent: float = 1.0, options: PAGOptions | None = None,
                 vae=None, shown_steps: int = 6, panels: str = "all", cell_size: int = 192,
                 paper: str = "dark") -> io.NodeOutput:
-        check_whole("shown_steps", shown_steps, 1, MAX_STEPS)
+        shown_steps = check_whole("shown_steps", shown_steps, 1, MAX_STEPS)
         check_choice("panels", panels, tuple(PANELS))
-        inputs.check_sheet(cell_size, paper)
+        cell_size = inputs.check_sheet(cell_size, paper)
         sheet_of = PAPERS[paper]
         check_is_picture(latent_image)
         check_samples_something(denoise)

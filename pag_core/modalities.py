@@ -33,6 +33,6 @@ class ModalityScales:
     rescale: float
 
     def __post_init__(self) -> None:
-        for scale in ("cfg", "pag", "modality"):
-            check_range(f"{self.name}_{scale}", getattr(self, scale), 0.0, 100.0)
-        check_range(f"{self.name}_rescale", self.rescale, 0.0, 1.0)
+        for scale, most in (("cfg", 100.0), ("pag", 100.0), ("modality", 100.0), ("rescale", 1.0)):
+            value = check_range(f"{self.name}_{scale}", getattr(self, scale), 0.0, most)
+            object.__setattr__(self, scale, value)

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
-from .checks import Accepts, SettingError, check_fields, check_percent_range, check_range, choice, number, switch, whole
+from .checks import (
+    Accepts,
+    SettingError,
+    check_fields,
+    check_percent_range,
+    check_range,
+    choice,
+    number,
+    shown,
+    switch,
+    whole,
+)
 from .delta import DeltaRules
 from .guidance import RESCALE_MODES
 from .mask import check_mask
@@ -52,7 +63,7 @@ class PAGOptions(DeltaRules, Perturbation):
             away from it and the scale says only whether it is weak.
         random_share: the share of the selected layers that is drawn anew in every step (S², arXiv 2508.12880); 0 for
             all of them.
-        scale_mask: where PAG acts: [n, H, W], 0 to 1; see `mask.fit_mask`. None for everywhere.
+        scale_mask: where PAG acts, 0 to 1; its shapes are those of `mask.fit_mask`. None for everywhere.
     """
 
     start_percent: float = number(0.0)
@@ -117,9 +128,9 @@ class PAGSettings:
     options: PAGOptions = PAGOptions()
 
     def __post_init__(self) -> None:
-        check_range("PAG scale", self.scale, 0.0, MAX_SCALE)
+        object.__setattr__(self, "scale", check_range("PAG scale", self.scale, 0.0, MAX_SCALE))
         if not isinstance(self.options, PAGOptions):
-            raise SettingError(f"options must come from a PAG Options node, got {self.options!r}.")
+            raise SettingError(f"options must come from a PAG Options node, got {shown(self.options)}.")
 
     @property
     def is_off(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 
+from ...pag_core.checks import shown
 from ...pag_core.inverse import Operator
 
 DIMENSIONS = {"IMAGE": (4,), "MASK": (2, 3, 4)}  # [B, H, W, C]; [H, W], [B, H, W] or [B, 1, H, W]
@@ -26,7 +27,7 @@ def shape_text(tensor: torch.Tensor) -> str:
 def check_model(model: object) -> None:
     """Raise ValueError unless this is a MODEL."""
     if not isinstance(getattr(model, "model_options", None), dict):
-        raise ValueError(f"model is {_short(model)}, expected the MODEL output of a loader.")
+        raise ValueError(f"model is {shown(model)}, expected the MODEL output of a loader.")
 
 
 def check_conditioning(name: str, conditioning: object) -> None:
@@ -35,7 +36,7 @@ def check_conditioning(name: str, conditioning: object) -> None:
         raise ValueError(f"The {name} conditioning is missing. Connect a CLIP Text Encode node (its text may be empty) "
                          f"or, for an ADM model, a PAG ADM Class Label node.")
     if not isinstance(conditioning, (list, tuple)):
-        raise ValueError(f"{name} is {_short(conditioning)}, expected the CONDITIONING output of a node.")
+        raise ValueError(f"{name} is {shown(conditioning)}, expected the CONDITIONING output of a node.")
     for embedding, *_ in conditioning:
         if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
             raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Check the nodes "
@@ -46,13 +47,13 @@ def check_latent(latent: object, name: str = "latent_image") -> None:
     """Raise ValueError unless this is a LATENT with samples."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, torch.Tensor) and not getattr(samples, "is_nested", False):
-        raise ValueError(f"{name} is {_short(latent)}, expected the LATENT output of a node.")
+        raise ValueError(f"{name} is {shown(latent)}, expected the LATENT output of a node.")
 
 
 def check_pixels(kind: str, name: str, pixels: Any) -> None:
     """Raise ValueError unless this is an IMAGE or a MASK, as `kind` says, that is not empty and has finite values."""
     if not isinstance(pixels, torch.Tensor) or pixels.ndim not in DIMENSIONS[kind]:
-        raise ValueError(f"{name} is {_short(pixels)}, expected the {kind} output of a node.")
+        raise ValueError(f"{name} is {shown(pixels)}, expected the {kind} output of a node.")
     if pixels.numel() == 0:
         raise ValueError(f"The {name} is empty: its shape is {shape_text(pixels)}.")
     if not all_finite(pixels):
@@ -62,13 +63,13 @@ def check_pixels(kind: str, name: str, pixels: Any) -> None:
 def check_operator(operator: object) -> None:
     """Raise ValueError unless this is a PAG_OPERATOR."""
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator is {_short(operator)}, expected the output of a PAG Degradation node.")
+        raise ValueError(f"operator is {shown(operator)}, expected the output of a PAG Degradation node.")
 
 
 def check_vae(vae: object) -> None:
     """Raise ValueError unless this is a VAE."""
     if not hasattr(vae, "latent_channels"):
-        raise ValueError(f"vae is {_short(vae)}, expected the VAE output of a node.")
+        raise ValueError(f"vae is {shown(vae)}, expected the VAE output of a node.")
 
 
 def check_vae_fits(vae: VAE, model: ModelPatcher) -> None:
@@ -82,7 +83,7 @@ def check_vae_fits(vae: VAE, model: ModelPatcher) -> None:
 def check_guider(guider: object) -> None:
     """Raise ValueError unless this is a GUIDER."""
     if not callable(getattr(guider, "sample", None)) or not hasattr(guider, "model_patcher"):
-        raise ValueError(f"guider is {_short(guider)}, expected the GUIDER output of a node such as PAG Guider.")
+        raise ValueError(f"guider is {shown(guider)}, expected the GUIDER output of a node such as PAG Guider.")
 
 
 def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tensor | None,
@@ -113,8 +114,3 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
 def all_finite(values: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     return bool(torch.isfinite(values).all())
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

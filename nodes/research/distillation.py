@@ -114,8 +114,8 @@ class PAGSDSOptimizer(io.ComfyNode):
     def execute(cls, guider, latent_image, seed: int, steps: int, learning_rate: float, order: str,
                 min_step_percent: float = 0.02, max_step_percent: float = 0.98,
                 weighting: str = "sigma_squared") -> io.NodeOutput:
-        check_whole("steps", steps, 1, MAX_STEPS)
-        check_range("learning_rate", learning_rate, LEAST_RATE, MOST_RATE)
+        steps = check_whole("steps", steps, 1, MAX_STEPS)
+        learning_rate = check_range("learning_rate", learning_rate, LEAST_RATE, MOST_RATE)
         check_choice("weighting", weighting, tuple(WEIGHTINGS))
         chosen = noise_levels(steps, min_step_percent, max_step_percent, order, seed)
         return io.NodeOutput(optimized(guider, latent_image, seed, chosen, weighting, learning_rate))

@@ -126,10 +126,10 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
             options: PAGOptions | None = None, clip_vision=None, clip=None, reference=None, chosen: str = "",
             rounds: int = 1, heads_per_round: int = 1, max_runs: int = 500, cell_size: int = 128,
             paper: str = "dark") -> io.NodeOutput:
-    for name, value, high in (("seeds", seeds, 1000), ("rounds", rounds, 64), ("max_runs", max_runs, MOST_RUNS),
-                              ("heads_per_round", heads_per_round, 64)):
-        check_whole(name, value, 1, high)
-    inputs.check_sheet(cell_size, paper)
+    seeds, rounds, max_runs, heads_per_round = (check_whole(name, value, 1, high) for name, value, high in (
+        ("seeds", seeds, 1000), ("rounds", rounds, 64), ("max_runs", max_runs, MOST_RUNS),
+        ("heads_per_round", heads_per_round, 64)))
+    cell_size = inputs.check_sheet(cell_size, paper)
     check_choice("score", score, SCORES)
     inputs.check_samples_pictures(denoise, latent_image, vae, model)
     options = PAGOptions() if options is None else options

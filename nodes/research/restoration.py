@@ -179,8 +179,8 @@ class PAGDPSSampler(io.ComfyNode):
     @classmethod
     def execute(cls, measurement: Tensor, operator: Operator, step_size: float, eta: float = 1.0,
                 checkpointing: bool = False) -> io.NodeOutput:
-        check_range("step_size", step_size, 0.0, 1000.0)
-        check_range("eta", eta, 0.0, 1.0)
+        step_size = check_range("step_size", step_size, 0.0, 1000.0)
+        eta = check_range("eta", eta, 0.0, 1.0)
         return io.NodeOutput(posterior_sampler(DPS(operator, measured(measurement, operator), step_size), eta,
                                                checkpointing))
 
@@ -221,9 +221,9 @@ class PAGPSLDSampler(io.ComfyNode):
     @classmethod
     def execute(cls, measurement: Tensor, operator: Operator, vae, step_size: float, gluing: float, eta: float = 0.0,
                 checkpointing: bool = False) -> io.NodeOutput:
-        for name, value in (("step_size", step_size), ("gluing", gluing)):
-            check_range(name, value, 0.0, 1000.0)
-        check_range("eta", eta, 0.0, 1.0)
+        step_size, gluing = (check_range(name, value, 0.0, 1000.0)
+                             for name, value in (("step_size", step_size), ("gluing", gluing)))
+        eta = check_range("eta", eta, 0.0, 1.0)
         guide = PSLD(operator, measured(measurement, operator), vae, step_size, gluing)
         return io.NodeOutput(posterior_sampler(guide, eta, checkpointing))
 

@@ -97,7 +97,7 @@ def test_progress_counts_through_all_cells(monkeypatch):
     ({"perturbations": "identity\nnonsense"}, "nonsense"),
     ({"perturbations": "identity\nseg positive"}, "what follows seg must be one of extra, negative; got 'positive'"),
     ({"run": replace(RUN, cfg=1.0), "perturbations": "identity\nskip_block negative"}, "at cfg 1 there is no negative"),
-    ({"options": PAGOptions(scale_mask=torch.ones(3, 8, 8))}, "has 3 images, but the batch has 1"),
+    ({"options": PAGOptions(scale_mask=torch.ones(3, 8, 8))}, "has 3 masks, but the batch has 1"),
     ({"selections": "all\nm0", "options": PAGOptions(random_share=0.3)}, "of 1 selected it draws 1"),
     ({"selections": "m0:h0", "perturbations": "skip_block"}, "skip_block acts on the whole block of m0"),
     ({"scales": ",".join(map(str, range(MAX_CELLS + 1))), "selections": "m0"}, f"the limit is {MAX_CELLS}"),

@@ -179,7 +179,7 @@ def test_a_black_mask_says_so(caplog):
 
 def test_a_mask_for_another_batch_is_refused_before_sampling():
     watched, rows = counted(models.sd15())
-    with pytest.raises(SettingError, match="has 3 images, but the batch has 2"):
+    with pytest.raises(SettingError, match="has 3 masks, but the batch has 2"):
         RUN.model_patch(watched, SCALE, "m0", PAGOptions(scale_mask=torch.ones(3, 64, 64)))
     assert not rows
 

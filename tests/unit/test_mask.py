@@ -43,10 +43,28 @@ def test_a_video_spreads_masks_over_its_frames():
     assert fit_mask(masks[:1], (2, 16, 4, 2, 2)).shape == (1, 1, 1, 2, 2)
 
 
+@pytest.mark.parametrize("latent", [(3, 4, 8, 12), (3, 16, 1, 8, 12), (1, 16, 3, 8, 12)])
+def test_an_axis_of_one_channel_makes_no_difference(latent):
+    """As the host takes masks, [n, 1, H, W] as well as [n, H, W]."""
+    masks = torch.stack([torch.full((64, 96), value) for value in (0.0, 0.5, 1.0)])
+    assert torch.equal(fit_mask(masks[:, None], latent), fit_mask(masks, latent))
+
+
+def test_a_video_for_each_of_the_batch():
+    """[n, 1, T, H, W], as the host has them beside the latents of videos."""
+    masks = torch.stack([torch.zeros(1, 4, 16, 16), torch.ones(1, 4, 16, 16)])
+    fitted = fit_mask(masks, (2, 16, 2, 8, 8))
+    assert fitted.shape == (2, 1, 2, 8, 8)
+    assert [part.unique().tolist() for part in fitted] == [[0.0], [1.0]]
+    assert torch.equal(fit_mask(masks[1:], (2, 16, 2, 8, 8)), fitted[1:])
+    assert fit_mask(masks[:, :, :2], (4, 4, 8, 8)).shape == (4, 1, 8, 8)
+
+
 @pytest.mark.parametrize(("mask", "latent", "complaint"), [
-    (left_half(2), (3, 4, 8, 12), "has 2 images, but the batch has 3"),
-    (left_half(3), (1, 4, 8, 12), "has 3 images, but the batch has 1"),
-    (left_half(3), (2, 16, 1, 8, 12), "has 3 images, but the batch has 2"),
+    (left_half(2), (3, 4, 8, 12), "has 2 masks, but the batch has 3"),
+    (left_half(3), (1, 4, 8, 12), "has 3 masks, but the batch has 1"),
+    (left_half(3), (2, 16, 1, 8, 12), "has 3 masks, but the batch has 2"),
+    (left_half(3)[:, None, None], (2, 16, 4, 8, 12), "has 3 masks, but the batch has 2"),
     (left_half(), (1, 64, 500), "no rows and columns"),
 ])
 def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
@@ -55,6 +73,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask, latent, complaint):
 
 
 @pytest.mark.parametrize("mask", ["mask", torch.zeros(3), torch.zeros(1, 4, 8, 8), torch.zeros(0, 8, 8),
+                                  torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 8, dtype=torch.complex64),
                                   left_half() * 2, -left_half(), left_half() * torch.nan], ids=str)
 def test_what_is_no_mask_is_refused(mask):
     with pytest.raises(SettingError, match=r"^scale_mask must"):
@@ -62,5 +81,6 @@ def test_what_is_no_mask_is_refused(mask):
 
 
 def test_masks_are_accepted():
-    for mask in (left_half(), left_half(5), left_half()[0], left_half().half(), None):
-        check_mask("scale_mask", mask)
+    for mask in (left_half(), left_half(5), left_half()[0], left_half()[:, None], left_half()[None, None],
+                 left_half().half(), left_half().bool(), None):
+        assert check_mask("scale_mask", mask) is mask

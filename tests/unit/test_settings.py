@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,6 +131,42 @@ def test_every_choice_is_accepted(name, known):
 def test_an_empty_range_in_sigma_is_refused_with_both_ends_and_a_remedy(start, end):
     with pytest.raises(SettingError, match=rf"^start_sigma \({start:g}\).*end_sigma \({end:g}\).*scale to 0"):
         PAGOptions(start_sigma=start, end_sigma=end)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)],
+                         ids=repr)
+def test_numbers_of_other_libraries_become_plain_ones(value):
+    """As other packs' nodes pass them on."""
+    for kept in (PAGOptions(strength=value).strength, PAGSettings(value).scale, check_range("cfg", value, 0.0, 1.0)):
+        assert type(kept) is float
+        assert kept == 0.5
+
+
+@pytest.mark.parametrize("value", [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7)], ids=repr)
+def test_whole_numbers_of_other_libraries_too(value):
+    options = PAGOptions(perturbation_seed=value, perturbation_sigma=value)
+    assert type(options.perturbation_seed) is type(options.perturbation_sigma) is int
+    assert (options.perturbation_seed, options.perturbation_sigma) == (7, 7)
+
+
+def test_switches_of_other_libraries_too():
+    assert PAGOptions(share_prefix=np.bool_(False)).share_prefix is False
+    with pytest.raises(SettingError, match=r"^strength must be a number"):
+        PAGOptions(strength=np.bool_(True))
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), torch.tensor(math.inf), np.array([0.5]), torch.tensor([0.5]),
+                                   np.array("0.5"), np.array([0.5, 0.5]), torch.tensor(0.5j), Decimal("0.5")], ids=repr)
+def test_what_is_no_number_there_is_none_here(value):
+    for name in ("strength", "perturbation_seed", "share_prefix", "schedule"):
+        with pytest.raises(SettingError, match=f"^{name} must"):
+            PAGOptions(**{name: value})
+
+
+def test_a_long_value_is_quoted_in_part():
+    with pytest.raises(SettingError, match=r"got 'xxx.*x\.\.\.") as error:
+        PAGOptions(schedule="x" * 100_000)
+    assert len(str(error.value)) < 500
 
 
 def test_setting_error_is_a_value_error():

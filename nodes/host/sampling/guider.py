@@ -18,8 +18,9 @@ class CFGWindowGuider(comfy.samplers.CFGGuider):
     def __init__(self, model: ModelPatcher, positive, negative, cfg: float, start_percent: float = 0.0,
                  end_percent: float = 1.0) -> None:
         super().__init__(model)
-        check_range("cfg", cfg, 0.0, 100.0)
-        check_percent_range("cfg_start_percent", start_percent, "cfg_end_percent", end_percent)
+        cfg = check_range("cfg", cfg, 0.0, 100.0)
+        start_percent, end_percent = check_percent_range("cfg_start_percent", start_percent, "cfg_end_percent",
+                                                         end_percent)
         self.cfg_window: Window = window_from_percent(start_percent, end_percent, percent_to_sigma(model))
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(name, conditioning)
