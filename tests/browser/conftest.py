@@ -85,7 +85,7 @@ def page(request, browser, server) -> Iterator:
 @pytest.fixture
 def sampler(desk):
     """The PAG KSampler of an example, with its picker open and lit."""
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     node = desk.find("PAGKSampler")
     desk.centre(node)
     desk.tab(node, "Layers")

@@ -64,7 +64,7 @@ def limited_options(desk, node) -> int | str:
 def ran_without_effect(desk, seed: int) -> int | str:
     """PAG KSampler after a run in which PAG had no effect, which its panel says. With a seed of its own, or the server
     takes the result of an earlier run."""
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     sampler = desk.find("PAGKSampler")
     limited_options(desk, sampler)
     desk.put(sampler, "seed", seed)

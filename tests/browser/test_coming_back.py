@@ -8,7 +8,7 @@ from .running import NO_STEP, loaded, notes, ran_without_effect, run, sheets, st
 
 
 def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
-    desk.workflow("adm_inspect_steps")
+    desk.workflow("Example model in PAG Inspect")
     node = desk.find("PAGInspect")
     desk.put(node, "shown_steps", 2)
     desk.centre(node)
@@ -25,7 +25,7 @@ def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
 
 @one_renderer
 def test_an_interrupted_run_leaves_no_preview(desk, previews):
-    desk.load(ROOT / "workflows" / "adm_inspect_steps.json")
+    desk.load(ROOT / "workflows" / "Example model in PAG Inspect.json")
     node = desk.find("PAGInspect")
     desk.put(node, "steps", 100)
     desk.centre(node)
@@ -52,7 +52,7 @@ def test_a_deleted_node_comes_back_with_its_words(desk):
 
 @one_renderer
 def test_a_saved_picture_brings_its_workflow_back(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     sampler = desk.find("PAGKSampler")
     desk.put(sampler, "seed", 84)
     desk.centre(sampler)

@@ -7,7 +7,7 @@ from harness.host import ROOT
 
 from .conftest import RENDERERS, one_renderer
 
-FILE = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
+FILE = ROOT / "workflows" / "Example model with CFG and PAG.json"
 
 
 def model_name(desk, node) -> str:
@@ -45,7 +45,7 @@ def test_a_copy_has_a_picture_of_its_own(desk, sampler):
 
 @one_renderer
 def test_a_saved_workflow_holds_nothing_of_ours_but_which_view_is_open(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     saved = desk.page.evaluate("app.graph.serialize()")
     for before, after in zip(json.loads(FILE.read_text())["nodes"], saved["nodes"], strict=True):
         values = after.get("widgets_values", [])
@@ -67,7 +67,7 @@ def test_it_opens_again_as_it_was_saved(desk, sampler):
 
 
 def test_opening_and_closing_leaves_the_size_as_it_was(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     node = desk.find("PAGKSampler")
     desk.centre(node)
     desk.tab(node, "Layers", opened=False)

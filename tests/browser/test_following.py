@@ -28,7 +28,7 @@ MAKE = """([type, inputs, outputs, widgets, isVirtual]) => {
 
 @pytest.fixture
 def sampler(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     node = desk.find("PAGKSampler")
     desk.put(node, "steps", 20)
     desk.centre(node)

@@ -7,7 +7,7 @@ from harness.host import ROOT
 
 from .conftest import one_renderer
 
-CLASS_CONDITIONAL = "adm_class_conditional_cfg_pag"
+CLASS_CONDITIONAL = "Example model with CFG and PAG"
 
 
 def test_clicks_become_text(desk, sampler):

@@ -11,7 +11,7 @@ NOT_VALUES = ("preset", "pag_panel")
 @pytest.fixture
 def options(desk):
     """PAG Options, connected to the sampler of an example."""
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     made = desk.on(desk.find("PAGKSampler"), """(() => {
         const made = LiteGraph.createNode("PAGOptions");
         app.graph.add(made);

@@ -21,7 +21,7 @@ from .running import (
 
 
 def test_a_warning_stays_until_the_next_run(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     sampler = desk.find("PAGKSampler")
     options = limited_options(desk, sampler)
     desk.centre(sampler)
@@ -42,7 +42,7 @@ def test_a_warning_stays_until_the_next_run(desk):
 
 @one_renderer
 def test_what_a_stock_sampler_says_of_our_patch_stands_on_the_patch(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     patch, sampler = stock_sampler(desk)
     limited_options(desk, patch)
     desk.centre(patch)
@@ -63,8 +63,8 @@ def test_what_a_stock_sampler_says_of_our_patch_stands_on_the_patch(desk):
 
 @one_renderer
 def test_words_go_to_the_workflow_that_ran_whichever_is_shown(desk):
-    desk.workflow("adm_restoration_dps")
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model restoring an image")
+    desk.workflow("Example model with CFG and PAG")
     sampler = desk.find("PAGKSampler")
     limited_options(desk, sampler)
     desk.settle()
@@ -83,7 +83,7 @@ def test_words_go_to_the_workflow_that_ran_whichever_is_shown(desk):
 def test_tabs_made_from_one_file_do_not_share_their_words(desk):
     ids = []
     for _ in range(2):
-        desk.workflow("adm_class_conditional_cfg_pag")
+        desk.workflow("Example model with CFG and PAG")
         ids.append(desk.page.evaluate("app.rootGraph.id"))
         sampler = desk.find("PAGKSampler")
         desk.centre(sampler)
@@ -121,7 +121,7 @@ def test_a_second_page_gets_the_words_of_what_the_server_had_computed(desk):
 
 
 def test_the_list_of_layers(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     layers = desk.page.evaluate("""() => {
         const made = LiteGraph.createNode("PAGLayers");
         app.graph.add(made);
@@ -144,9 +144,9 @@ def test_the_list_of_layers(desk):
 
 
 @pytest.mark.parametrize(("example", "kind", "quick", "changed"), [
-    ("adm_compare_scales_and_layers", "PAGGrid", {"scales": "0, 2", "layer_selections": "auto", "perturbations": ""},
+    ("Example model in PAG Grid", "PAGGrid", {"scales": "0, 2", "layer_selections": "auto", "perturbations": ""},
      {"scales": "0, 1"}),
-    ("adm_inspect_steps", "PAGInspect", {"shown_steps": 2}, {"panels": "deltas"}),
+    ("Example model in PAG Inspect", "PAGInspect", {"shown_steps": 2}, {"panels": "deltas"}),
 ])
 def test_a_sheet_takes_the_place_of_the_live_preview(desk, previews, example, kind, quick, changed):
     desk.workflow(example)
@@ -175,7 +175,7 @@ def test_a_sheet_takes_the_place_of_the_live_preview(desk, previews, example, ki
 
 
 def test_a_batch_of_small_pictures_stands_in_rows(desk):
-    desk.load(ROOT / "workflows" / "adm_restoration_dps.json")
+    desk.load(ROOT / "workflows" / "Example model restoring an image.json")
     desk.page.evaluate("""() => app.graph.nodes.forEach(node => node.widgets?.forEach(
         widget => { if (widget.name === "steps") widget.value = 1; }))""")
     node = desk.find("PAGMeasure")
@@ -192,7 +192,7 @@ def test_a_batch_of_small_pictures_stands_in_rows(desk):
 
 @one_renderer
 def test_an_error_of_ours_is_told_in_place(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     sampler = desk.find("PAGKSampler")
     desk.put(sampler, "layers", "m7")
     desk.centre(sampler)

@@ -9,7 +9,7 @@ from .conftest import one_renderer
 
 @pytest.fixture
 def sampler(desk):
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     node = desk.find("PAGKSampler")
     desk.put(node, "steps", 20)
     desk.put(node, "pag_scale", 1)
@@ -124,7 +124,7 @@ def test_it_follows_the_values(desk, sampler):
 
 
 def test_options_and_the_node_that_takes_them(desk):
-    desk.workflow("sampler_custom_advanced_pag_guider")
+    desk.workflow("Example model with PAG Guider")
     guider, options = desk.find("PAGGuider"), desk.find("PAGOptions")
     desk.centre(options)
     desk.tab(options, "Schedule")

@@ -50,7 +50,7 @@ def test_the_chooser_of_families_fills(desk):
 def test_what_failed_is_asked_again_as_soon_as_the_server_is_back(desk, path):
     with no_answer(desk, path):
         desk.page.evaluate("app.refreshComboInNodes()")  # else the page may know the model already
-        desk.workflow("adm_class_conditional_cfg_pag")
+        desk.workflow("Example model with CFG and PAG")
         node = desk.find("PAGKSampler")
         desk.centre(node)
         desk.tab(node, "Schedule" if path == "plot" else "Layers")
@@ -79,13 +79,13 @@ def test_a_preset_without_an_answer_says_so(desk):
 def test_what_is_removed_observes_nothing(desk):
     desk.page.evaluate(WATCH)
     try:
-        desk.workflow("text_to_image_model_patch_stock_ksampler")
+        desk.workflow("SD 1.5 with PAG Model Patch")
         before = desk.page.evaluate("window.observed.size")
-        desk.workflow("adm_class_conditional_cfg_pag")
+        desk.workflow("Example model with CFG and PAG")
         desk.on(desk.find("PAGKSampler"), "app.graph.convertToSubgraph(new Set([node]))")
         desk.settle(500)
         desk.page.evaluate("LiteGraph.createNode('PAGKSampler')")  # which no graph takes
-        desk.workflow("text_to_image_model_patch_stock_ksampler")
+        desk.workflow("SD 1.5 with PAG Model Patch")
         desk.until(lambda: desk.page.evaluate("window.observed.size") == before, 5)
         assert before > 0
     finally:

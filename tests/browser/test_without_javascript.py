@@ -20,7 +20,7 @@ def plain(request, browser, server):
 
 
 def test_nodes_are_complete_and_run(plain):
-    plain.workflow("adm_class_conditional_cfg_pag")
+    plain.workflow("Example model with CFG and PAG")
     node = plain.find("PAGKSampler")
     assert plain.on(node, "node.widgets.every(w => w.name !== 'pag_panel')")
     plain.centre(node)
@@ -35,7 +35,7 @@ def test_nodes_are_complete_and_run(plain):
 
 
 def test_a_workflow_with_an_open_view_opens(plain):
-    path = ROOT / "workflows" / "adm_class_conditional_cfg_pag.json"
+    path = ROOT / "workflows" / "Example model with CFG and PAG.json"
     plain.load(path)
     node = plain.find("PAGKSampler")
     layers = plain.value(node, "layers")

@@ -53,7 +53,7 @@ def test_unpacked_it_runs_the_examples(archive, comfyui, tmp_path):
     base.mkdir()
     with Server(comfyui, base, log=base / "server.log", pack=pack) as server:
         info = server.client.object_info()
-        prompt = workflow.load(pack / "workflows" / "adm_class_conditional_cfg_pag.json", info)
+        prompt = workflow.load(pack / "workflows" / "Example model with CFG and PAG.json", info)
         images = server.client.run(workflow.set_inputs(prompt, "PAGKSampler", steps=2)).images
     assert images
     assert (base / "custom_nodes" / PACK_NAME).resolve() == pack.resolve()

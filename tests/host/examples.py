@@ -133,12 +133,12 @@ def anima() -> ModelPatcher:
 
 SD = {"text": (7, models.CONTEXT), "vae": vae}
 STAGES = {
-    "sd15_controlnet_empty_prompt": Stage(models.sd15, **SD),
-    "sd2_inpainting_empty_prompt": Stage(models.sd15_inpainting, **SD),
-    "sd_x4_upscaler_empty_prompt": Stage(x4_upscaler, **SD),
-    "sd15_text_to_image_pag_ksampler": Stage(models.sd15, **SD),
-    "text_to_image_model_patch_stock_ksampler": Stage(models.sd15, **SD),
-    "sdxl_text_to_image_pag_ksampler": Stage(models.sdxl, **SD),
+    "SD 1.5 ControlNet with an empty prompt": Stage(models.sd15, **SD),
+    "SD 2 inpainting with an empty prompt": Stage(models.sd15_inpainting, **SD),
+    "SD x4 upscaler with an empty prompt": Stage(x4_upscaler, **SD),
+    "SD 1.5 with PAG KSampler": Stage(models.sd15, **SD),
+    "SD 1.5 with PAG Model Patch": Stage(models.sd15, **SD),
+    "SDXL with PAG KSampler": Stage(models.sdxl, **SD),
     "SDXL hires pass with PAG": Stage(models.sdxl, **SD),
     "Z-Image-Turbo with PAG at cfg 1": Stage(family("Z-Image")),
     "Krea 2 Turbo with PAG at cfg 1": Stage(family("Krea 2"), vae=wan_vae),

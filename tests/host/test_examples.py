@@ -15,7 +15,8 @@ from . import examples
 from .older import newest_only
 
 NAMES = [example.name for example in EXAMPLES]
-BOTH = ("sd15_controlnet_empty_prompt", "sd2_inpainting_empty_prompt", "sd_x4_upscaler_empty_prompt")
+BOTH = ("SD 1.5 ControlNet with an empty prompt", "SD 2 inpainting with an empty prompt",
+        "SD x4 upscaler with an empty prompt")
 OFF = dict.fromkeys(("scale", "pag_scale", "video_pag", "audio_pag"), 0.0)
 TITLE = 30  # pixels, of a node
 GROW = PREVIEWS | {"PAGInspect", "PAGGrid", "PAGSDSOptimizer"}

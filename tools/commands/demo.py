@@ -23,7 +23,7 @@ from tqdm import tqdm
 SAMPLER = "PAGKSampler"
 MODEL = ROOT / "models" / "adm-emoji-64.safetensors"
 UNCONDITIONAL, CONDITIONAL = "without a label", "with a label"
-EXAMPLES = {UNCONDITIONAL: "adm_unconditional_pag.json", CONDITIONAL: "adm_class_conditional_cfg_pag.json"}
+EXAMPLES = {UNCONDITIONAL: "Example model without a label.json", CONDITIONAL: "Example model with CFG and PAG.json"}
 NO_CFG, NO_PAG = {"cfg": 1.0}, {"pag_scale": 0.0}
 ENLARGED = 2.0
 # Every row is timed so often, in turn, on so few pictures: a ratio then compares runs that are seconds apart.

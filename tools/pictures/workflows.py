@@ -25,7 +25,7 @@ from . import comparison as picture
 
 WORKFLOWS = ROOT / "workflows"
 HELP_IMAGES = ROOT / "web" / "docs" / "images"
-HELP_WORKFLOW = "adm_unconditional_pag"
+HELP_WORKFLOW = "Example model without a label"
 HELP_PICTURES = 5  # a row
 HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
     "scale": {f"scale {scale}": {"pag_scale": scale} for scale in (0, 1, 2, 4, 8)},
@@ -33,7 +33,8 @@ HELP = {  # name of the picture: {row: the PAG KSampler's inputs}
         layers: {"layers": layers} for layers in ("m0", "u1", "d0-1", "u2-3", "all")},
 }
 HELP_SHEETS = {  # workflow: help picture
-    "adm_inspect_steps": "inspect", "adm_compare_scales_and_layers": "grid", "adm_head_search": "head_search"}
+    "Example model in PAG Inspect": "inspect", "Example model in PAG Grid": "grid",
+    "Example model in PAG Head Search": "head_search"}
 SHEET = 500  # pixels; wider than any picture of the shipped model in the examples
 SHEET_SHOWN = 1100  # pixels
 THUMBNAIL = 800  # pixels
@@ -42,12 +43,12 @@ SCALE_AND_LAYERS = {"PAGKSampler": (4, 5), "PAGAVGuider": (1, -1), "PAGModelPatc
 # {workflow on a published model: (the model, what it does with it, the layers that it perturbs, of so many)}
 CARDS = {example.name: (example.model, example.name.removeprefix(example.model).strip(), example.layers, example.blocks)
          for example in EXAMPLES} | {
-    "sd15_text_to_image_pag_ksampler": ("SD 1.5", "text to image with CFG and PAG", (6,), 16),
-    "text_to_image_model_patch_stock_ksampler": ("SD 1.5", "PAG under the KSampler that you know", (6,), 16),
-    "sd15_controlnet_empty_prompt": ("SD 1.5", "a ControlNet and no prompt", (6,), 16),
-    "sd2_inpainting_empty_prompt": ("SD 2", "a hole filled without a prompt", (7,), 16),
-    "sd_x4_upscaler_empty_prompt": ("SD x4 upscaler", "four times larger without a prompt", (5,), 6),
-    "sdxl_text_to_image_pag_ksampler": ("SDXL", "text to image with CFG and PAG", (4,), 11),
+    "SD 1.5 with PAG KSampler": ("SD 1.5", "text to image with CFG and PAG", (6,), 16),
+    "SD 1.5 with PAG Model Patch": ("SD 1.5", "PAG under the KSampler that you know", (6,), 16),
+    "SD 1.5 ControlNet with an empty prompt": ("SD 1.5", "a ControlNet and no prompt", (6,), 16),
+    "SD 2 inpainting with an empty prompt": ("SD 2", "a hole filled without a prompt", (7,), 16),
+    "SD x4 upscaler with an empty prompt": ("SD x4 upscaler", "four times larger without a prompt", (5,), 6),
+    "SDXL with PAG KSampler": ("SDXL", "text to image with CFG and PAG", (4,), 11),
 }
 
 
