@@ -9,10 +9,10 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..pag_core.checks import SettingError, check_choice
+from ..pag_core.checks import SettingError, check_choice, check_text, shown
 from ..pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, to_images
 from ..pag_core.perturbation import KINDS
-from ..pag_core.settings import ROWS, PAGOptions, PAGSettings
+from ..pag_core.settings import ROWS, PAGOptions, PAGSettings, check_options
 from . import inputs
 from .host.run.negative import check_negative
 from .host.run.patching import attach
@@ -72,6 +72,7 @@ class PAGGrid(io.ComfyNode):
         cell_size = inputs.check_sheet(cell_size, paper)
         inputs.check_samples_pictures(denoise, latent_image, vae, model)
         options = PAGOptions() if options is None else options
+        check_options(options)
         check_options_fit(options, model, latent_image)
         decoder = Decoder(model, vae)
         columns = parse_scales(scales)
@@ -112,18 +113,19 @@ def cell_of(row: int, scale: float, options: PAGOptions) -> tuple[int, float]:
 def parse_scales(text: str) -> list[float]:
     """"0, 1.5, 3" -> [0.0, 1.5, 3.0]; duplicates are dropped."""
     scales = []
-    for term in text.split(","):
+    for term in check_text("scales", text).split(","):
         try:
             scales.append(float(term))
         except ValueError:
-            raise SettingError(f"scales must be numbers separated by commas, such as 0, 1, 3, got {term.strip()!r}."
-                               ) from None
+            raise SettingError(f"scales must be numbers separated by commas, such as 0, 1, 3, got "
+                               f"{shown(term.strip())}.") from None
     return list(dict.fromkeys(scales))
 
 
 def parse_rows(layer_selections: str, perturbations: str, options: PAGOptions) -> list[GridRow]:
     """Every selection with every perturbation, or with that of the options if none is given."""
-    selections, kinds = lines_of(layer_selections), lines_of(perturbations) or [options.perturbation]
+    selections = lines_of(check_text("layer_selections", layer_selections))
+    kinds = lines_of(check_text("perturbations", perturbations)) or [options.perturbation]
     if not selections:
         raise SettingError("layer_selections is empty. Write one layer selection per line, such as auto or m0.")
     ways = [perturbation_of(kind, options) for kind in kinds]

@@ -6,8 +6,9 @@ from comfy_api.latest import io
 
 from ..pag_core.checks import check_choice, check_whole
 from ..pag_core.drawing import PAPERS
+from ..pag_core.perturbation import MAX_SEED
 from .host.sampling.decoding import check_is_picture
-from .host.sampling.sampling import SAMPLERS, SCHEDULERS, check_samples_something
+from .host.sampling.sampling import MAX_STEPS, SAMPLERS, SCHEDULERS, check_samples_something
 from .host.sockets import check_model
 
 CATEGORY = "model/patch/pag"  # beside the host's own model patches
@@ -146,9 +147,9 @@ def sampling(*guidance: io.Input) -> list[io.Input]:
     """The inputs of PAG KSampler, in its order, with these between cfg and sampler_name."""
     return [
         model(),
-        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+        io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
                      tooltip="The random seed of the noise. The same seed gives the same image."),
-        io.Int.Input("steps", default=25, min=1, max=10000,
+        io.Int.Input("steps", default=25, min=1, max=MAX_STEPS,
                      tooltip="Number of denoising steps. 20 to 30 suits most samplers."),
         cfg(),
         *guidance,

@@ -42,6 +42,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_text(name: str, value: Any) -> str:
+    """The value; SettingError unless it is text."""
+    if not isinstance(value, str):
+        raise SettingError(f"{name} must be text, got {shown(value)}.")
+    return value
+
+
 def check_switch(name: str, value: Any) -> bool:
     """The value; SettingError unless it is True or False."""
     switch = _plain(value)

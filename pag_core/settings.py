@@ -114,6 +114,12 @@ class PAGOptions(DeltaRules, Perturbation):
         return window_from_percent(self.start_percent, self.end_percent, percent_to_sigma).intersection(in_sigma)
 
 
+def check_options(options: object) -> None:
+    """Raise SettingError unless these are PAGOptions."""
+    if not isinstance(options, PAGOptions):
+        raise SettingError(f"options must come from a PAG Options node, got {shown(options)}.")
+
+
 @dataclass(frozen=True)
 class PAGSettings:
     """One PAG: how strongly, in which layers, and the further settings.
@@ -129,8 +135,7 @@ class PAGSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_range("PAG scale", self.scale, 0.0, MAX_SCALE))
-        if not isinstance(self.options, PAGOptions):
-            raise SettingError(f"options must come from a PAG Options node, got {shown(self.options)}.")
+        check_options(self.options)
 
     @property
     def is_off(self) -> bool:

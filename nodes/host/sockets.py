@@ -32,12 +32,17 @@ def check_model(model: object) -> None:
 
 def check_conditioning(name: str, conditioning: object) -> None:
     """Raise ValueError unless this is a CONDITIONING with finite values."""
-    if not conditioning:  # ComfyUI would treat an empty list as a prediction of zeros
+    is_list = isinstance(conditioning, (list, tuple))
+    if conditioning is None or (is_list and not conditioning):  # ComfyUI would take no entries for a prediction of 0
         raise ValueError(f"The {name} conditioning is missing. Connect a CLIP Text Encode node (its text may be empty) "
                          f"or, for an ADM model, a PAG ADM Class Label node.")
-    if not isinstance(conditioning, (list, tuple)):
+    if not is_list or not all(isinstance(entry, (list, tuple)) and len(entry) > 1 and isinstance(entry[1], dict)
+                              for entry in conditioning):
         raise ValueError(f"{name} is {shown(conditioning)}, expected the CONDITIONING output of a node.")
     for embedding, *_ in conditioning:
+        if isinstance(embedding, torch.Tensor) and embedding.numel() == 0:
+            raise ValueError(f"The {name} conditioning is empty: its shape is {shape_text(embedding)}. Check the nodes "
+                             f"that produce it.")
         if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
             raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Check the nodes "
                              f"that produce it.")
@@ -45,9 +50,11 @@ def check_conditioning(name: str, conditioning: object) -> None:
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
     """Raise ValueError unless this is a LATENT with samples."""
-    samples = latent.get("samples") if isinstance(latent, dict) else None
-    if not isinstance(samples, torch.Tensor) and not getattr(samples, "is_nested", False):
+    samples, mask = (_parts(latent.get(key) if isinstance(latent, dict) else None) for key in ("samples", "noise_mask"))
+    if not samples or not all(isinstance(part, torch.Tensor) for part in [*samples, *mask]) or samples[0].ndim < 3:
         raise ValueError(f"{name} is {shown(latent)}, expected the LATENT output of a node.")
+    if not all(map(all_finite, mask)):
+        raise ValueError(f"The noise mask of {name} contains NaN or infinity. Check the nodes that produce it.")
 
 
 def check_pixels(kind: str, name: str, pixels: Any) -> None:
@@ -97,7 +104,7 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
             says how many channels each of those has.
     """
     several = noise.is_nested or len(latent_shapes or ()) > 1
-    for part in noise.unbind() if noise.is_nested else [noise]:
+    for part in _parts(noise):
         if part.numel() == 0:
             raise ValueError(f"The latent is empty: its shape is {shape_text(part)}. Set its size and batch size to at "
                              f"least 1.")
@@ -105,10 +112,14 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
     if not several and noise.shape[1] != expected:
         raise ValueError(f"The latent has {noise.shape[1]} channels, but this model expects {expected}. Encode the "
                          f"image with the VAE that belongs to this model, or start from an empty latent.")
-    starts = [] if samples is None else samples.unbind() if samples.is_nested else [samples]
-    if not all(map(all_finite, starts)):
+    if not all(map(all_finite, _parts(samples))):
         raise ValueError("The latent contains NaN or infinity and cannot be sampled. Check the nodes that produce it; "
                          "a VAE in half precision is a frequent cause.")
+
+
+def _parts(value: Any) -> list:
+    """The tensors that the host has nested into one, as of video and sound; a value by itself; nothing of None."""
+    return [] if value is None else list(value.unbind()) if getattr(value, "is_nested", False) else [value]
 
 
 def all_finite(values: torch.Tensor) -> bool:

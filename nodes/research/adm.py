@@ -6,12 +6,14 @@ import torch
 from comfy_api.latest import io
 
 from ...pag_core.adm import NOISE_SCHEDULES, QKV_ORDERS
+from ...pag_core.checks import check_switch, check_text, check_whole
 from .. import inputs
 from ..host.models.adm_files import adm_files, load_adm_file, pixel_vae, register_folder
 from ..host.models.adm_model import ADMModel
 from ..host.sockets import check_model
 
 SHIPPED = "adm-emoji-64.safetensors"
+MAX_HEAD_CHANNELS, MAX_LABEL = 1024, 2**31 - 1
 register_folder()
 
 
@@ -32,7 +34,7 @@ class PAGADMLoader(io.ComfyNode):
                     tooltip="An ADM file (.safetensors or .pt) in models/adm, models/checkpoints or "
                             f"models/diffusion_models. {SHIPPED} comes with this pack: emoji, 64 × 64 pixels."),
                 io.Int.Input(
-                    "head_channels", default=0, min=0, max=1024, optional=True, advanced=True,
+                    "head_channels", default=0, min=0, max=MAX_HEAD_CHANNELS, optional=True, advanced=True,
                     tooltip="Channels per attention head; the weights do not reveal it. 0 (neutral): taken from the "
                             "file's metadata, known for OpenAI's published files, otherwise 64. Set it only if the "
                             "model's documentation gives a value; a wrong one produces noise."),
@@ -60,7 +62,10 @@ class PAGADMLoader(io.ComfyNode):
     @classmethod
     def execute(cls, ckpt_name: str, head_channels: int = 0, qkv_order: str = "auto", noise_schedule: str = "auto",
                 clip_denoised: bool = True) -> io.NodeOutput:
-        model = load_adm_file(ckpt_name, head_channels, qkv_order, noise_schedule, clip_denoised)
+        head_channels = check_whole("head_channels", head_channels, 0, MAX_HEAD_CHANNELS)
+        clip_denoised = check_switch("clip_denoised", clip_denoised)
+        model = load_adm_file(check_text("ckpt_name", ckpt_name), head_channels, qkv_order, noise_schedule,
+                              clip_denoised)
         return io.NodeOutput(model, pixel_vae())
 
 
@@ -77,7 +82,7 @@ class PAGADMClassLabel(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model from PAG ADM Loader. The label is checked against its "
                                                 "classes."),
                 io.Int.Input(
-                    "label", default=-1, min=-1, max=0x7FFFFFFF,
+                    "label", default=-1, min=-1, max=MAX_LABEL,
                     tooltip="Index of the class, counted from 0. -1 (neutral): no class, the unconditional prediction; "
                             "use it as the negative for CFG, and for PAG without any condition."),
             ],
@@ -90,6 +95,7 @@ class PAGADMClassLabel(io.ComfyNode):
         if not isinstance(model.model, ADMModel):
             raise ValueError(f"expected a model from PAG ADM Loader, found {type(model.model).__name__}: for other "
                              f"models use CLIP Text Encode")
+        label = check_whole("label", label, -MAX_LABEL, MAX_LABEL)
         model.model.check_label(label)
         # Ones, for nodes that calculate with the tensor: ConditioningZeroOut then means "no label".
         return io.NodeOutput([[torch.ones(1, 1, 1), {"class_label": label}]])

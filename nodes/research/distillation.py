@@ -46,6 +46,7 @@ class PAGSDSGradient(io.ComfyNode):
     @classmethod
     def execute(cls, guider, latent_image, seed: int, min_step_percent: float = 0.02,
                 max_step_percent: float = 0.98, weighting: str = "sigma_squared") -> io.NodeOutput:
+        seed = check_whole("seed", seed, 0, MAX_SEED)
         check_choice("weighting", weighting, tuple(WEIGHTINGS))
         (level,) = noise_levels(1, min_step_percent, max_step_percent, "random", seed)
         gradient = sds_gradient(guider, latent_image, seed, level, weighting)
@@ -114,7 +115,7 @@ class PAGSDSOptimizer(io.ComfyNode):
     def execute(cls, guider, latent_image, seed: int, steps: int, learning_rate: float, order: str,
                 min_step_percent: float = 0.02, max_step_percent: float = 0.98,
                 weighting: str = "sigma_squared") -> io.NodeOutput:
-        steps = check_whole("steps", steps, 1, MAX_STEPS)
+        seed, steps = check_whole("seed", seed, 0, MAX_SEED), check_whole("steps", steps, 1, MAX_STEPS)
         learning_rate = check_range("learning_rate", learning_rate, LEAST_RATE, MOST_RATE)
         check_choice("weighting", weighting, tuple(WEIGHTINGS))
         chosen = noise_levels(steps, min_step_percent, max_step_percent, order, seed)

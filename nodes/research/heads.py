@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ...pag_core.checks import SettingError, check_choice, check_whole
+from ...pag_core.checks import SettingError, check_choice, check_text, check_whole
 from ...pag_core.drawing import PAPERS, Paper, Row, fit, from_image, grid, number, to_images
 from ...pag_core.heads import Head, Round, Score, check_rounds, heads_of, hunt, report, text_of_heads, trials
 from ...pag_core.perturbation import MAX_SEED
@@ -26,6 +26,7 @@ from ..host.research.kept import check_can_keep
 from ..host.research.likeness import SCORES, likeness_of
 from ..host.research.trials import Group, Sampling, Trials
 from ..host.sampling.decoding import Decoder
+from ..host.sampling.sampling import check_run
 
 MOST_RUNS = 100_000
 Cells = dict[frozenset[Head], list[Image.Image]]
@@ -137,8 +138,11 @@ def _search(positive: list, negative: list, prompts: list[str], *, model, seed: 
     if score == "eye" and (rounds, heads_per_round) != (1, 1):
         raise SettingError("With the score eye you choose the heads yourself, so rounds and heads_per_round must be 1. "
                            "Enter the heads that you like in chosen and run again for the next round.")
+    seed, steps, denoise = check_run(seed, steps, sampler_name, scheduler, denoise)
     if not positive:
         raise ValueError("The list of positive conditionings is empty. Connect at least one.")
+    for prompt in prompts:
+        check_text("prompt", prompt)
     negative, prompts = (as_many(name, given, len(positive)) for name, given in (("negative", negative),
                                                                                  ("prompt", prompts)))
     plan = planned(model, layers, chosen, rounds, heads_per_round, positive, negative, seed, seeds)
@@ -207,7 +211,7 @@ def planned(model, layers: str, chosen: str, rounds: int, heads_per_round: int, 
                                f"selection, without stages.")
         return heads_of(stage.chosen)
 
-    before = heads_in("chosen", chosen) if chosen.strip() else ()
+    before = heads_in("chosen", chosen) if check_text("chosen", chosen).strip() else ()
     heads = tuple(head for head in heads_in("layers", layers) if head not in before)
     if not heads:
         raise SettingError(f"chosen already contains every head of layers {layers!r}. Add more layers.")

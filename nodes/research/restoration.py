@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...pag_core.checks import check_range
+from ...pag_core.checks import check_choice, check_range, check_whole
 from ...pag_core.inverse import (
     DOWNSCALES,
     Blur,
@@ -90,6 +90,8 @@ class PAGMeasurement(io.ComfyNode):
                 box_height: float = 0.5, mask=None, factor: int = 4, downscale: str = "bicubic",
                 blur_sigma: float = 3.0, kernel=None, kernel_size: int = 61, intensity: float = 0.5,
                 kernel_seed: int = 0) -> io.NodeOutput:
+        check_choice("task", task, TASKS)
+        kernel_seed = check_whole("kernel_seed", kernel_seed, 0, MAX_SEED)
         for kind, name, given, owner in (("MASK", "mask", mask, "mask_inpainting"),
                                          ("IMAGE", "kernel", kernel, "motion_blur")):
             if given is None:
@@ -145,6 +147,7 @@ class PAGMeasure(io.ComfyNode):
         x = to_signed("image", image)
         check_operator(operator)
         operator.measured_size(tuple(x.shape[-2:]))
+        seed = check_whole("seed", seed, 0, MAX_SEED)
         y = measure(operator, x, noise_sigma, seed)
         shown = to_image(torch.nn.functional.interpolate(y, size=x.shape[-2:], mode="nearest")).clamp(0, 1)
         return io.NodeOutput(to_image(y), shown, ui=ui.PreviewImage(shown))

@@ -59,7 +59,8 @@ class Sampling:
     @property
     def key(self) -> tuple:
         """All that changes what PAG does, so far as the picture without it does not show it."""
-        mask = None if self.options.scale_mask is None else self.options.scale_mask.cpu().numpy().tobytes()
+        mask = self.options.scale_mask
+        mask = None if mask is None else (tuple(mask.shape), mask.cpu().numpy().tobytes())
         return (self.steps, self.cfg, self.scale, self.sampler_name, self.scheduler, self.denoise,
                 self.cfg_start_percent, self.cfg_end_percent, replace(self.options, scale_mask=None), mask)
 

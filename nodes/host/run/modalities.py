@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from ....pag_core.checks import SettingError
 from ....pag_core.guidance import rescaled
 from ....pag_core.modalities import ModalityScales
-from ....pag_core.settings import PAGOptions, PAGSettings
+from ....pag_core.settings import PAGOptions, PAGSettings, check_options
 from ..models.layers import exchange_layers
 from ..sockets import check_model
 from .latents import spread
@@ -43,6 +43,7 @@ def attach_modalities(model: ModelPatcher, scales: tuple[ModalityScales, ...], l
     if _CFG in model.model_options:
         raise SettingError("PAG AV Guider computes CFG itself, separately for video and audio, but a node before it "
                            "replaces the CFG formula (RescaleCFG, for example). Remove that node.")
+    check_options(options)
     if options.row == "negative":
         raise SettingError("row is negative, but PAG AV Guider needs the perturbed prediction in addition to the "
                            "negative one. Set row to extra in PAG Options.")

@@ -9,6 +9,8 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ....pag_core.checks import check_choice, check_range, check_whole
+from ....pag_core.perturbation import MAX_SEED
 from ....pag_core.settings import PAGOptions
 from ..run.latents import check_mask
 from ..run.preview import Progress
@@ -17,12 +19,22 @@ from .guider import CFGWindowGuider
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+MAX_STEPS = 10000
 
 
 def check_samples_something(denoise: float) -> None:
     """Raise ValueError where the host would hand the latent back without a single step."""
-    if denoise <= 0.0:
+    if check_range("denoise", denoise, 0.0, 1.0) == 0.0:
         raise ValueError(f"denoise is {denoise:g}, so no step is sampled and there is nothing to show. Raise denoise.")
+
+
+def check_run(seed: int, steps: int, sampler_name: str, scheduler: str, denoise: float) -> tuple[int, int, float]:
+    """Seed, steps and denoise as plain numbers; SettingError for values that the host would sample otherwise than they
+    say, such as a scheduler that it does not know. It checks widgets, but no values that come over a link."""
+    check_choice("sampler_name", sampler_name, tuple(SAMPLERS))
+    check_choice("scheduler", scheduler, tuple(SCHEDULERS))
+    return (check_whole("seed", seed, 0, MAX_SEED), check_whole("steps", steps, 1, MAX_STEPS),
+            check_range("denoise", denoise, 0.0, 1.0))
 
 
 def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, sampler_name: str, scheduler: str,
@@ -33,6 +45,7 @@ def sample_latent(guider: CFGWindowGuider, latent: dict, seed: int, steps: int, 
         latent: the host's LATENT, {"samples": [B, C, H, W], ...}; returned as a copy with new samples.
         progress: the bar to go on with, where this is one of several runs.
     """
+    seed, steps, denoise = check_run(seed, steps, sampler_name, scheduler, denoise)
     comfy.model_management.throw_exception_if_processing_interrupted()  # before the first step, which may be slow
     model = guider.model_patcher
     schedule = comfy.samplers.KSampler(model, steps=steps, device=model.load_device, sampler=sampler_name,
