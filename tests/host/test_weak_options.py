@@ -1,11 +1,15 @@
 """Which row is weak, in which layers, when and where: what PAG Options asks for, in a run."""
 
+from dataclasses import replace
+
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import set_model_options_patch_replace
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from pag_pack.nodes.host.models.layers import model_layers
 from pag_pack.pag_core.checks import SettingError
 from pag_pack.pag_core.delta import split
@@ -87,6 +91,56 @@ def test_beside_a_prompt_for_a_region_the_negatives_rows_alone_are_weak(regional
 def test_the_samplers_of_cfg_plus_plus_have_a_negative_at_cfg_1():
     run = Run(steps=4, cfg=1.0, sampler="euler_cfg_pp", latent=models.empty_latent(1, 8, 8))
     assert relative_error(sampled("all", run=run, row="negative"), run.ksampler(models.sd15())) > 1e-3
+
+
+def rows_replaced(weak, plain: torch.Tensor, options: dict) -> torch.Tensor:
+    """The negative's rows of the one, the others' of the other."""
+    rows = options["cond_or_uncond"]
+    negative = torch.tensor([row == 1 for row in rows]).repeat_interleave(len(plain) // len(rows))
+    return torch.where(negative.view(-1, *[1] * (plain.ndim - 1)), weak, plain)
+
+
+def identity_in_the_negative(model):
+    def attention(q, k, v, options):
+        return rows_replaced(v, optimized_attention(q, k, v, options["n_heads"]), options)
+
+    model = model.clone()
+    model.set_model_attn1_replace(attention, "middle", 0)
+    return model
+
+
+def skipped_in_the_negative(model, kind: str):
+    def block(args: dict, extra: dict) -> dict:
+        given = {name: args[name].clone() for name in ("img", "txt") if isinstance(args.get(name), torch.Tensor)}
+        out = extra["original_block"](args)
+        return {name: rows_replaced(given[name], value, args["transformer_options"]) for name, value in out.items()}
+
+    model = model.clone()
+    model.set_model_patch_replace(block, "dit", kind, 1)
+    return model
+
+
+VIDEO_RUN = Run(cfg=4.0, steps=10, scheduler="simple", positive=models.conditioning(1),
+                latent={"samples": torch.zeros(1, 16, 2, 8, 12)})
+CACHED = {
+    "U-Net": (models.sd15, identity_in_the_negative, "m0", "identity",
+              Run(cfg=5.0, steps=10, latent=models.empty_latent(2, 8, 8))),
+    "Flux": (models.flux, lambda model: skipped_in_the_negative(model, "double_block"), "double.1", "skip_block",
+             replace(VIDEO_RUN, latent={"samples": torch.zeros(2, 16, 8, 12)})),
+    "Wan": (models.wan, lambda model: skipped_in_the_negative(model, "double_block"), "1", "skip_block", VIDEO_RUN),
+}
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+@pytest.mark.parametrize("name", CACHED)
+def test_beside_a_cache_of_whole_steps_a_weak_negative_keeps_its_own(name, node):
+    """What the cache decides for a step holds for both prompts, also where PAG makes a call for each."""
+    build, weak, layers, kind, run = CACHED[name]
+    model = node.execute(build(), 0.5, 0.0, 1.0, False).result[0]
+    ours = run.model_patch(model, SCALE, layers, PAGOptions(kind, row="negative"))
+    assert relative_error(ours, run.ksampler(weak(model))) <= 1e-5
+    assert relative_error(ours, run.ksampler(model)) > 1e-3
+    assert relative_error(run.ksampler(model), run.ksampler(build())) > 1e-3, "the cache must have been used"
 
 
 @pytest.mark.parametrize("kind", ["skip_block", "identity"])

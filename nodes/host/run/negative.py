@@ -50,11 +50,15 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
     # Others' wrappers may lay a batch out anew: then nothing but a batch of its own tells the negative's rows.
     is_apart = run.found.is_apart or patch.is_apart or run.apart or wrappers_around_calls(model_options)
-    chained = options.get(CALC_COND_BATCH)  # another PAG's call of all rows, maybe; its own rows then run apart too
-    if is_apart and (chained is None or isinstance(chained, JointCall)):
-        options[CALC_COND_BATCH] = ours.one_by_one
-    elif chained is not None and not isinstance(chained, JointCall):
+    chained = options.get(CALC_COND_BATCH)
+    if chained is not None and not isinstance(chained, JointCall):
         options[CALC_COND_BATCH] = ours.noting(chained)
+    if is_apart:
+        if isinstance(chained, JointCall):  # of another PAG, whose rows then run apart too
+            del options[CALC_COND_BATCH]
+        # Innermost: what others do around the calls of a step, such as beginning a step of a cache, they do once.
+        calls = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+        wrappers[WrappersMP.CALC_COND_BATCH] = {**calls, _KEY: [ours.one_by_one]}
     return options
 
 
@@ -89,13 +93,13 @@ class _Forward:
             return calls(args)
         return noted
 
-    def one_by_one(self, args: dict) -> list:
-        """The host's call, once for each prediction: for batches in which nothing tells the rows."""
-        self.run.is_negative_asked |= any(rows for rows in args["conds"][1:])
+    def one_by_one(self, executor, model, conds: list, x, timestep, model_options: dict) -> list:
+        """A CALC_COND_BATCH wrapper: the host's call, once for each prediction, for batches in which nothing tells the
+        rows. The last comes first, as where the host splits a batch."""
+        self.run.is_negative_asked |= any(rows for rows in conds[1:])
         outputs = []
-        for index, rows in enumerate(args["conds"]):
+        for index, rows in reversed(list(enumerate(conds))):
             self.running = [cond["uuid"] for cond in rows or ()][:1]
-            conds = [cond if place == index else None for place, cond in enumerate(args["conds"])]
-            outputs.append(comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"],
-                                                          args["model_options"])[index])
+            alone = [cond if place == index else None for place, cond in enumerate(conds)]
+            outputs.insert(0, executor(model, alone, x, timestep, model_options)[index])
         return outputs
