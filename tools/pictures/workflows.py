@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from examples.catalogue import EXAMPLES
@@ -92,21 +93,32 @@ def foreign_weights(path: Path) -> set[str]:
 
 
 def results(client: Client, path: Path) -> Image.Image:
-    """What the workflow makes: its first labelled sheet, or a row for each node that saves images, under its title."""
+    """What the workflow makes, under its title: its first labelled sheet, or a row for each node that saves images; a
+    single row gets one without PAG above it."""
     titles = {str(node["id"]): node.get("title", node["type"]) for node in read(path)["nodes"]}
-    outputs = client.run(workflow.load(path, client.object_info())).outputs
-    rows = [picture.Row(titles[node_id], "", fetch(client, images))
-            for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
-            if (images := shown.get("images"))]
+    prompt = workflow.load(path, client.object_info())
+    rows, about = saved(client, prompt, titles), "What this workflow makes."
     sheets = [image for row in rows for image in row.images if image.width > SHEET]
     if sheets:
         sheet = sheets[0].convert("RGB")
         sheet.thumbnail((SHEET_SHOWN, SHEET_SHOWN), Image.Resampling.LANCZOS)
         return sheet
-    title = path.stem.replace("_", " ")
-    for word in ("adm", "cfg", "dps", "pag", "sds"):
-        title = title.replace(word, word.upper())
-    return picture.comparison(title[0].upper() + title[1:], "What this workflow makes.", [picture.Block("", rows)])
+    guided = {node["class_type"] for node in prompt.values() if "pag_scale" in node["inputs"]}
+    if len(rows) == 1 and guided:
+        for kind in guided:
+            prompt = workflow.set_inputs(prompt, kind, pag_scale=0)
+        (before,), (after,) = saved(client, prompt, titles), rows
+        about = "Each column starts from the same noise."
+        rows = [replace(before, name="Without PAG"), replace(after, name="With PAG")]
+    return picture.comparison(path.stem, about, [picture.Block("", rows)])
+
+
+def saved(client: Client, prompt: dict, titles: dict[str, str]) -> list[picture.Row]:
+    """A row for each node that saves images."""
+    outputs = client.run(prompt).outputs
+    return [picture.Row(titles[node_id], "", fetch(client, images))
+            for node_id, shown in sorted(outputs.items(), key=lambda item: int(item[0]))
+            if (images := shown.get("images"))]
 
 
 def help_picture(client: Client, rows: dict[str, dict]) -> Image.Image:
