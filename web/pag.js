@@ -12,6 +12,7 @@ import { Plot } from "./plot.js";
 import { catchUp, followRuns } from "./runs.js";
 import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
+import { followHands, followTabs } from "./tabs.js";
 import { loadTexts, t } from "./texts.js";
 import { chain, changed, listen } from "./watch.js";
 
@@ -49,9 +50,11 @@ app.registerExtension({
     if (otherModule) tellOfCopy();
     loadStyle("pag.css");
     followPalette();
+    followHands();
     followRuns();
     listenToRuns();
     listen(() => {
+      followTabs();
       catchUp();
       panels.forEach((panel) => panel.look());
     });

@@ -16,7 +16,7 @@ export class Result {
 
   update() {
     const { node } = this.panel;
-    const { at, without, ...said } = saidBy(node);
+    const { without, ...said } = saidBy(node);
     const above = this.panel.open?.error; // what the open view says already
     said.messages = said.messages.map((one) => ({ ...one, text: translated(one.text) }))
       .filter(({ text }) => text !== above);

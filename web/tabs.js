@@ -1,20 +1,71 @@
-/** The open workflows, each in a tab. Workflows made from the same file share an id. */
+/**
+ * The open workflows, each in a tab, and what belongs to each as long as it is open, when the page is loaded again too.
+ * Workflows made from the same file share an id, so a tab is known by its object in the editor, and after a reload by
+ * its path.
+ */
 
 import { app } from "../../scripts/app.js";
 
-const open = () => app.extensionManager.workflow.openWorkflows ?? [];
+const KEY = "pag.tabs"; // in the browser's storage: {path: {said, runs}}
+// Each page has the first for itself; a page that is new takes up, as the editor does, where the latest one was.
+const STORAGES = [sessionStorage, localStorage];
+const states = new Map();
+let before = read(); // of the page as it was before it was loaded, until its tabs are back
+
+export const openTabs = () => (app.extensionManager.workflow.openWorkflows ?? []).filter(Boolean);
 const idOf = (tab) => tab?.activeState?.id;
 
 /** The tab whose graph is shown. The editor switches the tab a moment after the graph. */
 export function shownTab() {
   const { activeWorkflow } = app.extensionManager.workflow;
   if (idOf(activeWorkflow) === app.rootGraph.id) return activeWorkflow;
-  return open().find((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
+  return openTabs().find((tab) => idOf(tab) === app.rootGraph.id) ?? activeWorkflow;
 }
 
-export const isOpen = (tab) => open().includes(tab);
+export const isOpen = (tab) => openTabs().includes(tab);
 
-/** Whether this is the path of another tab than the shown one, with a graph of the same id. */
-export function isTwin(path) {
-  return open().some((tab) => tab !== shownTab() && tab.path === path && idOf(tab) === app.rootGraph.id);
+/** {said: {place: {messages, text, images, without}}, previews: {place: the latest picture of a run that goes on},
+ * runs: [the ids of runs whose end the tab has not heard of]} of a tab. */
+export function stateOf(tab) {
+  if (!states.has(tab)) {
+    states.set(tab, { said: {}, runs: [], ...before[tab?.path], previews: {} });
+    delete before[tab?.path];
+  }
+  return states.get(tab);
+}
+
+/** Keeps what belongs to the tabs for the next load of the page. */
+export function keepStates() {
+  const now = Object.fromEntries(openTabs().map((tab) => [tab.path, { ...stateOf(tab), previews: undefined }]));
+  try {
+    for (const storage of STORAGES) storage.setItem(KEY, JSON.stringify({ ...before, ...now }));
+  } catch { /* full or forbidden: then only until the page is left */ }
+}
+
+/** Looks which tabs are there: the editor brings back those that were open, and what a closed one had is gone. */
+export function followTabs() {
+  openTabs().forEach(stateOf);
+  const closed = [...states.keys()].filter((tab) => !isOpen(tab) && tab !== shownTab()); // which may get another name
+  closed.forEach((tab) => states.delete(tab));
+  if (closed.length) keepStates();
+}
+
+/** From the first touch on, a tab that is new was opened by hand. */
+export function followHands() {
+  const touched = () => {
+    if (!openTabs().length) return;
+    followTabs();
+    before = {};
+    for (const name of ["pointerdown", "keydown"]) document.removeEventListener(name, touched, true);
+  };
+  for (const name of ["pointerdown", "keydown"]) document.addEventListener(name, touched, true);
+}
+
+function read() {
+  try {
+    const [found] = STORAGES.map((storage) => storage.getItem(KEY)).filter(Boolean);
+    return JSON.parse(found ?? "{}");
+  } catch {
+    return {};
+  }
 }

@@ -1,10 +1,12 @@
 """Nodes that were out of sight, or gone, while or since they ran: they come back with what belongs to them."""
 
+import json
+
 import pytest
 from harness.host import ROOT
 
-from .conftest import one_renderer
-from .running import NO_STEP, loaded, notes, ran_without_effect, run, sheets, start
+from .conftest import PATIENCE, one_renderer
+from .running import NO_STEP, limited_options, loaded, notes, ran_without_effect, run, sheets, start
 
 
 def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
@@ -68,3 +70,55 @@ def test_a_saved_picture_brings_its_workflow_back(desk):
     desk.centre(sampler)
     desk.wait_for_lit(sampler, {"u0", "u1", "u2", "u3"})
     assert desk.astray() == []
+
+
+@one_renderer
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
+    desk.workflow("adm_inspect_steps")
+    node = desk.find("PAGInspect")
+    steps = {"before": [400, 2], "during": [20], "after": [2]}[moment]  # before: while another one runs
+    desk.put(node, "shown_steps", 2)
+    desk.put(node, "seed", 85)
+    limited_options(desk, node)
+    desk.centre(node)
+    for index, number in enumerate(steps):
+        desk.put(node, "steps", number)
+        desk.run()
+        desk.until(lambda: remaining(desk) > index)
+    desk.settle(1500)  # the time that the editor takes to keep it
+    desk.page.goto("about:blank")
+    if moment == "after":
+        desk.until(lambda: not remaining(desk))
+    desk.open()
+    if moment == "before":
+        desk.page.evaluate("app.api.interrupt()")
+    desk.until(lambda: desk.find("PAGInspect"))
+    desk.centre(node)
+    desk.until(lambda: loaded(sheets(desk, node)), 2 * PATIENCE)
+    if moment != "during":  # of its steps one may lie in the range
+        notes(desk, node, NO_STEP).wait_for()
+    first = sheets(desk, node).get_attribute("src")
+    desk.put(node, "steps", 2)
+    desk.put(node, "panels", "deltas")
+    run(desk)
+    desk.until(lambda: loaded(sheets(desk, node)) and sheets(desk, node).get_attribute("src") != first)
+
+
+def remaining(desk) -> int:
+    """Runs that have not ended."""
+    return json.loads(desk.server.client.get("/prompt"))["exec_info"]["queue_remaining"]
+
+
+@one_renderer
+def test_a_workflow_opened_again_has_no_words_of_the_closed_tab(desk):
+    sampler = ran_without_effect(desk, seed=86)
+    desk.page.evaluate("""() => {
+        app.extensionManager.workflow.activeWorkflow.isModified = false;  // else it asks whether to save
+        void app.extensionManager.command.execute("Workspace.CloseWorkflow");
+    }""")
+    desk.until(lambda: desk.find("PAGKSampler") is None)
+    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.centre(sampler)
+    desk.settle(800)
+    assert notes(desk, sampler).count() == 0

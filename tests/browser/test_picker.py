@@ -25,10 +25,43 @@ PLAIN = {"position": "static", "overflow": "visible", "transform": "none", "filt
 @one_renderer
 def test_nothing_in_it_is_a_layer_or_a_clip_of_its_own(desk, sampler):
     """32 open SDXL pickers have 2240 cells, and a browser goes through every layer and clip when the graph is moved."""
-    odd = desk.panel(sampler).evaluate("""(panel, plain) => [panel, ...panel.querySelectorAll("*")].flatMap(one =>
+    odd = desk.panel(sampler).evaluate("""(panel, plain) => [...panel.querySelectorAll("*")].flatMap(one =>
         Object.entries(plain).filter(([name, value]) => getComputedStyle(one)[name] !== value)
             .map(([name]) => `${one.className}: ${name}`))""", PLAIN)
     assert odd == []
+
+
+@one_renderer
+def test_nodes_with_pickers_are_as_few_layers_as_others(desk):
+    found = {}
+    for kind in ("KSampler", "PAGModelPatch"):
+        desk.page.evaluate("""kind => { app.graph.clear();
+            for (let index = 0; index < 8; index++) {
+                const node = LiteGraph.createNode(kind);
+                node.pos = [340 * index, 0];
+                app.graph.add(node);
+                node.properties.pag_family = "SDXL";
+            } }""", kind)
+        if kind == "PAGModelPatch":
+            desk.page.locator(".pag-drawing [data-cell='u0.9']").nth(7).wait_for()
+        desk.show(0, -40, 0.5)
+        desk.settle(800)
+        found[kind] = layers(desk.page)
+    assert found["PAGModelPatch"] <= found["KSampler"] + 2
+
+
+def layers(page) -> int:
+    """How many layers the browser puts together to draw the page."""
+    session = page.context.new_cdp_session(page)
+    seen = []
+    session.on("LayerTree.layerTreeDidChange", lambda event: seen.append(len(event.get("layers", []))))
+    session.send("DOM.enable")
+    session.send("LayerTree.enable")
+    for x in range(5):
+        page.evaluate("x => { app.canvas.ds.offset[0] = 2 * x; app.canvas.setDirty(true, true); }", x)
+        page.wait_for_timeout(100)
+    session.detach()
+    return seen[-1]
 
 
 def test_what_is_picked_is_what_runs(desk, sampler):
