@@ -45,7 +45,8 @@ function output(node, slot, type, hops) {
   follow(node);
   if (node.mode === MUTED) return null;
   if (node.mode === BYPASSED) {
-    const same = node.inputs[slot]?.type === type ? slot : node.inputs.findIndex((input) => input.type === type);
+    const fits = (input) => input && LiteGraph.isValidConnection(input.type, type);
+    const same = fits(node.inputs[slot]) ? slot : node.inputs.findIndex(fits);
     return same < 0 ? null : source(node, same, hops, type);
   }
   if (node.isSubgraphNode?.()) {

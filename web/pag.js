@@ -12,7 +12,7 @@ import { Plot } from "./plot.js";
 import { catchUp, followRuns } from "./runs.js";
 import { listenToRuns } from "./said.js";
 import { forgetModels } from "./server.js";
-import { followHands, followTabs } from "./tabs.js";
+import { followHands, followTabs, shownTab } from "./tabs.js";
 import { loadTexts, t } from "./texts.js";
 import { chain, changed, listen } from "./watch.js";
 
@@ -20,6 +20,7 @@ const MODULE = `custom_nodes.${decodeURIComponent(import.meta.url.split("/").at(
 // How the editor's search box ranks a node that it finds: less comes first. Ours are used by too few to have a rank.
 const STARTS_WITH = 1;
 const SHORTEST = "pag".length;
+const WAIT = 100; // milliseconds
 const panels = new Set();
 let otherModule; // of a second copy of this pack, if the nodes are that one's
 
@@ -54,6 +55,7 @@ app.registerExtension({
     followRuns();
     listenToRuns();
     listen(() => {
+      if (!shownTab()) return changed(WAIT); // the editor brings back the graph, and then its tab
       followTabs();
       catchUp();
       panels.forEach((panel) => panel.look());

@@ -209,9 +209,10 @@ def test_it_looks_past_nodes_that_pass_a_model_on(desk, sampler):
     })()""")
     desk.settle()
     desk.until(lambda: "ADM" in model_name(desk, sampler))
-    desk.on(between[0], "node.mode = 4")
-    desk.settle()
-    desk.wait_for_lit(sampler, {"u0", "u1", "u2", "u3"})
+    for passed in between[:2]:
+        desk.on(passed, "node.mode = 4")
+        desk.settle()
+        desk.wait_for_lit(sampler, {"u0", "u1", "u2", "u3"})
     desk.on(between[0], "node.mode = 2")
     desk.until(lambda: "No model loader" in model_name(desk, sampler))
 
@@ -260,3 +261,39 @@ def test_themes(desk, sampler):
         assert desk.panel(sampler).evaluate(text) != dark
     finally:
         desk.set("Comfy.ColorPalette", "dark")
+
+
+LEAST_CONTRAST = """() => {
+    const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const luminance = colour => {
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map(value => value / 255)
+            .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const texts = [...document.querySelectorAll(".pag-panel :is(span, button, div)")].filter(
+        one => one.offsetParent && [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+    return Math.min(...texts.map(one => {
+        let behind = one;
+        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        const [low, high] = [getComputedStyle(one).color, getComputedStyle(behind).backgroundColor].map(luminance)
+            .sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    }));
+}"""
+
+
+@one_renderer
+@pytest.mark.parametrize(("field", "text"), [("#ffff00", "#000"), ("#000", "#fff"), ("#767676", "#777")])
+def test_its_words_can_be_read_in_palettes_of_ones_own(desk, sampler, field, text):
+    desk.type_layers(sampler, "d0,q9")
+    desk.panel(sampler).locator(".pag-error").wait_for()
+    names = {"--comfy-input-bg": field, "--component-node-widget-background": field, "--input-text": text}
+    desk.page.evaluate("""names => Object.entries(names).forEach(
+        ([name, value]) => document.documentElement.style.setProperty(name, value))""", names)
+    try:
+        desk.until(lambda: desk.page.evaluate(LEAST_CONTRAST) >= 4.5, 5)
+    finally:
+        desk.page.evaluate("""names => Object.keys(names).forEach(
+            name => document.documentElement.style.removeProperty(name))""", names)

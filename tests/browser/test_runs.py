@@ -25,6 +25,8 @@ def test_a_warning_stays_until_the_next_run(desk):
     sampler = desk.find("PAGKSampler")
     options = limited_options(desk, sampler)
     desk.centre(sampler)
+    desk.wait_for_lit(sampler, {"u0", "u1", "u2", "u3"})
+    desk.settle()
     before = desk.on(sampler, "node.size[1]")
     run(desk)
     notes(desk, sampler, NO_STEP).wait_for()
