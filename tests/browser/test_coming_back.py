@@ -82,10 +82,10 @@ def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
     desk.put(node, "seed", 85)
     limited_options(desk, node)
     desk.centre(node)
-    for index, number in enumerate(steps):
+    for waiting, number in enumerate(steps, 1):
         desk.put(node, "steps", number)
         desk.run()
-        desk.until(lambda: remaining(desk) > index)
+        desk.until(lambda least=waiting: remaining(desk) >= least)
     desk.settle(1500)  # the time that the editor takes to keep it
     desk.page.goto("about:blank")
     if moment == "after":
