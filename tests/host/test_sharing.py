@@ -9,7 +9,19 @@ from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import models
-from .imitations import overridden
+from .imitations import (
+    Neighbour,
+    around_the_model,
+    backwards,
+    cross_attention,
+    from_a_pair,
+    mirrored_copy,
+    one_by_one,
+    overridden,
+    tile_major,
+    without_rows_names,
+    wrapped,
+)
 from .runs import Run, relative_error
 from .sampled_families import SAMPLED
 from .test_composition import MODELS, controlled
@@ -107,6 +119,42 @@ def test_beside_another_node(name, _, change):
     cost, result = flops(lambda: run.model_patch(model, SCALE, layers))
     assert cost / flops(lambda: run.ksampler(model))[0] <= undisturbed(name) + 0.03
     assert relative_error(result, run.model_patch(model, SCALE, layers, WHOLE)) < 1e-4
+
+
+MOVING = {**{f.__name__: wrapped(f) for f in (tile_major, mirrored_copy, one_by_one, without_rows_names)},
+          "one_by_one, around the model": around_the_model(one_by_one)}
+
+
+def check_moving(name: str, change: Neighbour, limit: float, **run) -> None:
+    build, _, layers = BUILDS[name]
+    ran, model = sampled(name, **run), change(build())
+    cost, result = flops(lambda: ran.model_patch(model, SCALE, layers))
+    assert cost / flops(lambda: ran.ksampler(model))[0] <= undisturbed(name) + limit
+    assert relative_error(result, ran.model_patch(model, SCALE, layers, WHOLE)) < 1e-4
+
+
+@pytest.mark.in_turn("name")
+@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("change", MOVING.values(), ids=MOVING)
+def test_beside_a_wrapper_that_lays_the_batch_out_anew(name, change):
+    """Nothing says which row a sample is of; what enters with it does."""
+    check_moving(name, change, 0.03)
+
+
+def test_a_wrapper_that_moves_rows_without_a_trace_is_found_in_the_first_step():
+    check_moving("sd15", wrapped(backwards), 0.08, steps=5)
+
+
+def test_samples_of_one_latent_under_two_texts_are_told_apart():
+    """The negative is twice as long, so the host repeats the positive in its own call, and not in the weak rows'."""
+    check_moving("sd15", wrapped(tile_major), 0.03, positive=models.conditioning(1, tokens=77),
+                 negative=models.conditioning(2, tokens=154))
+
+
+def test_patches_that_count_on_the_place_of_a_row_are_not_trusted_where_rows_are_moved():
+    """They give a tile another image prompt by where it stands among all."""
+    run, model = sampled("sd15"), cross_attention(from_a_pair)(wrapped(tile_major)(models.sd15()))
+    assert relative_error(run.model_patch(model, SCALE), run.model_patch(model, SCALE, options=WHOLE)) < 1e-4
 
 
 @pytest.mark.parametrize("place", ["middle", "output", "input"])

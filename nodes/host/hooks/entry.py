@@ -7,12 +7,15 @@ enters is compared in every forward: at the host's call of the model, and inside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from .rows import pick, tensors_in
+
+_EXCERPT = 2048  # numbers
 
 
 class Entry:
@@ -34,11 +37,17 @@ class Entry:
         self.is_moved |= bool(tensors) and tensors[0].shape[:1] != (self.batch,)
         self.seen.append([t.clone() for t in tensors if t.ndim])
 
+    def by_sample(self, control: dict | None) -> None:
+        """Each sample is a row of its own from here on, and this is what its ControlNet gave it."""
+        self.rows = self.batch
+        self.seen.append([hint for hints in (control or {}).values() for hint in hints if hint is not None])
+
     def is_alike(self, kept: Sequence, place: int) -> bool:
         """Whether the rows entered at this place as others did before, `kept` of each row."""
-        return not self.is_moved and all(
-            row.entered is not None and place < len(row.entered)
-            and entered_alike(self.of_row(index)[place], row.entered[place]) for index, row in enumerate(kept))
+        if self.is_moved or any(row.entered is None or place >= len(row.entered) for row in kept):
+            return False
+        return all_agree([answer for index, row in enumerate(kept)
+                          for answer in _entered_alike(self.of_row(index)[place], row.entered[place])])
 
     def of_row(self, row: int) -> list[list[torch.Tensor]]:
         """The row's part of each; all of it where a tensor does not hold the batch."""
@@ -89,12 +98,12 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return error <= max(1e-4, 20 * torch.finfo(a.dtype).eps)
 
 
-def entered_alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether two rows entered with the same. The host repeats a text that shares a call with a longer one."""
+def _entered_alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each [] whether two rows entered with the same. The host repeats a text that shares a call with a longer one."""
     if len(one) != len(other):
-        return False
-    pairs = [_repeated(a, b.to(a)) for a, b in zip(one, other, strict=True) if a.numel() or b.numel()]
-    return all_agree([agree(a, b) for a, b in pairs])
+        return [torch.tensor(False)]
+    pairs = [repeated(a, b.to(a)) for a, b in zip(one, other, strict=True) if a.numel() or b.numel()]
+    return [agree(a, b) for a, b in pairs]
 
 
 def all_agree(answers: list[torch.Tensor]) -> bool:
@@ -104,9 +113,35 @@ def all_agree(answers: list[torch.Tensor]) -> bool:
                for device in devices)
 
 
-def _repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two texts [B, N, C] at the length of the longer one, where that is a multiple of the other's."""
     if a.ndim == b.ndim == 3 and a.shape[1] and b.shape[1]:
         longest = max(a.shape[1], b.shape[1])
         a, b = (t if longest % t.shape[1] else t.repeat(1, longest // t.shape[1], 1) for t in (a, b))
     return a, b
+
+
+class Excerpt(NamedTuple):
+    """Some numbers [n] of a tensor, and how many it has."""
+
+    numbers: torch.Tensor
+    of: int
+
+
+def excerpts(args: tuple, kwargs: dict, rows: Sequence[int], of: int,
+             axes: Mapping[str | int, int | None]) -> list[list[Excerpt | None]]:
+    """Of each of these rows, out of `of` rows, an excerpt of every tensor that a unit is given; None where the rows are
+    not known. The first of them is what the units hand on. `axes` as in `Family`."""
+    found, batch = [], None
+    for place, t in (*enumerate(args), *kwargs.items()):
+        axis = axes.get(place, 0)
+        if not isinstance(t, torch.Tensor) or not t.ndim:
+            continue
+        if axis is None or not 0 <= axis < t.ndim or t.shape[axis] % of or batch not in (None, t.shape[axis]):
+            found.append([None] * len(rows))
+            continue
+        batch = t.shape[axis]
+        given = pick(t, rows, of, axis).movedim(axis, 0).reshape(len(rows), -1)
+        size = given.shape[1]
+        found.append([Excerpt(numbers, size) for numbers in given[:, ::max(1, size // _EXCERPT)].clone()])
+    return [list(row) for row in zip(*found, strict=True)]

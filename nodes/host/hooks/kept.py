@@ -17,11 +17,10 @@ import torch
 
 from ..models.families import result_axis
 from ..models.units import Units
-from .entry import Entry
+from .entry import Entry, excerpts
+from .matched import Sampled
 from .remembered import Change, Snapshot, changes, is_plain, snapshot
 from .rows import map_tensors, pick, tensors_in
-
-_SAMPLE = 2048  # numbers
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Kept:
         is_complete: whether the first altered unit was reached.
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
-        inputs: {unit: samples of what it was given, for each time that it ran}, where others act between units.
+        inputs: {unit: excerpts of what it was given, for each time that it ran}, where others act between units.
         beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
         remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
@@ -79,6 +78,7 @@ class PrefixStore:
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
+        self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
         self.agreed: list[torch.Tensor] = []  # whether others' attention functions gave these rows alone the same
         self.lock = threading.Lock()
@@ -98,12 +98,33 @@ class PrefixStore:
             for uuid, index in zip(uuids, conds, strict=True):
                 self.seen[index].add(uuid)
         wanted = [row for row, index in enumerate(conds) if index == self.index]
-        last = max(self.firsts, default=0)
         if not wanted:
             yield
             return
         recorder = _Recorder(self, units, wanted, len(uuids), batch, snapshot(others))
         recorder.keep_control(control)
+        with self._recording(recorder, entry):
+            yield
+        with self.lock:
+            for row, kept in zip(wanted, recorder.kept, strict=True):
+                kept.entered = entry and entry.of_row(row)
+                self.rows[uuids[row]].append(kept)
+
+    @contextmanager
+    def recording_samples(self, units: Units, batch: int, entry: Entry) -> Iterator[None]:
+        """The same for a forward of which nothing says what row a sample is of; all samples are kept."""
+        recorder = _Recorder(self, units, list(range(batch)), batch, batch, {})
+        with self._recording(recorder, entry):
+            yield
+        for sample, kept in enumerate(recorder.kept):
+            kept.entered = entry.of_row(sample)
+        if all(kept.is_complete for kept in recorder.kept):
+            with self.lock:
+                self.samples.append(Sampled(entry, recorder.kept))
+
+    @contextmanager
+    def _recording(self, recorder: _Recorder, entry: Entry | None) -> Iterator[None]:
+        units, last = recorder.units, max(self.firsts, default=0)
         with ExitStack() as stack:
             for index in range(last):
                 # Before others' hooks on a unit, which act on the weak rows, too.
@@ -124,10 +145,6 @@ class PrefixStore:
             for kept in recorder.kept:
                 kept.outputs.clear()
                 kept.beside, kept.is_complete = None, False
-        with self.lock:
-            for row, kept in zip(wanted, recorder.kept, strict=True):
-                kept.entered = entry and entry.of_row(row)
-                self.rows[uuids[row]].append(kept)
 
     def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
         """What the conditional rows of these weak rows left, in the order in which they ran; None where one is missing.
@@ -166,6 +183,7 @@ class _Recorder:
                  before: Snapshot) -> None:
         self.store, self.units, self.before = store, units, before
         self.wanted, self.rows, self.batch = wanted, rows, batch
+        self.are_all = len(wanted) == rows  # then one copy holds them
         self.kept = [Kept() for _ in wanted]
         self.latest: int | None = None  # the unit that ran last, whose outputs may turn out to end a prefix
         self.pinned: set[tuple[int, int]] = set()
@@ -185,6 +203,8 @@ class _Recorder:
                 return
             self._forget_latest()
             axis = result_axis(self.units.axes)
+            if self.are_all:
+                output = map_tensors(output, torch.clone)
             for row, kept in zip(self.wanted, self.kept, strict=True):
                 kept.outputs[index].append(map_tensors(output, lambda t, row=row: self._cut(t, row, axis)))
             if self.problem:
@@ -196,6 +216,7 @@ class _Recorder:
 
     def leave_beside(self, module, args, output: tuple) -> None:
         added, *handed_on = output
+        added = added.clone() if self.are_all else added
         forms = [Blank(t.shape, t.dtype, t.device) for t in handed_on]  # no one reads these
         axis = result_axis(self.units.axes)
         for row, kept in zip(self.wanted, self.kept, strict=True):
@@ -227,19 +248,19 @@ class _Recorder:
         def hook(module, args, kwargs) -> None:
             if self.done:
                 return
-            given = sampled(self.units, args, kwargs, self.wanted, self.rows)
-            for kept, numbers in zip(self.kept, given, strict=True):
-                kept.inputs[index].append(numbers)
+            given = excerpts(args, kwargs, self.wanted, self.rows, self.units.axes)
+            for kept, excerpt in zip(self.kept, given, strict=True):
+                kept.inputs[index].append(excerpt)
         return hook
 
     def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
         if self.rows == 1:
-            return t.clone()
+            return t
         if t.ndim <= axis or t.shape[axis] % (self.rows if axis else self.batch):
             self.problem = "a block returns a tensor whose batch dimension is unknown"
             return t
         # A copy: networks and other nodes go on to change it in place.
-        return pick(t, [row], self.rows, axis).clone()
+        return pick(t, [row], self.rows, axis) if self.are_all else pick(t, [row], self.rows, axis).clone()
 
     def _pin(self) -> None:
         """The output of the unit that ran last will be needed."""
@@ -266,20 +287,3 @@ class _Recorder:
             outputs = kept.outputs[self.latest]
             if (self.latest, len(outputs) - 1) not in self.pinned:
                 outputs[-1] = map_tensors(outputs[-1], lambda t: Blank(t.shape, t.dtype, t.device))
-
-
-def sampled(units: Units, args: tuple, kwargs: dict, rows: Sequence[int], of: int) -> list[list[torch.Tensor | None]]:
-    """Some numbers of each of these rows, out of `of` rows, of every tensor that a unit is given; None where the rows
-    are not known. The first of them is what the units hand on."""
-    found, batch = [], None
-    for place, t in (*enumerate(args), *kwargs.items()):
-        axis = units.axes.get(place, 0)
-        if not isinstance(t, torch.Tensor) or not t.ndim:
-            continue
-        if axis is None or not 0 <= axis < t.ndim or t.shape[axis] % of or batch not in (None, t.shape[axis]):
-            found.append([None] * len(rows))
-            continue
-        batch = t.shape[axis]
-        given = [pick(t, [row], of, axis).flatten() for row in rows]
-        found.append([part[::max(1, part.numel() // _SAMPLE)].clone() for part in given])
-    return [list(row) for row in zip(*found, strict=True)]

@@ -16,8 +16,8 @@ import torch
 from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
-from .entry import agree, all_agree, is_same
-from .kept import Blank, Kept, sampled
+from .entry import agree, all_agree, excerpts, is_same
+from .kept import Blank, Kept
 from .remembered import put
 from .rows import merged, tensors_in
 
@@ -54,11 +54,17 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
     def compare(index: int, place: int, args: tuple, kwargs: dict) -> None:
         if not kept[0].inputs:
             return
-        for row, mine in zip(kept, sampled(units, args, kwargs, range(len(kept)), len(kept)), strict=True):
-            for number, (one, other) in enumerate(zip(mine, row.inputs[index][place], strict=False)):
-                # A text that shares a call with a longer one has another length.
-                if one is not None and other is not None and (number == 0 or one.shape == other.shape):
-                    agreed.append(agree(one, other.to(one.device)))
+        given = zip(*excerpts(args, kwargs, range(len(kept)), len(kept), units.axes), strict=True)
+        before = zip(*(row.inputs[index][place] for row in kept), strict=False)
+        for number, (ones, others) in enumerate(zip(given, before, strict=False)):
+            if any(part is None for part in (*ones, *others)):
+                continue
+            # A text that shares a call with a longer one has another length.
+            if len({part.of for part in (*ones, *others)}) == 1:
+                now, then = (torch.stack([part.numbers for part in parts]) for parts in (ones, others))
+                agreed.append(agree(now, then.to(now.device)))
+            elif number == 0:
+                agreed.append(torch.tensor(False, device=device))
 
     def reach(module, args, kwargs) -> None:
         if reached.is_set():

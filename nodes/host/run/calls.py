@@ -193,7 +193,7 @@ class WeakPass:
         # Dual CFG with both scales 1 hands over no conditioning at all.
         weak = self.weak_conds(args["cond"] or [])
         try:
-            kept = with_kept_controls(weak, store, self.sources)
+            kept = weak if store.samples else with_kept_controls(weak, store, self.sources)
             shared = store if self.settings.options.share_prefix else None
             return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past))
         except PrefixLostError as lost:

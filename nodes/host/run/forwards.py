@@ -18,6 +18,7 @@ from ..hooks.compiled import as_written, uncompiled
 from ..hooks.entry import Entry, all_agree, inside, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
+from ..hooks.matched import matched
 from ..hooks.proof import Trials
 from ..hooks.replay import replaying
 from ..models.structure import unwrapped
@@ -28,6 +29,7 @@ from .neighbours import (
     in_units,
     kept_in,
     other_hooks,
+    sees_samples,
     with_tried,
     wraps_network,
 )
@@ -35,6 +37,7 @@ from .neighbours import (
 CHANCE = "another node's patch depends on the other rows of the batch, or on random numbers"
 ENTRY = ("another node rearranges the batch, or gives the network different inputs for the perturbed rows than for the "
          "conditional ones")
+NOT_RUN = "the conditional rows did not pass through the network in this step"
 STATEFUL = "the network keeps tensors between calls"
 PACKED = "the network uses a batch layout of its own"
 MOVED = "another node calls the model without telling which rows the batch contains"
@@ -56,6 +59,7 @@ class Forwards:
         self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
         self.has_run_altered = False  # whether one of these has run; also where it cannot be told
         self.is_past = False
+        self.samples: int | None = None  # of one row, in the host's call
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
         """For a call that holds plain and weak rows; `on_split` is called where the host takes it apart."""
@@ -83,6 +87,7 @@ class Forwards:
         apply_model = wrappers[WrappersMP.APPLY_MODEL] = wrappers.get(WrappersMP.APPLY_MODEL, {}).copy()
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self._apply_model]  # last, that is innermost
+        wrappers[WrappersMP.CALC_COND_BATCH] = {**wrappers.get(WrappersMP.CALC_COND_BATCH, {}), KEY: [self._calc]}
         if self.is_past and FUNCTION_WRAPPER in options:
             options[FUNCTION_WRAPPER] = partial(self._past, options[FUNCTION_WRAPPER])
         return options
@@ -95,14 +100,18 @@ class Forwards:
             options = self._perturbed(stack, network, args["c"]["transformer_options"])
             return wrapper(apply_model, {**args, "c": {**args["c"], "transformer_options": options}})
 
+    def _calc(self, executor, model, conds, x_in: torch.Tensor, *args):
+        self.samples = x_in.shape[0]
+        return executor(model, conds, x_in, *args)
+
     def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                      **kwargs):
         if self.is_past:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         options, store = transformer_options or {}, self.passes[0].run.store
         entry = None
-        if store is not None and store.is_entry_noted and _names_rows(options, x):
-            entry = Entry(len(options["uuids"]), x.shape[0])
+        if store is not None and store.is_entry_noted:
+            entry = Entry(len(options["uuids"]) if _names_rows(options, x) else x.shape[0], x.shape[0])
             entry.note(x, t, c_concat, c_crossattn, *kwargs.values())
         with self._compiled(executor.class_obj) as (network, units), \
                 self.around(network, units, options, x, control, entry) as options:
@@ -163,32 +172,42 @@ class Forwards:
             self._watch_altered(stack, units)
             options = self._perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
+            by_sample = bool(store and store.samples and entry and (kept is None or self._is_moved(options, x)))
+            if store and entry and by_sample:
+                entry.by_sample(control)
+                kept = matched(entry, store.samples)
+                step.run.is_moved = kept is not None
             if store is not None and step.first_unit and units is not None:
                 if store.agreed and step.run.proof.is_given is None:  # later it is asked on the way; see `replaying`
                     step.run.proof.add(all_agree(store.agreed))
                     store.agreed.clear()
-                if not is_told:
+                if not is_told and not by_sample:
                     self.decline(MOVED)
                 elif not units.is_stateless:
                     self.decline(STATEFUL)
                 elif step.run.proof.is_given is False:
                     self.decline(CHANCE)
                 elif kept is None:
-                    for reason in store.lost or {"the conditional rows did not pass through the network in this step"}:
+                    for reason in store.lost or {ENTRY if by_sample else NOT_RUN}:
                         self.decline(reason)
-                elif entry and not entry.is_alike(kept, 0):
+                elif entry and not entry.is_alike(kept, int(by_sample)):
+                    step.run.is_moved = step.run.is_moved is None  # from the next step on they are told by what enters
                     self.decline(ENTRY)
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
                     run_all = stack.enter_context(
                         replaying(units, step.first_unit, kept, x.device, self._differs, store.agreed, proof))
-                    if entry:
+                    if entry and not by_sample:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
 
     def _differs(self) -> str:
         self.passes[0].run.proof.add(False)
         return CHANCE
+
+    def _is_moved(self, options: dict, x: torch.Tensor) -> bool:
+        """Whether a forward has another batch than the host's call has sent."""
+        return self.samples is not None and x.shape[0] != len(options.get("uuids") or ()) * self.samples
 
     def _watch_altered(self, stack: ExitStack, units: Units | None) -> None:
         def note(*_) -> None:
@@ -211,14 +230,25 @@ class Forwards:
     @contextmanager
     def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
                entry: Entry | None) -> Iterator[dict]:
+        run, first = self.passes[0].run, max(store.firsts)
         is_told = _names_rows(options, x)
-        packed = self.passes[0].run.found.is_apart and is_told and len(options["uuids"]) > 1
-        if not is_told or units is None or packed:
-            store.lost.add(MOVED if not is_told else PACKED if packed else UNKNOWN_NETWORK)
+        is_moved = entry is not None and run.is_moved is not False and (
+            run.is_moved or not is_told or self._is_moved(options, x))
+        packed = run.found.is_apart and (is_moved or (is_told and len(options["uuids"]) > 1))
+        if units is None or packed or not (is_told or is_moved):
+            store.lost.add(PACKED if packed else MOVED if not is_told else UNKNOWN_NETWORK)
             yield options
             return
+        if entry and is_moved:
+            if sees_samples(options, units.modules[:first]):
+                store.lost.add(ENTRY)
+                yield options
+                return
+            entry.by_sample(control)
+            with store.recording_samples(units, x.shape[0], entry):
+                yield options
+            return
         with ExitStack() as stack:
-            run, first = self.passes[0].run, max(store.firsts)
             others, given = in_units(options), options
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:

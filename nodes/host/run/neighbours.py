@@ -8,9 +8,11 @@ same either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import comfy.samplers
+from comfy.ldm.modules.attention import SpatialVideoTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import VideoResBlock
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
@@ -26,6 +28,8 @@ CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 POST_CFG = "sampler_post_cfg_function"
 COMPILED = "the model is compiled"
 _ATTENTIONS = {"attn1": 1, "attn2": None}  # in patches_replace: in how many calls they are tried; None: in all
+_FRAMES = (SpatialVideoTransformer, VideoResBlock)
+_SAMPLE_WISE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm)
 _HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options
 
 
@@ -122,6 +126,17 @@ def is_compiled(model_options: dict) -> bool:
 def wraps_network(options: dict) -> bool:
     """Whether another node wraps the network, by the transformer_options of a forward."""
     return has_others(options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}))
+
+
+def sees_samples(options: dict, modules: Sequence[nn.Module]) -> bool:
+    """Whether anything in these modules may treat a sample by what others there are, by where it is, or by chance, for
+    the transformer_options of a forward: another node's code, or layers of frames, which see each other."""
+    def is_known(part: nn.Module) -> bool:
+        return isinstance(part, _SAMPLE_WISE) or not (isinstance(part, _FRAMES) or is_others(type(part).__module__))
+
+    return bool(in_units(options) or wraps_network(options) or any(True for _ in other_hooks(modules))
+                or any(other_forwards(module) for module in modules)
+                or not all(is_known(part) for module in modules for part in module.modules()))
 
 
 def looks_between_units(model_options: dict) -> bool:

@@ -91,6 +91,7 @@ class Run:
         self._networks: dict[torch.nn.Module, _Network] = {}
         self.compiled_units: CompiledUnits | None = None  # where the network was compiled whole
         self._fits: bool | None = None
+        self.is_moved: bool | None = None  # whether a wrapper moves rows, and samples are told by what enters
         self.cond_index = 0  # of the conditional rows in the host's calls
         self._weigh = weigh
         self._weights: torch.Tensor | None = None
