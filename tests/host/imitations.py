@@ -316,11 +316,11 @@ def rows_mixed_by_attention(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
-def rows_mixed_later(kind: str) -> Neighbour:
-    """Every row has a part of the others', in the middle of a run and in one block alone: by a patch of this kind, by
+def rows_mixed(kind: str, sigmas: tuple[float, float] = (1.0, 8.0)) -> Neighbour:
+    """Every row has a part of the others', at these noise levels and in one block alone: by a patch of this kind, by
     what is in the place of an attention ("attn1", "attn2"), by the override, or by another forward of a module."""
     def mixed(t: torch.Tensor, options: dict) -> torch.Tensor:
-        acts = 1.0 <= float(options["sigmas"].max()) <= 8.0 and options["block"] == ("input", 3)
+        acts = sigmas[0] <= float(options["sigmas"].max()) <= sigmas[1] and options["block"] == ("input", 3)
         return 0.6 * t + 0.4 * t.mean(0, keepdim=True) if acts else t
 
     def attention(q, k, v, options):
@@ -363,7 +363,7 @@ def pushed_from_the_negative(model: ModelPatcher) -> ModelPatcher:
 
 
 LATER: dict[str, Neighbour] = {"pushed from the negative": pushed_from_the_negative, **{
-    kind: rows_mixed_later(kind) for kind in ("attn1_patch", "attn1_output_patch", "middle_patch", "attn2_patch",
+    kind: rows_mixed(kind) for kind in ("attn1_patch", "attn1_output_patch", "middle_patch", "attn2_patch",
                                               "attn2_output_patch", "attn1", "attn2", "override", "forward")}}
 
 

@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 
 from . import models
-from .imitations import CHANGES_NOTHING, LATER, NEIGHBOURS, couple, without_options, wrapped
+from .imitations import CHANGES_NOTHING, LATER, NEIGHBOURS, couple, rows_mixed, without_options, wrapped
 from .runs import Run, identity, latent_run, patched, relative_error
 
 SCALE = 2.0
@@ -82,6 +82,28 @@ def test_what_acts_in_the_middle_of_a_run_alone(beside):
     expected = run.ksampler(separate(beside(models.sd15()), 1))
     assert relative_error(run.ksampler(beside(models.sd15())), run.ksampler(models.sd15())) > 2e-4
     assert relative_error(run.ksampler(guided(beside(models.sd15()), 1)), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["override", "forward"])
+def test_what_mixes_rows_in_one_block_is_found_in_the_first_step(kind):
+    """A function that is tried in one block a step is tried in all of them at first."""
+    run, beside = sampled(5.0, 1), rows_mixed(kind, (0.0, 1e9))
+    expected = run.ksampler(separate(beside(models.sd15()), 1))
+    assert relative_error(run.ksampler(guided(beside(models.sd15()), 1)), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["override", "forward"])
+def test_what_begins_to_mix_rows_in_one_block_is_told(kind, caplog):
+    """Where it was noticed after its first step, or else the result is exact."""
+    exact, told = [], []
+    for sigma in (3.0, 1.0, 0.3):
+        run, beside = replace(sampled(5.0, 1), steps=6, scheduler="karras"), rows_mixed(kind, (0.0, sigma))
+        expected = run.ksampler(separate(beside(models.sd15()), 1))
+        caplog.clear()
+        exact.append(relative_error(run.ksampler(guided(beside(models.sd15()), 1)), expected) <= 1e-5)
+        told.append("began to mix" in caplog.text)
+    assert all(an_exact or a_told for an_exact, a_told in zip(exact, told, strict=True))
+    assert any(told)
 
 
 @pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)

@@ -113,6 +113,30 @@ def all_agree(answers: list[torch.Tensor]) -> bool:
                for device in devices)
 
 
+class Answers:
+    """Answers of `agree`, asked together, for asking waits for the device.
+
+    Attributes:
+        is_late: whether only one that was due by turn was a no, so that it may have been one for some time.
+    """
+
+    def __init__(self) -> None:
+        self.always: list[torch.Tensor] = []
+        self.by_turn: list[torch.Tensor] = []
+        self.is_late = False
+
+    def add(self, answer: torch.Tensor, by_turn: bool = False) -> None:
+        (self.by_turn if by_turn else self.always).append(answer)
+
+    def ask(self) -> bool:
+        """Whether all of them are yes; they are forgotten."""
+        agreed = all_agree([*self.always, *self.by_turn])
+        self.is_late |= not agreed and all_agree(self.always)
+        self.always.clear()
+        self.by_turn.clear()
+        return agreed
+
+
 def repeated(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two texts [B, N, C] at the length of the longer one, where that is a multiple of the other's."""
     if a.ndim == b.ndim == 3 and a.shape[1] and b.shape[1]:

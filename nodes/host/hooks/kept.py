@@ -17,7 +17,7 @@ import torch
 
 from ..models.families import result_axis
 from ..models.units import Units
-from .entry import Entry, excerpts
+from .entry import Answers, Entry, excerpts
 from .matched import Sampled
 from .remembered import Change, Snapshot, changes, is_plain, snapshot
 from .rows import map_tensors, pick, tensors_in
@@ -80,7 +80,7 @@ class PrefixStore:
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
         self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
-        self.agreed: list[torch.Tensor] = []  # whether others' attention functions gave these rows alone the same
+        self.answers = Answers()  # whether others' code in the units gave these rows alone the same
         self.lock = threading.Lock()
 
     def add(self, first: int, index: int) -> None:

@@ -13,6 +13,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 import comfy.model_management
 import torch
@@ -52,9 +53,10 @@ class Proof:
 class Trials:
     """In one forward of the host's own: what others have put into the units before `first` is tried.
 
-    Patches of little cost are tried in every unit. What computes a whole attention, or is a module's forward, in its
-    first calls and in one unit, another in each forward. Where the rows cannot be told, because a patch laid them out
-    anew, a unit as a whole is tried: one that is known, another in each forward, and the first that is found.
+    Patches of little cost are tried in every unit. What computes a whole attention, or is a module's forward, is tried
+    everywhere in the first forward, then in its first calls and in one unit, another in each forward. Where the rows
+    cannot be told, because a patch laid them out anew, a unit as a whole is tried: one that is known, another in each
+    forward, and the first that is found.
 
     Args:
         rows: places of the conditional rows in the batch.
@@ -62,12 +64,14 @@ class Trials:
         batch: the first axis of what the network is given.
         others: what other nodes have attached that acts inside the units; it remembers nothing of a trial.
         state: what among these is no function.
-        tell: is told of each trial whether it gave the same, [] on its device: asking would wait for it.
+        tell: is told of each trial whether it gave the same, [] on its device (asking would wait for it), and whether
+            it was due by turn, so that a difference may have been there in earlier forwards.
     """
 
     def __init__(self, units: Units, first: int, rows: list[int], options: dict, batch: int, others: list,
-                 state: Sequence, proof: Proof, tell: Callable[[torch.Tensor], None]) -> None:
+                 state: Sequence, proof: Proof, tell: Callable[[torch.Tensor, bool], None]) -> None:
         self.units, self.first, self.batch, self.tell = units, first, batch, tell
+        self.is_first = proof.turn == 0
         self.uuids, self.others, self.state, self.proof = options["uuids"], others, state, proof
         self.plan = RowPlan(tuple(rows), tuple(range(len(self.uuids))))
         attentions = [index for index, unit in enumerate(units.modules[:first]) if isinstance(unit, SELF_ATTENTION)]
@@ -98,18 +102,20 @@ class Trials:
             for of_module, key in hooks:
                 stack.callback(of_module.__setitem__, key, of_module[key])
                 of_module[key] = self.tried(of_module[key])
-            if replaced:
-                stack.enter_context(other_forward(_in_turn(replaced, self.proof.turn), self.tried))
+            for module in replaced if self.is_first else replaced and [_in_turn(replaced, self.proof.turn)]:
+                stack.enter_context(other_forward(module, partial(self.tried, in_turn=True)))
             yield
         self.proof.turn += 1
 
-    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True) -> Callable:
+    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True,
+              in_turn: bool = False) -> Callable:
         """A function of others, tried in its first `calls` of a forward and in one unit (None: in all its calls).
-        `is_told`: where it is given rows that cannot be told, the unit has to be tried."""
+        `is_told`: where it is given rows that cannot be told, the unit has to be tried; `in_turn`: it is not tried in
+        every forward."""
         if isinstance(function, _Tried):
             return function
         self.is_saving |= is_told
-        return _Tried(self, function, calls, is_told)
+        return _Tried(self, function, calls, is_told, in_turn or calls is not None)
 
     def _enter(self, index: int) -> Callable:
         def hook(unit, args, kwargs) -> None:
@@ -142,11 +148,12 @@ class Trials:
             with running(self.uuids, self.plan.plain):
                 alone = self.alone(lambda: unit.forward(*given[0], **given[1]), output, self.others, {})
         axis = result_axis(self.units.axes)
-        self.agree(tensors_in(alone), [self.cut(t, axis) for t in tensors_in(output)])
+        self.agree(tensors_in(alone), [self.cut(t, axis) for t in tensors_in(output)], not is_new)
 
     def alone(self, call: Callable, given, others: list, own: Own):
         """What a call gives of which others remember nothing but in `own`, with other random numbers, so that chance
         shows; None where it fails. `given`: something that is on its device."""
+        unit, self.unit = self.unit, None  # what others call inside is not tried again
         with torch.random.fork_rng(devices=_devices(given)), apart(others, own):
             torch.manual_seed(torch.initial_seed() ^ 1)
             try:
@@ -155,6 +162,8 @@ class Trials:
                 raise
             except Exception:
                 return None
+            finally:
+                self.unit = unit
 
     def cut(self, t: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """The rows' part of a batch of all."""
@@ -166,18 +175,19 @@ class Trials:
             self.cut_options[id(given)] = given, options_of_rows(given, self.plan.plain, len(self.plan.places))
         return self.cut_options[id(given)][1]
 
-    def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor]) -> None:
+    def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor], in_turn: bool) -> None:
+        by_turn = in_turn and not self.is_first
         if not alone or len(alone) != len(among_all):
-            self.tell(torch.tensor(not alone and not among_all))
+            self.tell(torch.tensor(not alone and not among_all), by_turn)
         for one, other in zip(alone, among_all, strict=False):
-            self.tell(agree(one, other))
+            self.tell(agree(one, other), by_turn)
 
 
 class _Tried:
     """A function of others in one forward, given tensors and a forward's options, or what is made of them."""
 
-    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool) -> None:
-        self.trials, self.function, self.calls, self.is_told = trials, function, calls, is_told
+    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool, in_turn: bool) -> None:
+        self.trials, self.function, self.calls, self.is_told, self.in_turn = trials, function, calls, is_told, in_turn
 
     def __call__(self, *args, **kwargs):
         trials = self.trials
@@ -196,11 +206,11 @@ class _Tried:
         if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):
             trials.is_unclear = True
         else:
-            trials.agree(alone, got)
+            trials.agree(alone, got, self.in_turn)
         return out
 
     def _is_due(self) -> bool:
-        if self.calls is None or self.trials.unit == self.trials.turn:
+        if self.calls is None or self.trials.is_first or self.trials.unit == self.trials.turn:
             return True
         code = _code(self.function)
         self.trials.calls[code] += 1

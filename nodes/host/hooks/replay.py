@@ -16,7 +16,7 @@ import torch
 from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
-from .entry import agree, all_agree, excerpts, is_same
+from .entry import Answers, agree, excerpts, is_same
 from .kept import Blank, Kept
 from .remembered import put
 from .rows import merged, tensors_in
@@ -30,7 +30,7 @@ class PrefixLostError(Exception):
 
 @contextmanager
 def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
-              differs: Callable[[], str], agreed: list[torch.Tensor],
+              differs: Callable[[], str], answers: Answers,
               proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
     """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
     yields on, all units run.
@@ -38,9 +38,9 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
     Args:
         kept: of each row of the forward, in order.
         device: where the forward runs.
-        differs: is told where the units are given other than the conditional rows had, or something has not `agreed`;
+        differs: is told where the units are given other than the conditional rows had, or one of the answers is no;
             what that means.
-        agreed: answers of earlier trials, each [] on its device, which are asked when `first` is reached.
+        answers: of earlier trials, which are asked when `first` is reached.
         proof: (a unit, who is told whether it gives what was kept): up to this one all units run, and on where it does
             not.
 
@@ -62,18 +62,16 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
             # A text that shares a call with a longer one has another length.
             if len({part.of for part in (*ones, *others)}) == 1:
                 now, then = (torch.stack([part.numbers for part in parts]) for parts in (ones, others))
-                agreed.append(agree(now, then.to(now.device)))
+                answers.add(agree(now, then.to(now.device)))
             elif number == 0:
-                agreed.append(torch.tensor(False, device=device))
+                answers.add(torch.tensor(False, device=device))
 
     def reach(module, args, kwargs) -> None:
         if reached.is_set():
             return
         reached.set()
         compare(first, 0, args, kwargs)
-        is_same = all_agree(agreed)
-        agreed.clear()
-        if not is_same:
+        if not answers.ask():
             raise PrefixLostError(differs())
         for change in kept[0].remembered.get(first, ()):
             put(*change)

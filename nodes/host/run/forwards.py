@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.compiled import as_written, uncompiled
-from ..hooks.entry import Entry, all_agree, inside, noting
+from ..hooks.entry import Entry, inside, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.matched import matched
@@ -178,9 +178,8 @@ class Forwards:
                 kept = matched(entry, store.samples)
                 step.run.is_moved = kept is not None
             if store is not None and step.first_unit and units is not None:
-                if store.agreed and step.run.proof.is_given is None:  # later it is asked on the way; see `replaying`
-                    step.run.proof.add(all_agree(store.agreed))
-                    store.agreed.clear()
+                if store.answers.always and step.run.proof.is_given is None:  # later: on the way; see `replaying`
+                    step.run.proof.add(store.answers.ask())
                 if not is_told and not by_sample:
                     self.decline(MOVED)
                 elif not units.is_stateless:
@@ -196,13 +195,15 @@ class Forwards:
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
                     run_all = stack.enter_context(
-                        replaying(units, step.first_unit, kept, x.device, self._differs, store.agreed, proof))
+                        replaying(units, step.first_unit, kept, x.device, self._differs, store.answers, proof))
                     if entry and not by_sample:
                         options = noting(options, KEY, self._checking(entry, kept, run_all))
             yield options
 
     def _differs(self) -> str:
-        self.passes[0].run.proof.add(False)
+        run = self.passes[0].run
+        run.proof.add(False)
+        run.is_late |= run.store is not None and run.store.answers.is_late
         return CHANCE
 
     def _is_moved(self, options: dict, x: torch.Tensor) -> bool:
@@ -258,7 +259,7 @@ class Forwards:
                 store.keeps_all |= bool(hooks)
                 if others or replaced or hooks or wraps_network(options):
                     trials = Trials(units, first, rows, options, x.shape[0], others, kept_in(options), run.proof,
-                                    store.agreed.append)
+                                    store.answers.add)
                     # Wrappers around the network may bring more.
                     given = inside(with_tried(options, trials), f"{KEY}_trials", lambda options: with_tried(
                         options, trials))

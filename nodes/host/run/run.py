@@ -85,6 +85,7 @@ class Run:
         self.skipped: set[str] = set()  # layers whose attention was left alone
         self.declined: set[str] = set()  # why the prefix could not be shared
         self.declined_joint: set[str] = set()  # why the weak rows ran in a call of their own
+        self.is_late = False  # whether others' code mixed rows, and that was seen only when a block's turn had come
         self.apart: str | None = None  # why all further ones will
         self.store: PrefixStore | None = None  # of the step that runs
         self.selected: set[str] = set()  # names of the layers that some step was to perturb
@@ -212,6 +213,10 @@ class Run:
             _log.info("PAG: computed the perturbed prediction in a separate call (same result): %s.", reason)
         for reason in sorted(self.declined):
             _log.info("PAG: ran the perturbed pass from the first block (same result, slower): %s.", reason)
+        if self.is_late:
+            _tell("PAG: in the middle of this run another node began to mix the rows of a batch in one block, which is "
+                  "checked in one block per step. Some steps before may be inexact. For an exact result set "
+                  "share_prefix to false in PAG Options.")
         if not has_steps and self.calls == 0:
             _tell("PAG had no effect: this run has no steps, since it was given fewer than two sigmas. Check the node "
                   "that makes or splits the sigmas.")
