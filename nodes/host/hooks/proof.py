@@ -9,11 +9,12 @@ not a unit.
 
 from __future__ import annotations
 
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 
 import comfy.model_management
 import torch
@@ -115,7 +116,9 @@ class Trials:
         if isinstance(function, _Tried):
             return function
         self.is_saving |= is_told
-        return _Tried(self, function, calls, is_told, in_turn or calls is not None)
+        # Where nothing is compiled torch._dynamo need not be there, and its import takes seconds.
+        kind = _outside_graphs() if "torch._dynamo" in sys.modules else _Tried
+        return kind(self, function, calls, is_told, in_turn or calls is not None)
 
     def _enter(self, index: int) -> Callable:
         def hook(unit, args, kwargs) -> None:
@@ -192,21 +195,31 @@ class _Tried:
     def __call__(self, *args, **kwargs):
         trials = self.trials
         first = next(iter(tensors_in([value for value in (*args, *kwargs.values()) if not _is_options(value)])), None)
-        if trials.unit is None or first is None or not self._is_due():
+        if trials.unit is None or first is None:
             return self.function(*args, **kwargs)
+        if not self._is_due():
+            return self._watched(args, kwargs, first)
         if first.shape[0] != trials.batch:
             trials.is_unclear |= self.is_told
-            return self.function(*args, **kwargs)
+            return self._watched(args, kwargs, first)
         cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
         # Before the call itself, for others may count.
         alone = tensors_in(trials.alone(lambda: self.function(*cut_args, **cut_kwargs), first,
                                         [self.function, *trials.state], trials.own))
-        out = self.function(*args, **kwargs)
+        out = self._watched(args, kwargs, first)
         got = [trials.cut(t) if t.shape[0] == trials.batch else t for t in tensors_in(out)]
         if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):
             trials.is_unclear = True
         else:
             trials.agree(alone, got, self.in_turn)
+        return out
+
+    def _watched(self, args: tuple, kwargs: dict, given: torch.Tensor):
+        """What the function returns; one that draws random numbers treats no two calls alike."""
+        before = _chance(given)
+        out = self.function(*args, **kwargs)
+        if not all(map(torch.equal, before, _chance(given))):
+            self.trials.tell(torch.tensor(False), False)
         return out
 
     def _is_due(self) -> bool:
@@ -219,6 +232,12 @@ class _Tried:
     def _cut(self, value):
         trials = self.trials
         return _mapped(value, lambda t: trials.cut(t).clone() if t.shape[0] == trials.batch else t, trials.options)
+
+
+@cache
+def _outside_graphs() -> type[_Tried]:
+    """The same class, with calls that torch.compile leaves out of its graphs: for each forward there is a new one."""
+    return type("_TriedOutsideGraphs", (_Tried,), {"__call__": torch.compiler.disable(_Tried.__call__)})
 
 
 def _is_options(value) -> bool:
@@ -246,6 +265,11 @@ def _code(function: Callable):
     """What two functions of the same code share."""
     function = getattr(function, "__func__", function)
     return function.__code__ if isinstance(function, types.FunctionType) else type(function)
+
+
+def _chance(given: torch.Tensor) -> list[torch.Tensor]:
+    """Where torch's random numbers stand."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _devices(given))]
 
 
 def _devices(value) -> list[torch.device]:
