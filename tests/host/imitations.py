@@ -368,14 +368,18 @@ LATER: dict[str, Neighbour] = {"pushed from the negative": pushed_from_the_negat
 
 
 def windows_by_chance(model: ModelPatcher) -> ModelPatcher:
-    """Self-attention in two windows, shifted or not as chance will have it."""
+    """The encoder's self-attention in two windows, shifted or not as chance will have it."""
     drawn = {}
 
     def split(q, k, v, extra_options):
+        if extra_options["block"][0] != "input":
+            return q, k, v
         drawn["shift"] = 3 * int(2 * torch.rand(1).item())
         return tuple(t.roll(drawn["shift"], 1).unflatten(1, (2, -1)).flatten(0, 1) for t in (q, k, v))
 
     def join(out, extra_options):
+        if extra_options["block"][0] != "input":
+            return out
         return out.unflatten(0, (-1, 2)).flatten(1, 2).roll(-drawn["shift"], 1)
 
     model = model.clone()

@@ -8,12 +8,14 @@ import shutil
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
 from .composed import PLAIN
+from .imitations import overridden
 from .runs import Run, patched, relative_error
 
 SCALE = 3.0
@@ -77,6 +79,25 @@ def test_the_prefix_is_shared_and_no_altered_unit_is_in_a_graph(keys, layers):
         eager = {rows for rows, is_traced in seen[unit] if not is_traced}
         assert graphs == ({2} if index <= first else {1, 2}), unit
         assert eager == ({1} if index == first else set()), unit
+
+
+@pytest.mark.slow
+def test_no_step_compiles_again_beside_an_override():
+    """In every step it is tried by objects of their own; these have no part in a graph."""
+    graphs, model = [], compiled(overridden(models.flux()))
+
+    def count(executor, *args):
+        try:
+            return executor(*args)
+        finally:
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "count", count)
+    run = Run(steps=4, latent={"samples": torch.zeros(1, 16, 8, 12)})
+    result = run.model_patch(model, SCALE, "single.1")
+    assert len(graphs) == 4
+    assert graphs[0] == graphs[-1]
+    assert relative_error(result, run.model_patch(overridden(models.flux()), SCALE, "single.1")) < 1e-5
 
 
 def _note(seen: list):
