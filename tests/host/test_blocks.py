@@ -136,7 +136,7 @@ def test_shuffled_tokens_spoil_the_weak_row_alone_and_repeat(case, network, plai
 
 
 @torch.inference_mode()
-def test_tokens_are_shuffled_alike_with_and_without_other_rows(case, network):
+def test_tokens_are_shuffled_alike_with_and_without_other_rows(case, network, plain):
     """Also in a first block, before which nothing has told how many tokens the image has."""
     name, kind = case.layers[0], Perturbation("shuffle")
     together, _ = run(network, case.batch(), [PLAIN, PERTURBED], name, kind)

@@ -54,7 +54,7 @@ def test_a_value_that_cannot_be_taken_is_named_before_sampling(node, name):
         if name == "prompt" and isinstance(value, str):
             continue
         given = good | {name: value}
-        with pytest.raises(ValueError, match=f"^({name}|layers|PAG scale|perturbations)") as raised:
+        with pytest.raises(ValueError, match=f"^(class )?({name}|layers|PAG scale|perturbations)") as raised:
             node.execute(**{key: [one] for key, one in given.items()} if schema.is_input_list else given)
         assert len(str(raised.value)) < 9000
         assert not rows
