@@ -75,17 +75,17 @@ def test_a_saved_picture_brings_its_workflow_back(desk):
 @one_renderer
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
-    desk.workflow("adm_inspect_steps")
+    desk.workflow("Example model in PAG Inspect")
     node = desk.find("PAGInspect")
     steps = {"before": [400, 2], "during": [20], "after": [2]}[moment]  # before: while another one runs
     desk.put(node, "shown_steps", 2)
     desk.put(node, "seed", 85)
     limited_options(desk, node)
     desk.centre(node)
-    for waiting, number in enumerate(steps, 1):
+    for number in steps:
         desk.put(node, "steps", number)
-        desk.run()
-        desk.until(lambda least=waiting: remaining(desk) >= least)
+        with desk.page.expect_response(lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"):
+            desk.run()
     desk.settle(1500)  # the time that the editor takes to keep it
     desk.page.goto("about:blank")
     if moment == "after":
@@ -118,7 +118,7 @@ def test_a_workflow_opened_again_has_no_words_of_the_closed_tab(desk):
         void app.extensionManager.command.execute("Workspace.CloseWorkflow");
     }""")
     desk.until(lambda: desk.find("PAGKSampler") is None)
-    desk.workflow("adm_class_conditional_cfg_pag")
+    desk.workflow("Example model with CFG and PAG")
     desk.centre(sampler)
     desk.settle(800)
     assert notes(desk, sampler).count() == 0
