@@ -84,7 +84,7 @@ def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
     desk.centre(node)
     for number in steps:
         desk.put(node, "steps", number)
-        with desk.page.expect_response(lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"):
+        with desk.page.expect_response(lambda one: one.url.endswith("/prompt") and one.request.method == "POST"):
             desk.run()
     desk.settle(1500)  # the time that the editor takes to keep it
     desk.page.goto("about:blank")
