@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 
 import pytest
@@ -13,13 +14,15 @@ from pag_pack.pag_core.perturbation import Perturbation
 from pag_pack.pag_core.schedule import window_from_percent
 from pag_pack.pag_core.selection import select
 
+from . import models
 from .family_models import CASES, OPTIONS
 from .older import newest_only
 
 # {model: (the test's case of the same class, arguments for its true size, the layers of "auto", what belongs to them)}
 SIZES = {
     "SD3.5 medium": ("SD3.5", {"depth": 24, "num_blocks": 24}, "7 8 9", "skip_block, scale 2.5, from 1% to 20%"),
-    "SD3 medium": ("SD3.5", {"depth": 24, "num_blocks": 24, "x_block_self_attn_layers": []}, "9", "identity, scale 3"),
+    "SD3 medium": ("SD3.5", {"depth": 24, "num_blocks": 24, "x_block_self_attn_layers": []}, "9",
+                   "identity, scale 3, strength 0.5"),
     "LTX-2.3 and later": ("LTX-Video with sound", {"num_layers": 48, "cross_attention_adaln": True}, "28 audio.28",
                           "identity, scale 1, rescale 0.7"),
     "LTX-2.0": ("LTX-Video with sound", {"num_layers": 48}, "29 audio.29", "identity, scale 1, rescale 0.7"),
@@ -27,7 +30,8 @@ SIZES = {
     "LTX-Video 13B": ("LTX-Video", {"num_layers": 48}, "28", "identity, scale 1, rescale 0.7"),
     "Wan 2.1 and 2.2, 14B": ("Wan, text", {"num_layers": 40, "dim": 5120, "num_heads": 40}, "2", "skip_block, scale 2"),
     "Wan 2.1 1.3B": ("Wan, text", {"num_layers": 30, "dim": 1536, "num_heads": 12}, "2", "skip_block, scale 2"),
-    "HunyuanVideo": ("HunyuanVideo", {"depth": 20, "depth_single_blocks": 40}, "double.2", "skip_block, scale 1"),
+    "HunyuanVideo": ("HunyuanVideo", {"depth": 20, "depth_single_blocks": 40, "hidden_size": 3072, "num_heads": 24,
+                                      "axes_dim": [16, 56, 56]}, "double.2", "skip_block, scale 1"),
     "Mochi": ("Mochi", {"depth": 48}, "34", "skip_block, scale 1"),
     "CogVideoX-5B": ("CogVideoX", {"num_layers": 42}, "11", "skip_block, scale 1"),
 }
@@ -51,10 +55,20 @@ def test_auto_takes_the_published_layers_and_says_who_published_them(model):
     assert found.source == f"{details}: {published.source}"
 
 
-@pytest.mark.parametrize(("family", "layers"), [("ADM 256", "d3 d4 d5 m0"), ("Z-Image", "10 15 20")])
+@pytest.mark.parametrize(("family", "layers"), [
+    ("ADM 256", "d3 d4 d5 m0"), ("Z-Image", "10 15 20"), ("HunyuanVideo", "double.2"), ("Anima", "18")])
 def test_published_shapes_of_the_chooser_have_theirs(family, layers):
     found = of_family(family).layers
     assert sorted(layer.name for layer in select("auto", tuple(found.layers), found.auto)) == layers.split()
+
+
+def test_image_models_of_a_video_models_shape_keep_their_familys_default():
+    """HunyuanImage 2.1 has HunyuanVideo's blocks, wider; SDXL inpainting has SD inpainting's channels."""
+    assert of_family("HunyuanImage 2.1").layers.source.endswith("by analogy with PAG Table 10; not tuned")
+    assert published_for(models.sd15_inpainting().model.diffusion_model).layers == "u0"
+    sdxl = copy.copy(models.sdxl().model.diffusion_model)
+    sdxl.in_channels = 9
+    assert published_for(sdxl) is None
 
 
 def test_a_network_of_another_size_keeps_the_familys_default():

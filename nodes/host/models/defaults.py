@@ -84,7 +84,8 @@ _STG = "the authors of STG (arXiv 2411.18664)"
 _DEFAULTS: tuple[tuple[Callable[[nn.Module], bool], Published], ...] = (
     (_sees_itself_twice, Published("SD3.5 medium", "7-9", "Stability AI's sd3_infer, with CFG 4", "skip_block", 2.5,
                                    0.01, 0.20)),
-    (_SD3, Published("SD3 medium", "9", "HeadHunter (arXiv 2506.10978), its figures; 7 to 10 work as well", scale=3.0)),
+    (_SD3, Published("SD3 medium", "9", "HeadHunter (arXiv 2506.10978), its figures; 7 to 10 work as well", scale=3.0,
+                      strength=0.5)),
     (_is("anima.model.Anima", "blocks", 28),
      Published("Anima", "18", "the anima-safe-pag nodes; 16 to 20 work as well", scale=4.0, end_percent=0.7,
                strength=0.75, rescale=0.2)),
@@ -101,7 +102,7 @@ _DEFAULTS: tuple[tuple[Callable[[nn.Module], bool], Published], ...] = (
      Published("Wan 2.1 and 2.2, 14B", "2", f"{_STG}, for Wan 2.1", "skip_block", 2.0)),
     (_is("wan.model.WanModel", "blocks", 30, dim=1536),
      Published("Wan 2.1 1.3B", "2", f"{_STG}, for Wan 2.1", "skip_block", 2.0)),
-    (_is("hunyuan_video.model.HunyuanVideo", "double_blocks", 20),
+    (_is("hunyuan_video.model.HunyuanVideo", "double_blocks", 20, hidden_size=3072),  # HunyuanImage 2.1 has 3584
      Published("HunyuanVideo", "double.2", _STG, "skip_block", 1.0)),
     (_is("genmo.joint_model.asymm_models_joint.AsymmDiTJoint", "blocks", 48),
      Published("Mochi", "34", _STG, "skip_block", 1.0)),
@@ -109,7 +110,7 @@ _DEFAULTS: tuple[tuple[Callable[[nn.Module], bool], Published], ...] = (
      Published("CogVideoX-5B", "11", _STG, "skip_block", 1.0)),
     (_is("lumina.model.NextDiT", "layers", 30, dim=3840),
      Published("Z-Image", "10,15,20", "public experiments, without measurements", "skip_block", 2.8)),
-    (_is(_UNET, in_channels=9),
+    (_is(_UNET, in_channels=9, num_classes=None),  # not of SDXL, for which nothing is published
      Published("SD inpainting", "u0", "the PAG authors' repository", scale=3.0)),
     (_is(_UNET, in_channels=7), Published("×4 upscaler", "u2", "the PAG authors' repository", scale=2.0)),
     (_is_adm_256, Published("ADM 256", "input.14,input.16,input.17,middle.0", "the PAG authors' repository",
