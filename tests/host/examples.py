@@ -114,7 +114,8 @@ def family(name: str, **arguments) -> Callable[[], ModelPatcher]:
 
 def x4_upscaler() -> ModelPatcher:
     """Two residual blocks in a level, as the real one has: its decoder then has the layer that is published for it."""
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # the host's class copies a tensor unusually
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the host's class copies a tensor unusually
         return models.u_net(
             comfy.supported_models.SD_X4Upscaler, depth=[0, 1, 1], num_res_blocks=[2, 2, 2], num_heads=4,
             transformer_depth=[0, 0, 1, 1, 1, 1], transformer_depth_output=[0, 0, 0, 1, 1, 1, 1, 1, 1], in_channels=7,

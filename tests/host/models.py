@@ -136,7 +136,8 @@ def no_middle_block() -> comfy.model_patcher.ModelPatcher:
 @functools.cache
 def x4_upscaler() -> comfy.model_patcher.ModelPatcher:
     """attn1 looks at the text, not at the image, in all levels but the deepest; a noise level for a class."""
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # the host's class copies a tensor unusually
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the host's class copies a tensor unusually
         return u_net(comfy.supported_models.SD_X4Upscaler, depth=[0, 1, 1], num_heads=4, in_channels=7,
                      disable_self_attentions=[True, True, False], model_class=comfy.model_base.SD_X4Upscaler,
                      model_type=ModelType.V_PREDICTION)
