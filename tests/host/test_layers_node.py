@@ -27,7 +27,8 @@ def test_u_net():
     assert head == ["U-Net: 7 self-attention layers, 1 selected."]
     assert cost == ["The extra pass costs 69% of a full one, since everything before the first selected layer is "
                     "shared with the normal pass."]
-    assert auto == ["auto: m0 (the middle block, or the nearest one with attention (PAG Table 2, 10))"]
+    assert auto == ["auto: m0 (identity, scale 3: the PAG authors' repository, with CFG 4; it uses 5 with a prompt "
+                    "alone and 4 with a ControlNet)"]
     assert table[0] == ["d0", "d0.0 input.1 input.1.0", "4", "image only"]
     assert table[2] == ["m0", "m0.0 middle.0 middle.0.0", "4", "image only", "all heads"]
 

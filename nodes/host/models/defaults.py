@@ -112,6 +112,9 @@ _DEFAULTS: tuple[tuple[Callable[[nn.Module], bool], Published], ...] = (
      Published("Z-Image", "10,15,20", "public experiments, without measurements", "skip_block", 2.8)),
     (_is(_UNET, in_channels=9, num_classes=None),  # not of SDXL, for which nothing is published
      Published("SD inpainting", "u0", "the PAG authors' repository", scale=3.0)),
+    (_is(_UNET, in_channels=4, num_classes=None),
+     Published("SD 1.x and 2.x", "m0", "the PAG authors' repository, with CFG 4; it uses 5 with a prompt alone and 4 "
+               "with a ControlNet", scale=3.0)),
     (_is(_UNET, in_channels=7), Published("×4 upscaler", "u2", "the PAG authors' repository", scale=2.0)),
     (_is_adm_256, Published("ADM 256", "input.14,input.16,input.17,middle.0", "the PAG authors' repository",
                             scale=3.0)),
