@@ -120,6 +120,21 @@ def test_patches_that_come_with_a_prompt(cfg, batch, chain):
 
 
 @pytest.mark.parametrize(("build", "layer", "run"), [
+    (models.flux, "single.1", latent_run((8, 12), 4.0)), (models.wan, "1", latent_run((2, 8, 12), 4.0))],
+    ids=["Flux", "Wan"])
+def test_an_override_gets_its_arguments_as_the_host_gives_them(build, layer, run):
+    """Here it takes all but the heads by keyword alone."""
+    def sampled(override) -> torch.Tensor:
+        model = build().clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return run.model_patch(model, SCALE, layer)
+
+    expected = sampled(lambda function, q, k, v, *args, **kwargs: function(0.9 * q, k, v, *args, **kwargs))
+    result = sampled(lambda function, q, k, v, heads, **kwargs: function(0.9 * q, k, v, heads, **kwargs))
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(("build", "layer", "run"), [
     (models.sd15, "m0", Run()), (models.sdxl, "m0.1", Run()), (models.flux, "single.1", latent_run((8, 12), 4.0)),
     (models.wan, "1", latent_run((2, 8, 12), 4.0))], ids=["SD 1.5", "SDXL", "Flux", "Wan"])
 def test_where_the_hosts_options_are_dropped_on_the_way(build, layer, run):

@@ -129,10 +129,11 @@ class _Forward:
         previous = options.get(OVERRIDE)
 
         def override(func, *args, **kwargs):
-            whole = partial(previous, func) if previous else None
+            # As the host gives them: another node's override may take some by keyword alone.
+            as_given = partial(previous, func, *args, **kwargs) if previous else partial(func, *args, **kwargs)
             if self.selected is None:
-                return (whole or func)(*args, **kwargs)
-            return self._perturbed(*self.selected, func, whole, *args, **kwargs)
+                return as_given()
+            return self._perturbed(*self.selected, func, as_given, previous is not None, *args, **kwargs)
 
         return {**options, OVERRIDE: override}
 
@@ -149,8 +150,8 @@ class _Forward:
             return image and slice(image.start, keys), slice(0, length)
         return None, slice(0, length)
 
-    def _perturbed(self, layer: LayerPerturbation, group: Group, func, whole, q, k, v, heads, mask=None, *args,
-                   skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
+    def _perturbed(self, layer: LayerPerturbation, group: Group, func, as_given: Callable, is_others: bool, q, k, v,
+                   heads, mask=None, *args, skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
         length, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
@@ -158,11 +159,10 @@ class _Forward:
         fits = image is not None and queries.start <= image.start < queries.stop
         if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
             self.skipped(layer.name)
-            return (whole or func)(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
-                                   skip_output_reshape=skip_output_reshape, **kwargs)
+            return as_given()
 
-        def host(q, k, v, mask, call=func):
-            return call(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
+        def host(q, k, v, mask):
+            return func(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
                         skip_output_reshape=skip_output_reshape, **kwargs)
 
         def per_head(q, k, v, mask):
@@ -171,7 +171,7 @@ class _Forward:
         return attend_rows(layer, ours, q, k, v, layout, host, per_head, mask=mask,
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
-                           whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"),
+                           whole=as_given() if is_others else None, scale=kwargs.get("scale"),
                            grid=(1, keys) if group.beside else self.count.grid, noise_key=self.noise_key)
 
 

@@ -89,19 +89,23 @@ class _Forward:
                                     f"alone, so its attention cannot be perturbed. Set perturbation in PAG Options to "
                                     f"skip_block.")
 
-    def override(self, func: Callable, q, k, v, heads: int, mask=None, *args, skip_reshape: bool = False,
-                 skip_output_reshape: bool = False, **kwargs):
-        def host(q, k, v, mask, call: Callable = func, split: tuple[bool, bool] = (skip_reshape, skip_output_reshape)):
-            return call(q, k, v, heads, mask, *args, skip_reshape=split[0], skip_output_reshape=split[1], **kwargs)
+    def override(self, func: Callable, *args, **kwargs):
+        # As the host gives them: another node's override may take some by keyword alone.
+        as_given = partial(self.previous, func, *args, **kwargs) if self.previous else partial(func, *args, **kwargs)
+        return self._attend(func, as_given, *args, **kwargs)
 
-        whole = partial(self.previous, func) if self.previous else None
+    def _attend(self, func: Callable, as_given: Callable, q, k, v, heads: int, mask=None, *args,
+                skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
+        def host(q, k, v, mask, split: tuple[bool, bool] = (skip_reshape, skip_output_reshape)):
+            return func(q, k, v, heads, mask, *args, skip_reshape=split[0], skip_output_reshape=split[1], **kwargs)
+
         queries, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
         if self.layer is None or queries != keys or not self._is_image(queries):
-            return host(q, k, v, mask, whole or func)
+            return as_given()
         self.done = True
         return attend_rows(self.layer, [True], q, k, v, HeadLayout(heads, skip_reshape, skip_output_reshape), host,
                            lambda *call: host(*call, split=(True, True)), mask=mask,
-                           whole=host(q, k, v, mask, whole) if whole else None, scale=kwargs.get("scale"))
+                           whole=as_given() if self.previous else None, scale=kwargs.get("scale"))
 
     def _is_image(self, tokens: int) -> bool:
         """Whether so many tokens are the image's, and cannot be text, or image and text, as well."""
