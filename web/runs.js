@@ -89,7 +89,8 @@ export function catchUp() {
   recover(tab);
 }
 
-/** Looks for the newest run of a tab that has ended unheard. */
+/** Looks for the newest run of a tab that has ended unheard. A run is lost if nothing waits and the history has it not:
+ * the server was started anew. */
 async function recover(tab) {
   const own = stateOf(tab).runs;
   for (const id of [...own].reverse()) {
@@ -100,7 +101,7 @@ async function recover(tab) {
     const events = await historyOf(id);
     if (!own.includes(id)) return; // a later run has begun
     if (tab !== shownTab()) run.looked = undefined;
-    else if (events || isLost) end(id, events ?? [["execution_interrupted", {}]]);
+    else if (events || (isLost && events === null)) end(id, events ?? [["execution_interrupted", {}]]);
   }
 }
 
@@ -111,11 +112,11 @@ function end(id, events) {
   changed(0);
 }
 
-/** The events of a run that has ended: [event, detail]; null for another one. */
+/** The events of a run that has ended: [event, detail]; null for another one, undefined without an answer. */
 async function historyOf(id) {
-  const [answer, { messages = [] }] = await Promise.all([
-    api.fetchApi(`/history/${id}`).then((response) => response.json(), () => ({})), ask("said", { prompt_id: id })]);
-  if (!answer[id]) return null;
+  const asking = api.fetchApi(`/history/${id}`).then((response) => response.json());
+  const [answer, { messages = [] }] = await Promise.all([asking.catch(() => {}), ask("said", { prompt_id: id })]);
+  if (!answer?.[id]) return answer && null;
   const { status, outputs = {}, meta = {} } = answer[id];
   const host = status?.messages ?? [];
   return [

@@ -10,6 +10,7 @@ const KEY = "pag.tabs"; // in the browser's storage: {path: {said, runs}}
 // Each page has the first for itself; a page that is new takes up, as the editor does, where the latest one was.
 const STORAGES = [sessionStorage, localStorage];
 const states = new Map();
+let paths = ""; // of the open tabs
 let before = read(); // of the page as it was before it was loaded, until its tabs are back
 
 export const openTabs = () => (app.extensionManager.workflow.openWorkflows ?? []).filter(Boolean);
@@ -42,12 +43,17 @@ export function keepStates() {
   } catch { /* full or forbidden: then only until the page is left */ }
 }
 
-/** Looks which tabs are there: the editor brings back those that were open, and what a closed one had is gone. */
+/** Looks which tabs are there, and under which names: the editor brings back those that were open, and what a closed one
+ * had is gone. */
 export function followTabs() {
   openTabs().forEach(stateOf);
-  const closed = [...states.keys()].filter((tab) => !isOpen(tab) && tab !== shownTab()); // which may get another name
-  closed.forEach((tab) => states.delete(tab));
-  if (closed.length) keepStates();
+  for (const tab of states.keys()) {
+    if (!isOpen(tab) && tab !== shownTab()) states.delete(tab); // the shown one may be getting another name
+  }
+  const now = openTabs().map(({ path }) => path).join("\n");
+  if (now === paths) return;
+  paths = now;
+  keepStates();
 }
 
 /** From the first touch on, a tab that is new was opened by hand. */

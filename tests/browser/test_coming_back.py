@@ -6,7 +6,9 @@ import pytest
 from harness.host import ROOT
 
 from .conftest import PATIENCE, one_renderer
-from .running import NO_STEP, limited_options, loaded, notes, ran_without_effect, run, sheets, start
+from .running import NO_STEP, limited_options, loaded, notes, ran_without_effect, reload, run, sheets, start
+
+SHOWN = "app.extensionManager.workflow.activeWorkflow"
 
 
 def test_a_collapsed_node_opens_with_the_sheet_of_its_latest_run(desk):
@@ -113,12 +115,41 @@ def remaining(desk) -> int:
 @one_renderer
 def test_a_workflow_opened_again_has_no_words_of_the_closed_tab(desk):
     sampler = ran_without_effect(desk, seed=86)
-    desk.page.evaluate("""() => {
-        app.extensionManager.workflow.activeWorkflow.isModified = false;  // else it asks whether to save
-        void app.extensionManager.command.execute("Workspace.CloseWorkflow");
-    }""")
-    desk.until(lambda: desk.find("PAGKSampler") is None)
+    close(desk)
     desk.workflow("Example model with CFG and PAG")
     desk.centre(sampler)
     desk.settle(800)
     assert notes(desk, sampler).count() == 0
+
+
+@one_renderer
+def test_a_saved_workflow_keeps_its_words_until_it_is_closed(desk):
+    sampler = ran_without_effect(desk, seed=87)
+    desk.page.evaluate("void app.extensionManager.command.execute('Comfy.SaveWorkflow')")
+    name = desk.page.locator("[role=dialog] input").first
+    name.fill("kept words")
+    name.press("Enter")
+    desk.until(lambda: desk.page.evaluate(f"{SHOWN}.path") == "workflows/kept words.json")
+    assert notes(desk, sampler, NO_STEP).count() == 1
+    reload(desk)
+    desk.centre(sampler)
+    notes(desk, sampler, NO_STEP).wait_for()
+    close(desk)
+    desk.page.evaluate("""async () => {
+        const file = app.extensionManager.workflow.getWorkflowByPath("workflows/kept words.json");
+        await file.load();
+        await app.loadGraphData(file.activeState, true, true, file);
+    }""")
+    desk.until(lambda: desk.find("PAGKSampler"))
+    desk.centre(sampler)
+    desk.settle(800)
+    assert notes(desk, sampler).count() == 0
+
+
+def close(desk) -> None:
+    """Closes the shown workflow, which holds a PAG KSampler, without saving it."""
+    desk.page.evaluate(f"""() => {{
+        {SHOWN}.isModified = false;  // else it asks whether to save
+        void app.extensionManager.command.execute("Workspace.CloseWorkflow");
+    }}""")
+    desk.until(lambda: desk.find("PAGKSampler") is None)
