@@ -367,27 +367,6 @@ LATER: dict[str, Neighbour] = {"pushed from the negative": pushed_from_the_negat
                                               "attn2_output_patch", "attn1", "attn2", "override", "forward")}}
 
 
-def windows_by_chance(model: ModelPatcher) -> ModelPatcher:
-    """The encoder's self-attention in two windows, shifted or not as chance will have it."""
-    drawn = {}
-
-    def split(q, k, v, extra_options):
-        if extra_options["block"][0] != "input":
-            return q, k, v
-        drawn["shift"] = 3 * int(2 * torch.rand(1).item())
-        return tuple(t.roll(drawn["shift"], 1).unflatten(1, (2, -1)).flatten(0, 1) for t in (q, k, v))
-
-    def join(out, extra_options):
-        if extra_options["block"][0] != "input":
-            return out
-        return out.unflatten(0, (-1, 2)).flatten(1, 2).roll(-drawn["shift"], 1)
-
-    model = model.clone()
-    model.set_model_attn1_patch(split)
-    model.set_model_attn1_output_patch(join)
-    return model
-
-
 def before_cfg(model: ModelPatcher) -> ModelPatcher:
     """As APG: the conditional prediction is another one before CFG."""
     model = model.clone()
@@ -545,7 +524,6 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
     "kept on a module": kept_on_a_module, "hooks": hooked, "a patch from a wrapper": patched_inside,
-    "windows by chance": windows_by_chance,
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",

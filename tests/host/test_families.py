@@ -22,6 +22,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from pag_pack.nodes.host.hooks import replay as replay_module
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
+from pag_pack.nodes.host.hooks.entry import Answers
 from pag_pack.nodes.host.hooks.joint import JointPrefix
 from pag_pack.nodes.host.hooks.kept import PrefixStore
 from pag_pack.nodes.host.hooks.replay import replaying
@@ -229,7 +230,7 @@ def test_rows_that_join_late_are_the_same(case, network, last):
     if first and units.is_stateless:
         kept = store.take([PERTURBED], {PERTURBED: PLAIN})
         assert kept, store.lost
-        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: "", []):
+        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: "", Answers()):
             resumed, fewer = counted(lambda: perturbed(alone, options))
         assert fewer < all_flops
         assert relative(resumed, own) <= 1e-5

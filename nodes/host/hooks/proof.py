@@ -195,31 +195,21 @@ class _Tried:
     def __call__(self, *args, **kwargs):
         trials = self.trials
         first = next(iter(tensors_in([value for value in (*args, *kwargs.values()) if not _is_options(value)])), None)
-        if trials.unit is None or first is None:
+        if trials.unit is None or first is None or not self._is_due():
             return self.function(*args, **kwargs)
-        if not self._is_due():
-            return self._watched(args, kwargs, first)
         if first.shape[0] != trials.batch:
             trials.is_unclear |= self.is_told
-            return self._watched(args, kwargs, first)
+            return self.function(*args, **kwargs)
         cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
         # Before the call itself, for others may count.
         alone = tensors_in(trials.alone(lambda: self.function(*cut_args, **cut_kwargs), first,
                                         [self.function, *trials.state], trials.own))
-        out = self._watched(args, kwargs, first)
+        out = self.function(*args, **kwargs)
         got = [trials.cut(t) if t.shape[0] == trials.batch else t for t in tensors_in(out)]
         if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):
             trials.is_unclear = True
         else:
             trials.agree(alone, got, self.in_turn)
-        return out
-
-    def _watched(self, args: tuple, kwargs: dict, given: torch.Tensor):
-        """What the function returns; one that draws random numbers treats no two calls alike."""
-        before = _chance(given)
-        out = self.function(*args, **kwargs)
-        if not all(map(torch.equal, before, _chance(given))):
-            self.trials.tell(torch.tensor(False), False)
         return out
 
     def _is_due(self) -> bool:
@@ -265,11 +255,6 @@ def _code(function: Callable):
     """What two functions of the same code share."""
     function = getattr(function, "__func__", function)
     return function.__code__ if isinstance(function, types.FunctionType) else type(function)
-
-
-def _chance(given: torch.Tensor) -> list[torch.Tensor]:
-    """Where torch's random numbers stand."""
-    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _devices(given))]
 
 
 def _devices(value) -> list[torch.device]:
