@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -50,6 +51,12 @@ class LayerPerturbation:
     name: str
     perturbation: Perturbation
     heads: frozenset[int] | None
+
+
+def as_given(previous: Callable | None, func: Callable, args: tuple, kwargs: dict) -> Callable[[], torch.Tensor]:
+    """The host's call of an attention, through another node's override if there is one: with the arguments as the host
+    gives them, for an override may take some by keyword alone."""
+    return partial(previous, func, *args, **kwargs) if previous else partial(func, *args, **kwargs)
 
 
 def flags(uuids: Sequence, is_ours: Callable[[object], bool], batch: torch.Tensor) -> list[bool]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 
@@ -19,7 +18,7 @@ from ....pag_core.perturbation import KINDS
 from ..models.families import Family, Group, Tokens
 from ..models.structure import num_heads, selected_modules
 from ..models.units import TransformerKey
-from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows, flags
 from .tokens import TokenCount
 from .values import value_hooks
 
@@ -129,11 +128,10 @@ class _Forward:
         previous = options.get(OVERRIDE)
 
         def override(func, *args, **kwargs):
-            # As the host gives them: another node's override may take some by keyword alone.
-            as_given = partial(previous, func, *args, **kwargs) if previous else partial(func, *args, **kwargs)
+            call = as_given(previous, func, args, kwargs)
             if self.selected is None:
-                return as_given()
-            return self._perturbed(*self.selected, func, as_given, previous is not None, *args, **kwargs)
+                return call()
+            return self._perturbed(*self.selected, func, call, previous is not None, *args, **kwargs)
 
         return {**options, OVERRIDE: override}
 
@@ -150,7 +148,7 @@ class _Forward:
             return image and slice(image.start, keys), slice(0, length)
         return None, slice(0, length)
 
-    def _perturbed(self, layer: LayerPerturbation, group: Group, func, as_given: Callable, is_others: bool, q, k, v,
+    def _perturbed(self, layer: LayerPerturbation, group: Group, func, call: Callable, is_others: bool, q, k, v,
                    heads, mask=None, *args, skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
@@ -159,7 +157,7 @@ class _Forward:
         fits = image is not None and queries.start <= image.start < queries.stop
         if not fits or q.shape[0] % len(ours) or (length != keys and mask is not None):
             self.skipped(layer.name)
-            return as_given()
+            return call()
 
         def host(q, k, v, mask):
             return func(q, k, v, heads, mask, *args, skip_reshape=skip_reshape,
@@ -171,7 +169,7 @@ class _Forward:
         return attend_rows(layer, ours, q, k, v, layout, host, per_head, mask=mask,
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
-                           whole=as_given() if is_others else None, scale=kwargs.get("scale"),
+                           whole=call() if is_others else None, scale=kwargs.get("scale"),
                            grid=(1, keys) if group.beside else self.count.grid, noise_key=self.noise_key)
 
 

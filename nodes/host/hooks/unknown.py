@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 
@@ -19,7 +18,7 @@ from ....pag_core.attention import PerturbationError
 from ..models.families import Family
 from ..models.structure import selected_modules
 from ..models.units import LayerKey
-from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows
 from .rows import tensors_in
 
 _PATCHES = (1, 2, 4, 8, 16, 32)  # positions of the latent that a token is wide
@@ -90,22 +89,20 @@ class _Forward:
                                     f"skip_block.")
 
     def override(self, func: Callable, *args, **kwargs):
-        # As the host gives them: another node's override may take some by keyword alone.
-        as_given = partial(self.previous, func, *args, **kwargs) if self.previous else partial(func, *args, **kwargs)
-        return self._attend(func, as_given, *args, **kwargs)
+        return self._attend(func, as_given(self.previous, func, args, kwargs), *args, **kwargs)
 
-    def _attend(self, func: Callable, as_given: Callable, q, k, v, heads: int, mask=None, *args,
+    def _attend(self, func: Callable, call: Callable, q, k, v, heads: int, mask=None, *args,
                 skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         def host(q, k, v, mask, split: tuple[bool, bool] = (skip_reshape, skip_output_reshape)):
             return func(q, k, v, heads, mask, *args, skip_reshape=split[0], skip_output_reshape=split[1], **kwargs)
 
         queries, keys = (t.shape[2 if skip_reshape else 1] for t in (q, k))
         if self.layer is None or queries != keys or not self._is_image(queries):
-            return as_given()
+            return call()
         self.done = True
         return attend_rows(self.layer, [True], q, k, v, HeadLayout(heads, skip_reshape, skip_output_reshape), host,
-                           lambda *call: host(*call, split=(True, True)), mask=mask,
-                           whole=as_given() if self.previous else None, scale=kwargs.get("scale"))
+                           lambda *given: host(*given, split=(True, True)), mask=mask,
+                           whole=call() if self.previous else None, scale=kwargs.get("scale"))
 
     def _is_image(self, tokens: int) -> bool:
         """Whether so many tokens are the image's, and cannot be text, or image and text, as well."""

@@ -30,7 +30,7 @@ def check_samples_something(denoise: float) -> None:
 
 def check_run(seed: int, steps: int, sampler_name: str, scheduler: str, denoise: float) -> tuple[int, int, float]:
     """Seed, steps and denoise as plain numbers; SettingError for values that the host would sample otherwise than they
-    say, such as a scheduler that it does not know. It checks widgets, but no values that come over a link."""
+    say, such as a scheduler that it does not know. The host checks widgets, but no values that come over a link."""
     known = comfy.samplers.KSampler  # asked now: packs that load after this one may put other lists in their place
     check_choice("sampler_name", sampler_name, tuple(known.SAMPLERS))
     check_choice("scheduler", scheduler, tuple(known.SCHEDULERS))
