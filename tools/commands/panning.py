@@ -1,6 +1,6 @@
 """How smoothly 32 nodes pan in Nodes 2.0: SDXL pickers beside KSamplers, and beside KSamplers as tall as the pickers.
 
-PYTHONPATH=tools python -m commands.panning [--repeats N] [--frontend VERSION]
+PYTHONPATH=tools python -m commands.panning [--repeats N] [--frontend VERSION] [--pixel-ratio 1.5]
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ MAKE = """([kind, family, height]) => {
         if (height) node.setSize([node.size[0], height]);
     }
 }"""
-# A hand moves by whole pixels of the screen.
+# Two fingers on a trackpad, which move the graph by fractions of a pixel. The events have to arrive at the canvas:
+# Nodes 2.0 keeps what it has drawn only while it sees a hand, and draws all anew where a script moves the graph.
 PAN = """async seconds => {
-    const { canvas } = app, { scale } = canvas.ds, end = performance.now() + 1000 * seconds;
+    const end = performance.now() + 1000 * seconds;
     let frames = 0;
     while (performance.now() < end) {
         await new Promise(requestAnimationFrame);
-        canvas.ds.offset[0] = Math.round(-50 - 100 * Math.sin(frames / 15)) / scale;
-        canvas.ds.offset[1] = Math.round(-40 - 50 * Math.sin(frames / 20)) / scale;
-        canvas.setDirty(true, true);
+        app.canvas.canvas.dispatchEvent(new WheelEvent("wheel", {
+            bubbles: true, cancelable: true, clientX: 700, clientY: 500,
+            deltaX: 6.3 * Math.cos(frames / 15), deltaY: 2.3 * Math.cos(frames / 20) }));
         frames++;
     }
     return frames;
@@ -51,15 +52,16 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="commands.panning", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="how often each is panned, in turn (default: 5)")
     parser.add_argument("--frontend", help="another version of the editor, such as 1.58.1")
+    parser.add_argument("--pixel-ratio", type=float, default=1.0, help="the screen's pixels to one of CSS (default: 1)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, launch() as browser:
         base = Path(folder)
         with Server(get_comfyui(), base, log=base / "server.log",
                     arguments=frontend_arguments(options.frontend)) as server:
-            page = browser.new_page(viewport=SIZE)
+            page = browser.new_page(viewport=SIZE, device_scale_factor=options.pixel_ratio)
             page.set_default_timeout(180_000)
             editor = Editor(page, server)
-            editor.open({**BARE, VUE: True})
+            editor.open({**BARE, VUE: True, "Comfy.Canvas.NavigationMode": "standard"})
             found = {name: [] for name in KINDS}
             for _ in range(options.repeats):
                 for name in KINDS:
