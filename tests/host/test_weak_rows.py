@@ -21,8 +21,6 @@ from .test_blocks import blended, blocks
 from .test_family_sampling import errors, sampled
 
 SCALE = 2.0
-# Of HiDream-O1, where a skipped block of the negative's row costs 2 % of CFG.
-ALL_RUN = "the network keeps the text's keys and values of every block from call to call, so all have to run"
 SKIP, NEGATIVE = PAGOptions("skip_block"), PAGOptions("skip_block", row="negative")
 
 
@@ -139,8 +137,6 @@ def flops_before(model: ModelPatcher, layer: str, sample: Callable[[], object]) 
 @pytest.mark.slow
 def test_a_weak_negative_costs_no_more_than_cfg(family):
     how, model = family
-    if how.name == "HiDream-O1":
-        pytest.skip(ALL_RUN)
     run = sampled(how, 4.0, how.batches[0], steps=1)
     plain, _ = counted(lambda: run.ksampler(model))
     weak, _ = counted(lambda: run.model_patch(model, SCALE, last_layer(how), NEGATIVE))
@@ -153,9 +149,8 @@ def test_a_skipped_block_costs_less_than_the_hosts_node_by_the_prefix(family):
     layer = last_layer(how)
     if not (layer[0].isdigit() or layer.startswith(("double", "single"))):
         pytest.skip("the host's node has no name for its blocks")
-    if how.name == "HiDream-O1":
-        pytest.skip(ALL_RUN)
-    run = sampled(how, 1.0, how.batches[0], steps=1)
+    # In HiDream-O1's first step every block runs, because the network then keeps its keys and values of the text.
+    run = sampled(how, 1.0, how.batches[0], steps=3 if how.name == "HiDream-O1" else 1)
     theirs, host = counted(lambda: run.ksampler(hosts_node(SkipLayerGuidanceDiT, model, layer, SCALE)))
     plain = run.ksampler(model)
     if max(errors(host, plain)) <= 1e-3:

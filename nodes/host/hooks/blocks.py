@@ -26,7 +26,7 @@ from .attention import LayerPerturbation, flags
 from .causal import untouched
 from .compiled import other_forward
 from .module_calls import ModuleCall
-from .rows import map_tensors, pick, running
+from .rows import map_tensors, merged, pick, running
 from .tokens import TokenCount
 
 
@@ -69,8 +69,8 @@ class BlockPatch:
     def __init__(self, family: Family | None, layers: dict[LayerKey, LayerPerturbation]) -> None:
         self.family = family
         self.layers = layers
-        # What a network keeps of the rows of one call for the next has to be of whole calls.
-        self.is_apart = bool(family and family.keeps_between_calls)
+        # What a network keeps of one call's rows for the next has to be of whole calls, unless its blocks return it.
+        self.is_apart = bool(family and family.keeps_between_calls and not any(group.keeps for group in family.groups))
 
     @contextmanager
     def around(self, network: nn.Module, options: dict, is_ours: Callable[[object], bool],
@@ -153,23 +153,38 @@ class _Altered:
             self.skipped(self.layer.name)
             return self.forward(*args, **kwargs)
         plain = [row for row, weak in enumerate(ours) if not weak]
+        makes_kept = self._makes_kept(call)
         streams: dict[int, tuple] = {}
-        rest: tuple = ()
+        rests: list[tuple] = []
         if plain:
             given = call.of_rows(plain, len(ours))
             with self._running(plain, ours):
                 out, rest = call.run(self.forward, given)
+            rests.append(rest)
             for place, row in enumerate(plain):
                 streams[row] = tuple(None if x is None else pick(x, [place], len(plain), axis) for x in out)
         for row, weak in enumerate(ours):
             if weak:
                 given = call.of_rows([row], len(ours))
                 with self._running([row], ours):
-                    streams[row], more = self._weak(given, axis)
-                rest = rest or more
+                    streams[row], rest = self._weak(given, axis)
+                rests.append(rest)
         joined = tuple(None if None in parts else parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
                        for parts in zip(*(streams[row] for row in range(len(ours))), strict=True))
-        return joined[0] if not call.is_tuple else (*joined, *rest)
+        if not call.is_tuple:
+            return joined[0]
+        return *joined, *(self._kept(rests, plain, ours) if makes_kept else next(filter(None, rests), ()))
+
+    def _makes_kept(self, call: ModuleCall) -> bool:
+        """Whether the network keeps something of what the block returns."""
+        return self.group.keeps is not None and not call.kwargs.get(self.group.keeps[1])
+
+    @staticmethod
+    def _kept(rests: list[tuple], plain: list[int], ours: list[bool]) -> tuple:
+        """That of all rows, from that of the plain ones together and of each weak one."""
+        order = [*plain, *(row for row, weak in enumerate(ours) if weak)]
+        back = [order.index(row) for row in range(len(ours))]
+        return map_tensors(merged(rests, (torch.Tensor,), torch.cat), lambda t: pick(t, back, len(ours)))
 
     def _running(self, rows: list[int], ours: list[bool]) -> AbstractContextManager[None]:
         return running(self.uuids, rows if len(ours) == len(self.uuids) else range(len(self.uuids)))
@@ -218,16 +233,12 @@ class _Altered:
         out = reduce(self._altering, acting, run)(streams)
         # A copy of what comes out as it went in, for a network may add to a block's output in place (Wan VACE).
         out = tuple(x.clone() if any(x is given for given in streams) else x for x in out)
-        if self.group.returns_more:
+        if self._makes_kept(call):
             if not latest:
                 run(streams)
-            # What the network keeps of the text is for other calls too, so the text stays what the block makes of it.
-            image = self._image(self.group, streams)
-            assert image, "its networks count their image tokens"
-            whole = latest[0].clone()
-            whole[:, image[1]] = out[0][:, image[1]]
-            out = (whole,)
-        return tuple(map(from_core, out)), rest
+            # What the network keeps is for other calls too, so these tokens stay what the block makes of them.
+            out = (torch.cat([latest[0][:, :self.count.kept], out[0][:, self.count.kept:]], dim=1),)
+        return tuple(map(from_core, out)), rest or ((None,) if self.group.keeps else ())
 
     def _altering(self, run: Callable[[Streams], Streams], part: _Part) -> Callable[[Streams], Streams]:
         """`run` with one layer's operation around it."""

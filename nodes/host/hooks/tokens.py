@@ -20,13 +20,14 @@ class TokenCount:
         # {"text" or "image": number of tokens}. A prompt may be missing, and with it the module that would count it.
         self.counts: dict[str, int] = {"text": 0} if family and family.counter and family.counter[0] == "text" else {}
         self.grid: tuple[int, int] | None = None  # of the image tokens of each frame
+        self.kept = 0  # tokens that the network keeps from call to call; see `Group.keeps`
 
     def hooks(self, network: nn.Module, layers: Collection[tuple[str, int]]) -> Iterator[
             torch.utils.hooks.RemovableHandle]:
         """Forward hooks that count for these layers, (group, index) of each."""
         if self.family is None:
             return
-        yield network.register_forward_pre_hook(partial(self._measure, self.family))
+        yield network.register_forward_pre_hook(partial(self._measure, self.family), with_kwargs=True)
         if self.family.counter:
             what, path = self.family.counter
             yield _submodule(network, path).register_forward_hook(
@@ -54,9 +55,10 @@ class TokenCount:
             return None
         return slice(length - image, length) if tokens is Tokens.TEXT_FIRST else slice(0, image)
 
-    def _measure(self, family: Family, network: nn.Module, args: tuple) -> None:
+    def _measure(self, family: Family, network: nn.Module, args: tuple, kwargs: dict) -> None:
         latent = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]  # several latents: video and sound
         self.grid = token_grid(network, family, latent.shape)
+        self.kept = sum(kwargs.get(group.keeps[0], 0) for group in family.groups if group.keeps)
 
     def _counting(self, argument: Argument):
         def hook(module, args, kwargs) -> None:

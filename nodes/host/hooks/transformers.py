@@ -140,7 +140,7 @@ class _Forward:
         image = self.count.image_tokens(group.tokens, keys)
         if length == keys or group.tokens is Tokens.IMAGE_FIRST:
             return image if image and image.stop <= length else None, slice(0, length)
-        if group.returns_more:  # the text's keys are of an earlier call
+        if group.keeps:  # the text's keys are of an earlier call
             return image, slice(keys - length, keys)
         if group.tokens is Tokens.TEXT_FIRST and keys - length == sum(options.get(_REFERENCES, ())):
             # Flux KV Cache puts the references' keys of an earlier step behind the others.

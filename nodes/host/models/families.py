@@ -45,8 +45,9 @@ class Group:
         image_stream: which of these the image tokens are in.
         channels: the axis of a stream's channels.
         by_shape: whether it is only known by the shapes which of a block's arguments it hands on.
-        returns_more: whether a block also returns what the network keeps from call to call, the text's keys and values;
-            it then always runs, and only its image tokens can be altered.
+        keeps: (the network's argument with the number of first tokens whose keys and values it keeps from call to call,
+            the block's argument with what it kept). Where that holds nothing yet, the block also returns its own, so it
+            runs, and these tokens stay as it makes them; later calls are without them.
         values: (what ends in V, what projects the attention's output), two linear layers of the module, where the
             network does not tell its attention which rows it holds; see `values`.
         beside: whether its modules lie in the blocks of the group before it, for tokens of another kind; then numbers
@@ -61,7 +62,7 @@ class Group:
     streams: tuple[Argument, ...] = ()
     image_stream: int = 0
     channels: int = -1
-    returns_more: bool = False
+    keeps: tuple[str, str] | None = None
     by_shape: bool = False
     values: tuple[str, str] | None = None
     beside: bool = False
@@ -181,7 +182,7 @@ FAMILIES = (
             Group("single", "single_stream_blocks.*", "block.attn1.heads", Tokens.IMAGE_FIRST))),
     Family("HiDream-O1", f"{_LDM}.hidream_o1.model.HiDreamO1Transformer",
            (Group("", "language_model.layers.*.self_attn", "num_heads", Tokens.TEXT_FIRST,
-                  streams=(Argument("x", 0),), returns_more=True),),
+                  streams=(Argument("x", 0),), keeps=("ar_len", "past_key_value")),),
            counter=("image", "x_embedder"), keeps_between_calls=True),
     Family("Qwen-Image", f"{_LDM}.qwen_image.model.QwenImageTransformer2DModel", _QWEN,
            axes={"temb": STACKED}),  # with references at timestep zero

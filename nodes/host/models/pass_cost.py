@@ -80,7 +80,7 @@ def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
         # tokens beside the video's.
         width = None if group.values or group.beside else _width(module)
         maps[key] = _IMAGE_TOKENS / (_IMAGE_TOKENS + 6 * width) / count if width else 0.0
-        blocks[key] = place, (not group.returns_more) / count
+        blocks[key] = place, 1 / count
     return PassCost(from_here, maps, blocks)
 
 
