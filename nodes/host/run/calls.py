@@ -42,16 +42,16 @@ class JointCall:
         conds, run = args["conds"], self.passes[0].run
         reason = "there is no conditioning" if conds[0] is None else run.apart or self._why_apart(args)
         if reason:
-            run.declined_joint.add(reason)
+            run.report.declined_joint.add(reason)
             return self._host(args)
         weak = [step.weak_conds(conds[0]) for step in self.passes]
-        forwards = Forwards(self.passes, decline=run.declined.add).joint(on_split=run.must_split)
+        forwards = Forwards(self.passes, decline=run.report.declined.add).joint(on_split=run.must_split)
         try:
             outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *weak], args["input"], args["sigma"],
                                                      forwards.added_to(args["model_options"]))
         except UnclearError as error:
             run.must_split(str(error))
-            run.declined_joint.add(str(error))
+            run.report.declined_joint.add(str(error))
             return self._host(args)
         for step, prediction in zip(self.passes, outputs[len(conds):], strict=True):
             step.pair = Pair(outputs[0], prediction, step.sigma)
@@ -119,7 +119,7 @@ class WeakPass:
         self.sigma = sigma
         self.pair = pair
         self.noise_key = (sigma,) if settings.options.kind.is_random else ()
-        run.selected |= {layer.name for layer in patch.layers.values()}
+        run.report.selected |= {layer.name for layer in patch.layers.values()}
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
 
@@ -136,7 +136,7 @@ class WeakPass:
     @property
     def altered_units(self) -> set[int]:
         """The indices of all altered units."""
-        return self.run.places(self.patch.layers)
+        return self.run.networks.places(self.patch.layers)
 
     def weak_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
@@ -164,7 +164,7 @@ class WeakPass:
         if options.early_damping and self.pair.origin is None:
             self.pair = self.pair._replace(origin=origin)
         if options.reuse_every > 1:
-            self.run.keep(self.pair)
+            self.run.reused.keep(self.pair)
 
         def ruled(number: int, delta, cond, perturbed, x, origin) -> torch.Tensor:
             return shaped(delta, cond, perturbed, x, options, scale=self.scale, sigma=self.sigma or 0.0,
@@ -176,8 +176,8 @@ class WeakPass:
         shapes = self.run.latent_shapes
         delta = latent_by_latent(ruled, shapes, perturbed_attention_delta(*self.pair[:2], self.scale), cond,
                                  self.pair.perturbed, args["input"], self.pair.origin)
-        delta = self.run.weighed(delta)
-        self.run.record(delta)
+        delta = self.run.weights.applied_to(delta)
+        self.run.report.record(delta)
         return latent_by_latent(guided, shapes, args["denoised"], args["cond_denoised"], delta, origin,
                                 args["uncond_denoised"] if args["uncond"] is not None else None)
 
@@ -197,13 +197,13 @@ class WeakPass:
             shared = store if self.settings.options.share_prefix else None
             return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past))
         except PrefixLostError as lost:
-            self.run.declined.add(str(lost))
+            self.run.report.declined.add(str(lost))
             return self.run.memory.call(lambda is_past: self._alone(weak, None, args, is_past))
 
     def _alone(self, weak: list[dict], store: PrefixStore | None, args: dict,
                is_past: bool) -> tuple[torch.Tensor, bool]:
         """The weak prediction, and whether an altered unit ran for it; arguments as for `Forwards.alone`."""
-        forwards = Forwards((self,), self.run.declined.add).alone(store, is_past)
+        forwards = Forwards((self,), self.run.report.declined.add).alone(store, is_past)
         (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],
                                                        forwards.added_to(args["model_options"]))
         return prediction, forwards.has_run_altered

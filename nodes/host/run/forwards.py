@@ -95,7 +95,7 @@ class Forwards:
     def _past(self, wrapper: Callable, apply_model: Callable, args: dict) -> torch.Tensor:
         """What another node's function wrapper, which runs the network by itself, makes of the weak rows."""
         with ExitStack() as stack:
-            network, units = self.passes[0].run.network()
+            network, units = self.passes[0].run.networks.first()
             self._watch_altered(stack, units)
             options = self._perturbed(stack, network, args["c"]["transformer_options"])
             return wrapper(apply_model, {**args, "c": {**args["c"], "transformer_options": options}})
@@ -122,15 +122,15 @@ class Forwards:
         """The network of a forward, and its units; see `hooks.compiled`."""
         run, altered = self.passes[0].run, self.altered
         network = unwrapped(model.diffusion_model)
-        units = run.units(network)
+        units = run.networks.units(network)
         if units is None:
             yield network, None
         elif network is model.diffusion_model:
-            units = run.swapped_in(network)
+            units = run.networks.swapped_in(network)
             with uncompiled(units, altered):
                 yield network, units
-        elif run.compiled_units is not None:
-            with run.compiled_units.around(model, units, altered):
+        elif run.networks.compiled_units is not None:
+            with run.networks.compiled_units.around(model, units, altered):
                 yield network, units
         elif altered:  # compiled whole by a node that does not say how
             with as_written(model):
@@ -203,7 +203,7 @@ class Forwards:
     def _differs(self) -> str:
         run = self.passes[0].run
         run.proof.add(False)
-        run.is_late |= run.store is not None and run.store.answers.is_late
+        run.report.is_late |= run.store is not None and run.store.answers.is_late
         return CHANCE
 
     def _is_moved(self, options: dict, x: torch.Tensor) -> bool:
@@ -253,7 +253,7 @@ class Forwards:
             others, given = in_units(options), options
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
-                replaced = run.other_forwards(network, units, first)
+                replaced = run.networks.other_forwards(network, units, first)
                 hooks = list(other_hooks(units.modules[:first]))
                 store.has_to_prove |= run.proof.is_given is None and bool(replaced)
                 store.keeps_all |= bool(hooks)
@@ -270,7 +270,7 @@ class Forwards:
     def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
         for step in self.passes:
             options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
-                                                            step.run.skipped.add, step.noise_key))
+                                                            step.run.report.skipped.add, step.noise_key))
         return options
 
 

@@ -21,6 +21,36 @@ def spread(values: Sequence[float], shapes: Shapes) -> torch.Tensor:
                       for value, shape in zip(values, shapes, strict=True)], dim=-1)
 
 
+class Weights:
+    """What multiplies PAG's delta.
+
+    Args:
+        mask: the user's [1 or B, H, W], in whatever size; see `fit_mask`.
+        scales: of each of several latents in one, of these `shapes`; where there is one latent, they have no meaning.
+    """
+
+    def __init__(self, mask: torch.Tensor | None = None, scales: Sequence[float] | None = None, shapes: Shapes = ()
+                 ) -> None:
+        self._is_mask = mask is not None
+        self._given = mask if mask is not None else spread(scales, shapes) if scales and shapes else None
+        self._weights: torch.Tensor | None = None
+        self._of: tuple | None = None  # (shape, device) of the deltas that these are for
+
+    @property
+    def are_zero(self) -> bool:
+        """Whether a delta was multiplied, by 0 everywhere."""
+        return self._weights is not None and not self._weights.any()
+
+    def applied_to(self, delta: torch.Tensor) -> torch.Tensor:
+        """The delta [B, C, ...] times these."""
+        if self._given is None:
+            return delta
+        if self._of != (delta.shape, delta.device):  # a sampler may enlarge the latent on its way
+            weights = fit_mask(self._given, tuple(delta.shape)) if self._is_mask else self._given
+            self._weights, self._of = weights.to(delta), (delta.shape, delta.device)
+        return delta * self._weights
+
+
 def latent_by_latent(rule: Callable[..., torch.Tensor], shapes: Shapes, *tensors: torch.Tensor | None) -> torch.Tensor:
     """What `rule` makes of each latent, from its number and its part of these tensors, in one tensor again."""
     if len(shapes) < 2:

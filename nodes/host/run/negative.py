@@ -78,25 +78,25 @@ class _Forward:
         if not options.get("uuids"):  # another node has dropped them
             options = {**options, "uuids": self.running, "cond_or_uncond": [0] * len(self.running)}
         if any(row in self.negatives for row in options.get("uuids", ())):
-            self.run.weak_negatives += 1
+            self.run.report.weak_negatives += 1
         with as_written(executor.class_obj) as network:
-            self.run.know(network)
-            with uncompiled(self.run.swapped_in(network), self.run.places(self.patch.layers)), \
-                    self.patch.around(network, options, self.negatives.__contains__, self.run.skipped.add,
+            self.run.networks.know(network)
+            with uncompiled(self.run.networks.swapped_in(network), self.run.networks.places(self.patch.layers)), \
+                    self.patch.around(network, options, self.negatives.__contains__, self.run.report.skipped.add,
                                       self.noise_key) as options:
                 return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def noting(self, calls: Callable[[dict], list]) -> Callable[[dict], list]:
         """Another node's calls for CFG, and whether they were asked for the negative."""
         def noted(args: dict) -> list:
-            self.run.is_negative_asked |= any(rows for rows in args["conds"][1:])
+            self.run.report.is_negative_asked |= any(rows for rows in args["conds"][1:])
             return calls(args)
         return noted
 
     def one_by_one(self, executor, model, conds: list, x, timestep, model_options: dict) -> list:
         """A CALC_COND_BATCH wrapper: the host's call, once for each prediction, for batches in which nothing tells the
         rows. The last comes first, as where the host splits a batch."""
-        self.run.is_negative_asked |= any(rows for rows in conds[1:])
+        self.run.report.is_negative_asked |= any(rows for rows in conds[1:])
         outputs = []
         for index, rows in reversed(list(enumerate(conds))):
             self.running = [cond["uuid"] for cond in rows or ()][:1]

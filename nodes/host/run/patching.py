@@ -19,7 +19,6 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
 from ....pag_core.checks import SettingError
-from ....pag_core.mask import fit_mask
 from ....pag_core.selection import SelectionError, heads_text
 from ....pag_core.settings import PAGSettings
 from ....pag_core.stages import Chosen, LayerPlan, Stage, check_draws, select_stages
@@ -35,7 +34,7 @@ from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .forwards import Forwards
 from .guiders import asked
-from .latents import check_mask, spread
+from .latents import Weights, check_mask
 from .negative import check_negative, with_weak_negative
 from .neighbours import (
     CALC_COND_BATCH,
@@ -161,7 +160,7 @@ class Guidance:
         with asked(guider, self, run):
             output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         if not self.settings.is_off:
-            run.report(type(guider).__name__, sigmas is None or len(sigmas) > 1)
+            run.say(type(guider).__name__, sigmas is None or len(sigmas) > 1)
         return output
 
     def _new_run(self, model: ModelPatcher, sigmas: torch.Tensor | None, proof: Proof | None = None,
@@ -172,28 +171,19 @@ class Guidance:
         levels = None if self.settings.options.reuse_every == 1 or sigmas is None else sigmas.cpu().tolist()
         plan = LayerPlan(self.stages, to_sigma, self.settings.options.random_share,
                          self.settings.options.perturbation_seed)
-        return Run(self.found, schedule, plan, levels, self.observer is not None or self.has_delta_preview,
-                   proof, latent_shapes or (), self._weigh(latent_shapes))
-
-    def _weigh(self, latent_shapes: list | None) -> Callable[[torch.Size], torch.Tensor] | None:
-        """What multiplies a delta of some shape: the user's mask, or each latent's own scale."""
-        mask = self.settings.options.scale_mask
-        if mask is not None:
-            return lambda shape: fit_mask(mask, tuple(shape))
-        if self.scales and latent_shapes:
-            weights = spread(self.scales, latent_shapes)
-            return lambda _: weights
-        return None
+        shapes = latent_shapes or ()
+        return Run(self.found, schedule, plan, levels, self.observer is not None or self.has_delta_preview, proof,
+                   shapes, Weights(self.settings.options.scale_mask, self.scales, shapes))
 
     def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict | None = None,
                       seed: int | None = None):
         """PREDICT_NOISE wrapper: one per evaluation. Where the scale is 0 it is the host's own, untouched."""
         model_options = {} if model_options is None else model_options
         run = model_options.get(KEY, {}).get(self.namespace) or self._new_run(executor.class_obj.model_patcher, None)
-        run.calls += 1
-        if run.calls == 1:
+        run.report.calls += 1
+        if run.report.calls == 1:
             make_distinct(getattr(executor.class_obj, "conds", {}))
-        if run.calls == 1 and (others := attachments(model_options)):
+        if run.report.calls == 1 and (others := attachments(model_options)):
             # Only now the host has taken from the network what an earlier run's nodes had put there.
             run.memory.begin(others, [executor.class_obj.model_patcher.model.diffusion_model])
         with run.asked():
@@ -207,7 +197,7 @@ class Guidance:
                        or settings.reuse_every > 1 or settings.momentum > 0.0 or run.is_watched)
         sigma = float(timestep.max()) if reads_sigma else None
         scale = self.settings.scale if sigma is None else run.schedule.scale_at(sigma)
-        run.is_faded |= scale == 0.0 and sigma is not None and sigma in run.schedule.window
+        run.report.is_faded |= scale == 0.0 and sigma is not None and sigma in run.schedule.window
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
         patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)))
@@ -224,10 +214,10 @@ class Guidance:
         if settings.row == "negative":
             return self._with_weak_negative(predict, model_options, executor.class_obj, patch, run, sigma, scale != 0.0)
         options, step = model_options.copy(), None
-        run.wanted += scale != 0.0
+        run.report.wanted += scale != 0.0
         if scale != 0.0 or self._is_shown(run, sigma):
             every = settings.reuse_every
-            earlier = run.reusable(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
+            earlier = run.reused.at(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
             step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
@@ -244,7 +234,7 @@ class Guidance:
     def _with_weak_negative(self, predict: Callable[..., torch.Tensor], model_options: dict, guider, patch: Patch,
                             run: Run, sigma: float | None, acts: bool) -> torch.Tensor:
         """The step whose negative rows are weak, where PAG acts."""
-        run.is_negative |= acts
+        run.report.is_negative |= acts
         noise_key = (sigma,) if self.settings.options.kind.is_random else ()
 
         def once() -> torch.Tensor:
@@ -263,25 +253,25 @@ class Guidance:
         """The model_options under which the step's weak rows run in the host's call, or after it from what it left."""
         models = [guider.model_patcher.model, *(clone.model for clone in options.get("multigpu_clones", {}).values())]
         for model in models:
-            run.know(model.diffusion_model)
-        if run.compiled_units is None and options.get(TORCH_COMPILE_KWARGS) is not None:
-            run.compiled_units = CompiledUnits(options[TORCH_COMPILE_KWARGS])
+            run.networks.know(model.diffusion_model)
+        if run.networks.compiled_units is None and options.get(TORCH_COMPILE_KWARGS) is not None:
+            run.networks.compiled_units = CompiledUnits(options[TORCH_COMPILE_KWARGS])
         chained = options.get(CALC_COND_BATCH)
         is_free = chained is None or isinstance(chained, JointCall)
-        reason = others_in_options(options) or run.others_in_networks() or (
+        reason = others_in_options(options) or run.networks.others() or (
             None if is_free else "another node makes the calls for CFG")
         store = options.get(_STORE)
         if store is None:
             store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
                                 bool(wrappers_around_calls(options)) or not is_free)
-            options = Forwards((step,), run.declined.add).plain(store).added_to(options)
+            options = Forwards((step,), run.report.declined.add).plain(store).added_to(options)
             options[_STORE] = store
         if reason:
             run.memory.begin(attachments(options), [model.diffusion_model for model in models])
         store.add(step.first_unit, run.cond_index)
         run.store = store
         if reason:
-            run.declined_joint.add(reason)
+            run.report.declined_joint.add(reason)
         elif is_joined:
             options[CALC_COND_BATCH] = JointCall((*(chained.passes if chained else ()), step))
         return options

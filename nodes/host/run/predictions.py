@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+
+from ....pag_core.schedule import ROUNDING
 
 
 class Pair(NamedTuple):
@@ -42,3 +45,39 @@ class Predictions:
     pair: Pair | None
     guided: torch.Tensor
     has_weak_negative: bool = False
+
+
+class Reused:
+    """The predictions of an earlier step, for those that `reuse_every` does not compute.
+
+    Args:
+        sigmas: the sampler's noise levels.
+    """
+
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        self.sigmas = sigmas
+        self._pair: Pair | None = None
+        self._sigma = 0.0  # of the latest evaluation
+        self._base = 0  # the step from which they are counted
+
+    def keep(self, pair: Pair) -> None:
+        """Keep these predictions for `at`."""
+        self._pair = pair
+
+    def at(self, x: torch.Tensor, sigma: float, every: int) -> Pair | None:
+        """The predictions of an earlier step, where they may stand for this one's.
+
+        None where they have to be computed: in every n-th step of the sampler, and after a jump, when noise was added
+        again (a restart, a second sampler) or the latent has another shape.
+        """
+        step = self._step_at(sigma)
+        # Between two steps, ancestral samplers may stop where the next one begins but for rounding.
+        jump = self._pair is None or self._pair.cond.shape != x.shape or sigma * (1 - ROUNDING) > self._sigma
+        if jump:
+            self._base = step
+        self._sigma = sigma
+        return None if (step - self._base) % every == 0 else self._pair
+
+    def _step_at(self, sigma: float) -> int:
+        """The sampler's step that an evaluation at this noise level belongs to, the last that begins at or above it."""
+        return max((i for i, level in enumerate(self.sigmas) if level >= sigma * (1 - ROUNDING)), default=0)
