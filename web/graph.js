@@ -10,6 +10,7 @@ const MAX_HOPS = 200; // against loops
 const SWITCH = /switch|selector|if.?else|ternary|mux/i;
 const PASSES = /reroute|pass.?through|^junction/i;
 const CONSTANT = /primitive|const|literal|value|^(easy |impact|cr |simple)?(int|float|number|string|text|seed|bool)/i;
+const GETS = /\bget|get_?node/i;
 const TYPES = { INT: "number", FLOAT: "number", STRING: "string", BOOLEAN: "boolean" };
 
 /**
@@ -61,16 +62,28 @@ function output(node, slot, type, hops) {
 
 /** Nodes that exist only in the editor: reroutes, Primitives, pairs of Set and Get nodes. */
 function virtual(node, slot, type, hops) {
+  const widget = node.widgets?.find(({ name }) => name === "value") ?? node.widgets?.[0];
+  follow(widget);
+  if (widget && isConstant(node)) return { node, widget };
+  const setter = widget && setterOf(node, widget.value);
+  if (setter) return source(setter, 0, hops, type);
+  if (!node.inputs?.length && GETS.test(node.type)) return null; // asked, it would complain each time that none sets it
   const resolved = node.resolveVirtualOutput?.(slot);
   if (resolved && resolved.node !== node) return output(resolved.node, resolved.slot, type, hops + 1);
   const link = node.getInputLink?.(slot) ?? null;
-  if (link && hops < MAX_HOPS) return behind(node.graph, link, type, hops + 1);
-  const widget = node.widgets?.find(({ name }) => name === "value") ?? node.widgets?.[0];
-  const setter = widget && !isConstant(node) && node.graph.nodes.find((other) => other !== node && other.isVirtualNode
-    && other.inputs?.length && other.widgets?.[0]?.value === widget.value);
-  if (setter) return source(setter, 0, hops, type);
-  follow(widget);
-  return widget && isConstant(node) ? { node, widget } : null;
+  return link && hops < MAX_HOPS ? behind(node.graph, link, type, hops + 1) : null;
+}
+
+/** The node that sets what another one gets by its name: in the same graph, or in one around it. */
+function setterOf(node, name) {
+  if (node.inputs?.length) return null;
+  for (let { graph } = node; graph; graph = hostOf(graph)?.graph) {
+    follow(graph);
+    const found = graph.nodes.find((other) => other !== node && other.isVirtualNode && other.inputs?.length
+      && other.widgets?.[0]?.value === name);
+    if (found) return found;
+  }
+  return null;
 }
 
 const isConstant = (node) => /primitive/i.test(node.type);
@@ -132,7 +145,7 @@ const plain = (value) => (value && typeof value === "object" && "content" in val
 /** The value of a node that only holds one value. */
 function constant({ node, slot }, hops) {
   if (!node) return null;
-  const widgets = node.widgets?.filter(({ name, type }) => !/^control_/.test(name) && type !== "button") ?? [];
+  const widgets = node.widgets?.filter(({ name, type }) => !/^control_|^type$/.test(name) && type !== "button") ?? [];
   const [only] = widgets;
   const type = node.outputs[slot]?.type;
   const fits = widgets.length === 1 && (only.name === "value" || CONSTANT.test(node.type));

@@ -95,6 +95,13 @@ def test_a_switch_that_the_graph_sets(desk, sampler, value, shown):
 
 
 @one_renderer
+def test_a_constant_that_shows_its_type(desk, sampler):
+    node = make(desk, "Power Primitive (rgthree)", [], ["FLOAT"], [["type", "FLOAT"], ["value", 2.0]])
+    connect(desk, node, 0, sampler, "cfg")
+    desk.until(lambda: "CFG 2" in legend(desk, sampler))
+
+
+@one_renderer
 def test_what_another_node_computes_is_unknown(desk, sampler):
     maths = make(desk, "SomeMath", [["a", "FLOAT"]], ["FLOAT"], [["b", 3.0]])
     connect(desk, make(desk, "PrimitiveFloatA", [], ["FLOAT"], [["value", 2.0]]), 0, maths, "a")
@@ -107,13 +114,37 @@ def test_what_another_node_computes_is_unknown(desk, sampler):
     assert messages(desk, sampler) == ""
 
 
-@one_renderer
-def test_a_pair_of_set_and_get(desk, sampler):
+def set_and_get(desk, sampler, name: str) -> tuple[int | str, int | str]:
+    """A pair of nodes by which an input of the sampler gets a constant of 2.5."""
     setter = make(desk, "SetNode", [["FLOAT", "FLOAT"]], [], [["Constant", "strength"]], is_virtual=True)
     getter = make(desk, "GetNode", [], ["FLOAT"], [["Constant", "strength"]], is_virtual=True)
     connect(desk, make(desk, "FloatConstant", [], ["FLOAT"], [["value", 2.5]]), 0, setter, "FLOAT")
-    connect(desk, getter, 0, sampler, "cfg")
+    connect(desk, getter, 0, sampler, name)
     desk.until(lambda: "CFG 2.5" in legend(desk, sampler))
+    return setter, getter
+
+
+@one_renderer
+def test_a_get_node_is_not_asked_for_the_set_node_it_lacks(desk, sampler):
+    setter, getter = set_and_get(desk, sampler, "cfg")
+    # KJNodes' own shows a message each time.
+    desk.on(getter, "{ window.asked = 0; node.getInputLink = () => { window.asked++; return null; }; }")
+    desk.on(setter, "app.graph.remove(node)")
+    desk.until(lambda: summary(desk, sampler) == "?")
+    assert desk.page.evaluate("window.asked") == 0
+
+
+@one_renderer
+def test_a_get_node_in_a_subgraph_finds_the_set_node_outside(desk, sampler):
+    _, getter = set_and_get(desk, sampler, "cfg")
+    inner = desk.page.evaluate("""ids => {
+        const { subgraph } = app.graph.convertToSubgraph(new Set(ids.map(id => app.graph.getNodeById(id))));
+        app.canvas.setGraph(subgraph);
+        return subgraph.nodes.find(node => node.type === "PAGKSampler").id;
+    }""", [sampler, getter])
+    desk.settle(800)
+    desk.centre(inner)
+    desk.until(lambda: "CFG 2.5" in legend(desk, inner))
 
 
 @one_renderer
