@@ -12,7 +12,8 @@ _SAYING = {"tell", "_tell"}
 
 
 def sentences(*paths: str) -> dict[str, str]:
-    """{template: file} of the errors raised and warnings told in these files; {0}, {1} ... stand for values."""
+    """{template: file} of the errors raised and warnings told in these files, and of the reasons that functions named
+    why_... give; {0}, {1} ... stand for values."""
     found = {}
     for path in paths:
         for file in sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]:
@@ -22,7 +23,12 @@ def sentences(*paths: str) -> dict[str, str]:
 
 
 def _of(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name.lstrip("_").startswith("why_"):
+            given = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
+            yield from filter(None, map(_template, given))
+    for node in ast.walk(tree):
         call = node.exc if isinstance(node, ast.Raise) else node
         if not isinstance(call, ast.Call) or not call.args:
             continue
