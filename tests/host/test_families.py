@@ -25,7 +25,7 @@ from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.entry import Answers
 from pag_pack.nodes.host.hooks.joint import JointPrefix
 from pag_pack.nodes.host.hooks.kept import PrefixStore
-from pag_pack.nodes.host.hooks.replay import replaying
+from pag_pack.nodes.host.hooks.replay import Replay
 from pag_pack.nodes.host.hooks.u_nets import UNetPatch
 from pag_pack.nodes.host.hooks.ways import Patch, way_in
 from pag_pack.nodes.host.models.families import FAMILIES
@@ -230,7 +230,7 @@ def test_rows_that_join_late_are_the_same(case, network, last):
     if first and units.is_stateless:
         kept = store.take([PERTURBED], {PERTURBED: PLAIN})
         assert kept, store.lost
-        with blank_is_nan(), replaying(units, first, kept, torch.device("cpu"), lambda: "", Answers()):
+        with blank_is_nan(), Replay(units, first, kept, torch.device("cpu"), lambda: "", Answers()).around():
             resumed, fewer = counted(lambda: perturbed(alone, options))
         assert fewer < all_flops
         assert relative(resumed, own) <= 1e-5

@@ -6,7 +6,6 @@ and after them runs as in any call, so other nodes see a call like the one for t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,12 +27,8 @@ class PrefixLostError(Exception):
     """The weak rows cannot start from what the conditional rows left; the message says why."""
 
 
-@contextmanager
-def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
-              differs: Callable[[], str], answers: Answers,
-              proof: tuple[int, Callable[[bool], None]] | None = None) -> Iterator[Callable[[], None]]:
-    """One forward in which what was kept stands in for the outputs of the units before `first`; from a call of what it
-    yields on, all units run.
+class Replay:
+    """One forward in which what was kept stands in for the outputs of the units before `first`.
 
     Args:
         kept: of each row of the forward, in order.
@@ -43,99 +38,110 @@ def replaying(units: Units, first: int, kept: list[Kept], device: torch.device,
         answers: of earlier trials, which are asked when `first` is reached.
         proof: (a unit, who is told whether it gives what was kept): up to this one all units run, and on where it does
             not.
-
-    Raises:
-        PrefixLostError: from within the forward, where it runs a unit of which nothing was kept, or where `differs`
-            was told.
     """
-    reached, runs_all = threading.Event(), threading.Event()
-    axis = result_axis(units.axes)
 
-    def compare(index: int, place: int, args: tuple, kwargs: dict) -> None:
-        if not kept[0].inputs:
+    def __init__(self, units: Units, first: int, kept: list[Kept], device: torch.device, differs: Callable[[], str],
+                 answers: Answers, proof: tuple[int, Callable[[bool], None]] | None = None) -> None:
+        self.units, self.first, self.kept, self.device = units, first, kept, device
+        self.differs, self.answers, self.proof = differs, answers, proof
+        self.axis = result_axis(units.axes)
+        self.is_reached = False  # whether units run as they are from here on
+        self.runs_beside = False  # and the modules beside them
+        self.places_beside = iter(range(len(kept[0].beside or ())))
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """For this forward.
+
+        Raises:
+            PrefixLostError: from within it, where it runs a unit of which nothing was kept, or `differs` was told.
+        """
+        modules = self.units.modules
+        with ExitStack() as stack:
+            for module in self.units.beside if not self.proof and all(row.beside for row in self.kept) else ():
+                stack.enter_context(other_forward(module, self._stand_in_beside))
+            for index in range(self.first):
+                stack.enter_context(other_forward(modules[index], partial(self._stand_in, index)))
+            stack.callback(modules[self.first].register_forward_pre_hook(self._reach, with_kwargs=True).remove)
+            yield
+
+    def run_all(self) -> None:
+        """From now on all units run."""
+        self.is_reached = self.runs_beside = True
+
+    def _reach(self, module, args: tuple, kwargs: dict) -> None:
+        if self.is_reached:
             return
-        given = zip(*excerpts(args, kwargs, range(len(kept)), len(kept), units.axes), strict=True)
-        before = zip(*(row.inputs[index][place] for row in kept), strict=False)
+        self.is_reached = True
+        self._compare(self.first, 0, args, kwargs)
+        if not self.answers.ask():
+            raise PrefixLostError(self.differs())
+        for change in self.kept[0].remembered.get(self.first, ()):
+            put(*change)
+
+    def _stand_in(self, index: int, forward: Callable) -> Callable:
+        places = iter(range(len(self.kept[0].outputs[index])))
+
+        def run(*args, **kwargs):
+            if self.is_reached:
+                return forward(*args, **kwargs)
+            place = next(places, None)
+            if place is None:
+                raise PrefixLostError(OTHER_BLOCKS)
+            self._compare(index, place, args, kwargs)
+            if self.proof and index < self.proof[0]:
+                return forward(*args, **kwargs)
+            kept = self._joined([row.outputs[index][place] for row in self.kept])
+            return self._proven(forward(*args, **kwargs), kept) if self.proof and index == self.proof[0] else kept
+        return run
+
+    def _proven(self, output, kept):
+        """A unit's own output, which the one that was kept is compared with."""
+        assert self.proof
+        alike = all(map(is_same, tensors_in(output), tensors_in(kept)))
+        self.proof[1](alike)
+        self.is_reached |= not alike
+        return output
+
+    def _stand_in_beside(self, forward: Callable) -> Callable:
+        def run(*args, **kwargs):
+            if self.runs_beside:
+                return forward(*args, **kwargs)
+            place = next(self.places_beside, None)
+            if place is None:
+                raise PrefixLostError(OTHER_BLOCKS)
+            return self._joined([row.beside[place] for row in self.kept if row.beside])
+        return run
+
+    def _compare(self, index: int, place: int, args: tuple, kwargs: dict) -> None:
+        """Add to the answers whether a unit is given what the conditional rows had, where that was kept."""
+        if not self.kept[0].inputs:
+            return
+        given = zip(*excerpts(args, kwargs, range(len(self.kept)), len(self.kept), self.units.axes), strict=True)
+        before = zip(*(row.inputs[index][place] for row in self.kept), strict=False)
         for number, (ones, others) in enumerate(zip(given, before, strict=False)):
             if any(part is None for part in (*ones, *others)):
                 continue
             # A text that shares a call with a longer one has another length.
             if len({part.of for part in (*ones, *others)}) == 1:
                 now, then = (torch.stack([part.numbers for part in parts]) for parts in (ones, others))
-                answers.add(agree(now, then.to(now.device)))
+                self.answers.add(agree(now, then.to(now.device)))
             elif number == 0:
-                answers.add(torch.tensor(False, device=device))
+                self.answers.add(torch.tensor(False, device=self.device))
 
-    def reach(module, args, kwargs) -> None:
-        if reached.is_set():
-            return
-        reached.set()
-        compare(first, 0, args, kwargs)
-        if not answers.ask():
-            raise PrefixLostError(differs())
-        for change in kept[0].remembered.get(first, ()):
-            put(*change)
+    def _joined(self, values: list):
+        """What each row left, as one batch; anything of the right form where no one reads it."""
+        def join(parts: list) -> torch.Tensor:
+            if isinstance(parts[0], Blank):
+                shape = list(parts[0].shape)
+                shape[self.axis] = sum(part.shape[self.axis] for part in parts)
+                return blank(shape, parts[0].dtype, self.device)
+            # A copy in any case: the network goes on to change it in place, and a second PAG starts from the same.
+            return torch.cat([part.to(self.device) for part in parts], dim=self.axis)
 
-    def stand_in(index: int, forward: Callable) -> Callable:
-        places = iter(range(len(kept[0].outputs[index])))
-
-        def run(*args, **kwargs):
-            if reached.is_set():
-                return forward(*args, **kwargs)
-            place = next(places, None)
-            if place is None:
-                raise PrefixLostError(OTHER_BLOCKS)
-            compare(index, place, args, kwargs)
-            if proof and index < proof[0]:
-                return forward(*args, **kwargs)
-            kept_output = merged([row.outputs[index][place] for row in kept], (torch.Tensor, Blank),
-                                 lambda parts: _joined(parts, axis, device))
-            if not proof or index != proof[0]:
-                return kept_output
-            output = forward(*args, **kwargs)
-            alike = all(map(is_same, tensors_in(output), tensors_in(kept_output)))
-            proof[1](alike)
-            if not alike:
-                reached.set()
-            return output
-        return run
-
-    places_beside = iter(range(len(kept[0].beside or ())))
-
-    def stand_in_beside(forward: Callable) -> Callable:
-        def run(*args, **kwargs):
-            if runs_all.is_set():
-                return forward(*args, **kwargs)
-            place = next(places_beside, None)
-            if place is None:
-                raise PrefixLostError(OTHER_BLOCKS)
-            return merged([row.beside[place] for row in kept if row.beside], (torch.Tensor, Blank),
-                          lambda parts: _joined(parts, axis, device))
-        return run
-
-    def run_all() -> None:
-        reached.set()
-        runs_all.set()
-
-    with ExitStack() as stack:
-        for module in units.beside if not proof and all(row.beside for row in kept) else ():
-            stack.enter_context(other_forward(module, stand_in_beside))
-        for index in range(first):
-            stack.enter_context(other_forward(units.modules[index], partial(stand_in, index)))
-        stack.callback(units.modules[first].register_forward_pre_hook(reach, with_kwargs=True).remove)
-        yield run_all
+        return merged(values, (torch.Tensor, Blank), join)
 
 
 def blank(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of anything."""
     return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _joined(parts: list, axis: int, device: torch.device) -> torch.Tensor:
-    """The rows' tensors as one batch; anything of the right form where no one reads it."""
-    if isinstance(parts[0], Blank):
-        shape = list(parts[0].shape)
-        shape[axis] = sum(part.shape[axis] for part in parts)
-        return blank(shape, parts[0].dtype, device)
-    # A copy in any case: the network goes on to change it in place, and a second PAG starts from the same.
-    return torch.cat([part.to(device) for part in parts], dim=axis)

@@ -20,7 +20,7 @@ from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.matched import matched
 from ..hooks.proof import Trials
-from ..hooks.replay import replaying
+from ..hooks.replay import Replay
 from ..models.structure import unwrapped
 from ..models.units import Units
 from .neighbours import (
@@ -178,7 +178,7 @@ class Forwards:
                 kept = matched(entry, store.samples)
                 step.run.is_moved = kept is not None
             if store is not None and step.first_unit and units is not None:
-                if store.answers.always and step.run.proof.is_given is None:  # later: on the way; see `replaying`
+                if store.answers.always and step.run.proof.is_given is None:  # later: on the way; see `Replay`
                     step.run.proof.add(store.answers.ask())
                 if not is_told and not by_sample:
                     self.decline(MOVED)
@@ -194,10 +194,10 @@ class Forwards:
                     self.decline(ENTRY)
                 else:
                     proof = (step.first_unit - 1, step.run.proof.add) if store.has_to_prove else None
-                    run_all = stack.enter_context(
-                        replaying(units, step.first_unit, kept, x.device, self._differs, store.answers, proof))
+                    replay = Replay(units, step.first_unit, kept, x.device, self._differs, store.answers, proof)
+                    stack.enter_context(replay.around())
                     if entry and not by_sample:
-                        options = noting(options, KEY, self._checking(entry, kept, run_all))
+                        options = noting(options, KEY, self._checking(entry, kept, replay.run_all))
             yield options
 
     def _differs(self) -> str:
