@@ -1,9 +1,13 @@
 """What PAG costs beside others: the prefix is shared in every set-up but one, at the undisturbed ratio of FLOPs."""
 
+import uuid
+
 import comfy.model_base
+import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import set_model_options_patch_replace
 from comfy_extras.nodes_easycache import EasyCacheNode
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +26,7 @@ from .imitations import (
     without_rows_names,
     wrapped,
 )
-from .runs import Run, relative_error
+from .runs import Run, identity, patched, relative_error
 from .sampled_families import SAMPLED
 from .test_composition import MODELS, controlled
 from .test_family_sampling import sampled as of_family
@@ -213,3 +217,28 @@ def test_wan_vace_runs_its_controls_for_the_plain_rows_alone(beside, has_room, l
     assert cost / plain_cost <= limit
     assert relative_error(result, run.model_patch(model, SCALE, "1", WHOLE)) < 1e-4
     assert relative_error(result, plain) > 1e-3
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+def test_a_step_that_easy_cache_skips_is_skipped_for_the_perturbed_rows_too(cfg, composed):
+    """The reference perturbs in a call within the host's step: behind the wrapper that begins one."""
+    run = sampled("sd15", cfg=cfg, steps=12)
+    cached = EasyCacheNode.execute(models.sd15(), 0.2, 0.0, 1.0, False).result[0]
+    ours = uuid.uuid4()
+
+    def post_cfg(args: dict) -> torch.Tensor:
+        options = set_model_options_patch_replace(args["model_options"].copy(), identity, "attn1", "middle", 0)
+        (weak,) = comfy.samplers._calc_cond_batch(args["model"], [[dict(cond, uuid=ours) for cond in args["cond"]]],
+                                                  args["input"], args["sigma"], options)
+        return args["denoised"] + SCALE * (args["cond_denoised"] - weak)
+
+    reference = cached.clone()
+    reference.set_model_sampler_post_cfg_function(post_cfg)
+    (full, expected), (cost, result) = flops(lambda: run.ksampler(reference)), flops(
+        lambda: run.ksampler(patched(cached, SCALE)))
+    composed.check("EasyCache", "a perturbed call within the host's step", result, expected)
+    whole, uncached = flops(lambda: run.ksampler(patched(models.sd15(), SCALE)))
+    assert cost < 0.7 * whole, "the cache must have been used"
+    assert cost < 0.93 * full
+    of_cache = relative_error(run.ksampler(cached), run.ksampler(models.sd15()))
+    assert relative_error(result, uncached) < 2 * of_cache

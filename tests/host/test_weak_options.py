@@ -134,10 +134,12 @@ CACHED = {
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
 @pytest.mark.parametrize("name", CACHED)
 def test_beside_a_cache_of_whole_steps_a_weak_negative_keeps_its_own(name, node):
-    """What the cache decides for a step holds for both prompts, also where PAG makes a call for each."""
+    """What the cache decides for a step holds for both prompts."""
     build, weak, layers, kind, run = CACHED[name]
     model = node.execute(build(), 0.5, 0.0, 1.0, False).result[0]
-    ours = run.model_patch(model, SCALE, layers, PAGOptions(kind, row="negative"))
+    watched, rows = counted(model)
+    ours = run.model_patch(watched, SCALE, layers, PAGOptions(kind, row="negative"))
+    assert set(rows) == {2 * len(run.latent["samples"])}, "both prompts in each call"
     assert relative_error(ours, run.ksampler(weak(model))) <= 1e-5
     assert relative_error(ours, run.ksampler(model)) > 1e-3
     assert relative_error(run.ksampler(model), run.ksampler(build())) > 1e-3, "the cache must have been used"

@@ -38,6 +38,7 @@ class Kept:
 
     Attributes:
         outputs: {unit: its outputs, one for each time that it ran}.
+        has_run: whether any unit was.
         is_complete: whether the first altered unit was reached.
         control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
@@ -47,6 +48,7 @@ class Kept:
     """
 
     outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
+    has_run: bool = False
     is_complete: bool = False
     control: dict[str, list] | None = None
     entered: list[list[torch.Tensor]] | None = None
@@ -162,6 +164,12 @@ class PrefixStore:
         queues = [self.rows.get(sources[uuid]) if uuid in sources else None for uuid in uuids]
         return [queue[0] for queue in queues if queue] if queues and all(queues) else None
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the conditional rows of this step were answered before the first unit ran."""
+        kept = [row for rows in self.rows.values() for row in rows]
+        return bool(kept) and not any(row.has_run for row in kept)
+
     def has_room(self, tensors: list[torch.Tensor]) -> bool:
         """Whether these may stay on their device; they are counted if they may."""
         with self.lock:
@@ -201,6 +209,7 @@ class _Recorder:
         def hook(module, args, output) -> None:
             if self.done or self.problem:
                 return
+            self._note_run()
             self._forget_latest()
             axis = result_axis(self.units.axes)
             if self.are_all:
@@ -232,6 +241,7 @@ class _Recorder:
         def hook(module, args) -> None:
             if self.done:
                 return
+            self._note_run()
             self._pin()  # what was kept last ends the prefix of this unit
             found = changes(self.before)
             if not all(is_plain(value) for _, _, value in found):
@@ -252,6 +262,10 @@ class _Recorder:
             for kept, excerpt in zip(self.kept, given, strict=True):
                 kept.inputs[index].append(excerpt)
         return hook
+
+    def _note_run(self) -> None:
+        for kept in self.kept:
+            kept.has_run = True
 
     def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
         if self.rows == 1:

@@ -190,20 +190,21 @@ class WeakPass:
         store = self.run.store
         assert store, "a step whose weak rows run apart has begun with one"
         self.run.learn(store, {cond["uuid"] for cond in args["cond"] or ()})
+        is_skipped = store.is_skipped
         # Dual CFG with both scales 1 hands over no conditioning at all.
         weak = self.weak_conds(args["cond"] or [])
         try:
             kept = weak if store.samples else with_kept_controls(weak, store, self.sources)
             shared = store if self.settings.options.share_prefix else None
-            return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past))
+            return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past, is_skipped))
         except PrefixLostError as lost:
             self.run.report.declined.add(str(lost))
-            return self.run.memory.call(lambda is_past: self._alone(weak, None, args, is_past))
+            return self.run.memory.call(lambda is_past: self._alone(weak, None, args, is_past, is_skipped))
 
-    def _alone(self, weak: list[dict], store: PrefixStore | None, args: dict,
-               is_past: bool) -> tuple[torch.Tensor, bool]:
+    def _alone(self, weak: list[dict], store: PrefixStore | None, args: dict, is_past: bool,
+               is_skipped: bool) -> tuple[torch.Tensor, bool]:
         """The weak prediction, and whether an altered unit ran for it; arguments as for `Forwards.alone`."""
-        forwards = Forwards((self,), self.run.report.declined.add).alone(store, is_past)
+        forwards = Forwards((self,), self.run.report.declined.add).alone(store, is_past, is_skipped)
         (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],
                                                        forwards.added_to(args["model_options"]))
         return prediction, forwards.has_run_altered

@@ -58,7 +58,7 @@ class Forwards:
         self.around: Callable[..., AbstractContextManager[dict]]  # given by `joint`, `alone` or `plain`
         self.altered: set[int] = set()  # units that hold a selected layer, where the call has weak rows
         self.has_run_altered = False  # whether one of these has run; also where it cannot be told
-        self.is_past = False
+        self.is_past = self.is_skipped = False
         self.samples: int | None = None  # of one row, in the host's call
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
@@ -66,10 +66,11 @@ class Forwards:
         self.around = lambda *forward: self._joint(on_split, *forward)
         return self
 
-    def alone(self, store: PrefixStore | None, is_past: bool = False) -> Forwards:
+    def alone(self, store: PrefixStore | None, is_past: bool = False, is_skipped: bool = False) -> Forwards:
         """For a call of the weak rows alone, which start from what `store` kept (None: from the beginning). `is_past`:
-        another node's function wrapper runs the network by itself, past the model's own call of it."""
-        self.is_past = is_past
+        another node's function wrapper runs the network by itself, past the model's own call of it. `is_skipped`: a
+        cache of whole steps has answered the host's call, and this one is to be a part of the same step."""
+        self.is_past, self.is_skipped = is_past, is_skipped
         self.around = lambda *forward: self._alone(store, *forward)
         self.altered = self.passes[0].altered_units
         return self
@@ -87,7 +88,8 @@ class Forwards:
         apply_model = wrappers[WrappersMP.APPLY_MODEL] = wrappers.get(WrappersMP.APPLY_MODEL, {}).copy()
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self._apply_model]  # last, that is innermost
-        wrappers[WrappersMP.CALC_COND_BATCH] = {**wrappers.get(WrappersMP.CALC_COND_BATCH, {}), KEY: [self._calc]}
+        around = {} if self.is_skipped else wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+        wrappers[WrappersMP.CALC_COND_BATCH] = {**around, KEY: [self._calc]}
         if self.is_past and FUNCTION_WRAPPER in options:
             options[FUNCTION_WRAPPER] = partial(self._past, options[FUNCTION_WRAPPER])
         return options

@@ -16,7 +16,7 @@ from ....pag_core.settings import check_has_negative
 from ..hooks.compiled import as_written, uncompiled
 from ..hooks.ways import Patch
 from .calls import JointCall
-from .neighbours import CALC_COND_BATCH, has_others, wrappers_around_calls
+from .neighbours import CALC_COND_BATCH, has_others, is_hosts, wrappers_around_calls
 from .run import Run
 
 _KEY = "perturbed_attention_guidance_negative"
@@ -48,8 +48,10 @@ def with_weak_negative(model_options: dict, guider, patch: Patch, noise_key: tup
     # A graph of the whole network would hold the weak rows, or none: the negative's call runs uncompiled.
     apply_model = {key: found for key, found in wrappers.get(WrappersMP.APPLY_MODEL, {}).items() if key != COMPILE_KEY}
     wrappers[WrappersMP.APPLY_MODEL] = {**apply_model, _KEY: [*apply_model.get(_KEY, []), ours]}
-    # Others' wrappers may lay a batch out anew: then nothing but a batch of its own tells the negative's rows.
-    is_apart = run.found.is_apart or patch.is_apart or run.apart or wrappers_around_calls(model_options)
+    # Others' wrappers may lay a batch out anew: then nothing but a batch of its own tells the negative's rows. The
+    # host's leave it as it is.
+    is_apart = run.found.is_apart or patch.is_apart or run.apart or not all(
+        map(is_hosts, wrappers_around_calls(model_options)))
     chained = options.get(CALC_COND_BATCH)
     if chained is not None and not isinstance(chained, JointCall):
         options[CALC_COND_BATCH] = ours.noting(chained)

@@ -62,6 +62,12 @@ def wrappers_around_calls(model_options: dict) -> list[Callable]:
                     if key not in (KEY, COMPILE_KEY) for wrapper in some]
 
 
+def is_hosts(function: Callable) -> bool:
+    """Whether a function or a callable object is ComfyUI's own."""
+    where = getattr(function, "__module__", None) or type(function).__module__
+    return where.partition(".")[0] in ("comfy", "comfy_extras", "comfy_api")
+
+
 def attachments(model_options: dict) -> list:
     """All that other nodes have attached, and that may remember something from call to call."""
     return wrappers_around_calls(model_options) + in_units(model_options.get("transformer_options", {}))
