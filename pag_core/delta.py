@@ -37,7 +37,8 @@ class DeltaRules:
 
 def damped(delta: Tensor, perturbed: Tensor, alpha: float, scale: float, origin: Tensor | None = None) -> Tensor:
     """The delta, reduced where it is large relative to the prediction, as early in a run: times exp(−α·r), with
-    r = ‖D_cond − D_perturbed‖ / ‖D_perturbed‖ for each sample (MAMBO-G, arXiv 2508.03442, for this delta).
+    r = ‖D_cond − D_perturbed‖ / ‖D_perturbed‖ for each sample (MAMBO-G, arXiv 2508.03442, whose delta is CFG's and
+    whose r is of network outputs: ‖cond − uncond‖ / ‖uncond‖).
 
     Args:
         delta: s·(D_cond − D_perturbed).
@@ -59,14 +60,15 @@ def low_frequencies(x: Tensor) -> Tensor:
 
 
 def split(delta: Tensor, low: float) -> Tensor:
-    """The coarse part of the delta times `low`, the fine part unchanged (Frequency-Decoupled Guidance, arXiv
-    2506.19713, with a blur for its Laplacian pyramid): below 1, composition and colors are left to the model."""
+    """The coarse part of the delta times `low`, the fine part unchanged: below 1, composition and colors are left to
+    the model. Frequency-Decoupled Guidance (arXiv 2506.19713) does so with both levels of a Laplacian pyramid of CFG's
+    delta; here its coarse level is a blur that keeps every position, so that no size has to be even."""
     return delta + (low - 1.0) * low_frequencies(delta)
 
 
 def tangential(delta: Tensor, x: Tensor, amount: float) -> Tensor:
-    """The part of the delta perpendicular to x_t times `amount`, the parallel part unchanged (TAG, arXiv 2510.04533):
-    above 1 it changes what the image shows more than how strong it is."""
+    """The part of the delta perpendicular to x_t times `amount`, the parallel part unchanged: above 1 it changes what
+    the image shows more than how strong it is. TAG (arXiv 2510.04533, Eq. 6, 7) does so with a sampler's whole step."""
     return amount * delta - (amount - 1.0) * along(delta, x)
 
 
@@ -78,8 +80,11 @@ class History:
         self.sigma = 0.0
 
     def momentum(self, cond: Tensor, sigma: float) -> Tensor:
-        """D_cond − its average over the earlier steps (Momentum Guidance, arXiv 2602.20360; HiGS, arXiv 2509.22300,
-        without its filter). Takes note of this step.
+        """D_cond − its average over the earlier steps. Takes note of this step.
+
+        Momentum Guidance (arXiv 2602.20360, Eq. 12, 13, β = 0.6) does so with velocities, v = (D − x)/σ, of flow
+        models. HiGS (arXiv 2509.22300) has D, of which it adds only high frequencies perpendicular to D, with a weight
+        that falls over the run; its average begins at 0.
 
         It is 0 in a first step, and after a jump: where noise was added again, or the latent has another shape.
         """

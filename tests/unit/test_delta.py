@@ -44,6 +44,22 @@ def test_the_low_frequencies_are_a_blur_of_the_last_two_axes(shape):
     torch.testing.assert_close(low_frequencies(x), flat.view(shape), rtol=0, atol=1e-5)
 
 
+def test_the_split_is_close_to_that_of_the_papers_laplacian_pyramid():
+    """Of two levels: the coarse one is blurred, halved, doubled and blurred again. Pictures have a spectrum of 1/f."""
+    spectrum = torch.fft.rfft2(torch.randn(4, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
+    frequency = torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.rfftfreq(64)[None])
+    delta = torch.fft.irfft2(spectrum / frequency.clamp_min(1 / 64), s=(64, 64))
+    taps = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+
+    def blurred(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), torch.outer(taps, taps)[None, None])
+
+    half = F.interpolate(blurred(delta.view(16, 1, 64, 64)), scale_factor=0.5, mode="bilinear")
+    coarse = blurred(F.interpolate(half, scale_factor=2, mode="bilinear")).view_as(delta)
+    expected = delta - 0.5 * coarse
+    assert (split(delta, 0.5) - expected).norm() < 0.05 * expected.norm()
+
+
 @shapes
 @pytest.mark.parametrize("low", [0.0, 0.3, 1.0, 2.0])
 def test_the_split_scales_coarse_and_fine_parts_apart(shape, low):
@@ -75,7 +91,7 @@ def test_what_is_along_x_is_parallel_to_it_and_the_rest_is_orthogonal():
 
 @shapes
 def test_momentum_is_the_distance_to_the_average_of_the_earlier_steps(shape):
-    """m₀ = D₀, mₖ₊₁ = β·mₖ + (1 − β)·Dₖ, and step k adds w·(Dₖ − mₖ) (MG)."""
+    """m₀ = D₀, mₖ₊₁ = β·mₖ + (1 − β)·Dₖ, and step k adds w·(Dₖ − mₖ) (MG's Eq. 12 and 13, for D instead of v)."""
     predictions, history = tensors(shape, 5), History()
     mean = predictions[0]
     for step, cond in enumerate(predictions):
