@@ -29,9 +29,9 @@ PAGOptionsSocket = io.Custom("PAG_OPTIONS")
 def scale(name: str) -> io.Float.Input:
     return io.Float.Input(
         name, default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
-        tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). 0 "
-                "turns PAG off at no cost. Start at 3; with CFG, 1 to 2 is often enough. If colors over-saturate, "
-                "lower it or raise rescale in PAG Options.")
+        tooltip="How strongly the result is pushed away from the perturbed prediction (s in the PAG paper; no unit). "
+                "Higher: firmer shapes and cleaner outlines, but less variety. 0 turns PAG off at no cost. Start at 3; "
+                "with CFG, 1 to 2 is often enough. If colors over-saturate, lower it or raise rescale in PAG Options.")
 
 
 def layers() -> io.String.Input:
@@ -70,8 +70,8 @@ def cfg_window() -> list[io.Float.Input]:
 def cfg() -> io.Float.Input:
     return io.Float.Input(
         "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
-        tooltip="Classifier-free guidance scale (no unit). 1 turns CFG off and skips the negative prompt, which saves "
-                "a third of the time. Together with PAG, start at 4 to 6.")
+        tooltip="Classifier-free guidance scale (no unit). Higher: closer to the prompt, more contrast. 1 turns CFG "
+                "off and skips the negative prompt, which saves a third of the time. With PAG, start at 4 to 6.")
 
 
 def modality(name: str) -> list[io.Float.Input]:

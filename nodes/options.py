@@ -55,7 +55,8 @@ class PAGOptionsNode(io.ComfyNode):
                     "strength", advanced=False, step=0.05, round=0.001,
                     tooltip="SoftPAG's u: how much of the attention map, or of the block, is replaced. 1 (neutral) is "
                             "the paper's PAG; lower values have a milder effect; 0 turns PAG off at no cost."),
-                inputs.percent("start_percent", 0.0, "PAG acts from here on.", advanced=False),
+                inputs.percent("start_percent", 0.0, "PAG acts from here on. Higher: the composition stays the model's "
+                               "own, and PAG works on detail.", advanced=False),
                 inputs.percent("end_percent", 1.0, "PAG acts up to here; later steps cost nothing extra.",
                                advanced=False),
                 _input(
