@@ -12,10 +12,12 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
+from comfy_extras.nodes_custom_sampler import DualCFGGuider
 
 from . import models
 from .imitations import CHANGES_NOTHING, LATER, NEIGHBOURS, couple, rows_mixed, without_options, wrapped
 from .runs import Run, identity, latent_run, patched, relative_error
+from .test_composition import Hint
 
 SCALE = 2.0
 LAYERS = {"m0": ("middle", 0, 0), "output.2": ("output", 2, 0)}
@@ -36,7 +38,7 @@ def separate(model: ModelPatcher, chain: int) -> ModelPatcher:
             options = set_model_options_patch_replace(args["model_options"].copy(), identity, "attn1", *key)
             (weak,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"],
                                                      options)
-            result = result + SCALE * (raw["cond"] - weak)
+            result = result + SCALE * (raw.get("cond", args["cond_denoised"]) - weak)
         return result
 
     model = model.clone()
@@ -117,6 +119,31 @@ def test_patches_that_come_with_a_prompt(cfg, batch, chain):
     expected = run.ksampler(separate(models.sd15(), chain))
     assert relative_error(run.ksampler(guided(models.sd15(), chain)), expected) <= 1e-4
     assert relative_error(sampled(cfg, batch).ksampler(separate(models.sd15(), chain)), expected) > 1e-3
+
+
+class Indexed(Hint):
+    """A ControlNet with a weight of its own for rows under another index than 0."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        index = torch.tensor(transformer_options["cond_or_uncond"]).repeat_interleave(x_noisy.shape[0] // batched_number)
+        control = super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        return {place: [hint / (1.0 + index[:, None, None, None]) for hint in hints] for place, hints in control.items()}
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+@pytest.mark.parametrize("beside", ["index 0", "image tokens from a pair", "a ControlNet"])
+def test_where_a_guider_gives_the_conditional_rows_another_index(beside, style):
+    """What others do under index 0, they do to the perturbed rows alone."""
+    hint = Indexed("middle", 64, 4)
+    texts = [models.conditioning(seed, **({"control": hint} if beside == "a ControlNet" else {})) for seed in (1, 3, 2)]
+    run, neighbour = replace(sampled(1.0, 1), steps=3), NEIGHBOURS.get(beside, lambda model: model)
+
+    def result(model: ModelPatcher) -> torch.Tensor:
+        return run.advanced(DualCFGGuider.execute(model, *texts, 3.0, 2.0, style).result[0])
+
+    expected = result(separate(neighbour(models.sd15()), 1))
+    assert relative_error(result(guided(neighbour(models.sd15()), 1)), expected) <= 1e-4
+    assert relative_error(result(neighbour(models.sd15())), expected) > 1e-3
 
 
 @pytest.mark.parametrize(("build", "layer", "run"), [

@@ -104,7 +104,8 @@ class PrefixStore:
             yield
             return
         recorder = _Recorder(self, units, wanted, len(uuids), batch, snapshot(others))
-        recorder.keep_control(control)
+        if self.index == 0:  # as of the weak rows; a ControlNet may look at it
+            recorder.keep_control(control)
         with self._recording(recorder, entry):
             yield
         with self.lock:

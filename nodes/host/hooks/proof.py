@@ -129,7 +129,7 @@ class Trials:
                 with suppress(UnclearError):
                     # Copies, for the unit may change what it is given.
                     self.given = _mapped(plain_rows(self.plan, self.batch, self.units, args, kwargs), torch.clone,
-                                         lambda given: given)
+                                         _as_weak)
         return hook
 
     def _leave(self, unit, args, output) -> None:
@@ -175,7 +175,8 @@ class Trials:
     def options(self, given: dict) -> dict:
         """A forward's options for the rows alone, the same in all trials of a unit: patches hand on things in them."""
         if id(given) not in self.cut_options:
-            self.cut_options[id(given)] = given, options_of_rows(given, self.plan.plain, len(self.plan.places))
+            cut = options_of_rows(given, self.plan.plain, len(self.plan.places))
+            self.cut_options[id(given)] = given, _as_weak(cut)
         return self.cut_options[id(given)][1]
 
     def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor], in_turn: bool) -> None:
@@ -232,6 +233,12 @@ def _outside_graphs() -> type[_Tried]:
 
 def _is_options(value) -> bool:
     return isinstance(value, dict) and "uuids" in value
+
+
+def _as_weak(options: dict) -> dict:
+    """A forward's options as in a call of weak rows alone, which others see under the index 0; some guiders give the
+    conditional rows another one."""
+    return {**options, "cond_or_uncond": [0] * len(options["cond_or_uncond"])}
 
 
 def _mapped(value, change: Callable[[torch.Tensor], torch.Tensor], options: Callable[[dict], dict]):
