@@ -125,9 +125,9 @@ class Indexed(Hint):
     """A ControlNet with a weight of its own for rows under another index than 0."""
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        index = torch.tensor(transformer_options["cond_or_uncond"]).repeat_interleave(x_noisy.shape[0] // batched_number)
+        index = torch.tensor(transformer_options["cond_or_uncond"]).repeat_interleave(len(x_noisy) // batched_number)
         control = super().get_control(x_noisy, t, cond, batched_number, transformer_options)
-        return {place: [hint / (1.0 + index[:, None, None, None]) for hint in hints] for place, hints in control.items()}
+        return {place: [hint / (1 + index[:, None, None, None]) for hint in hints] for place, hints in control.items()}
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
