@@ -11,6 +11,7 @@ import { changed } from "./watch.js";
 const FLEETING = "pag.preview"; // useless later
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 const MOST = 1000; // runs, and what waits; of more the oldest are forgotten
+const RECENT = 8; // runs of the history among which one without an answer is looked for
 const takers = {}; // {event: what takes its detail}
 const runs = new Map(); // {id: {tab, missed: whether events may have been, looked: the news after which it was looked for}}
 let waiting = []; // what is to be told when its tab is shown: [tab, event, detail]
@@ -23,8 +24,13 @@ export function followRuns() {
   const send = api.queuePrompt;
   api.queuePrompt = function (...given) {
     const tab = shownTab();
+    stateOf(tab).asking += 1;
+    keepStates();
     const answer = send.apply(this, given);
-    const noted = answer.then(({ prompt_id }) => note(prompt_id, tab), () => {});
+    const noted = answer.then(({ prompt_id }) => note(prompt_id, tab), () => {}).then(() => {
+      stateOf(tab).asking -= 1;
+      keepStates();
+    });
     asked = Promise.all([asked, noted]);
     return answer;
   };
@@ -41,7 +47,6 @@ function note(prompt_id, tab) {
   runs.set(prompt_id, { tab });
   if (runs.size > MOST) runs.delete(runs.keys().next().value);
   stateOf(tab).runs.push(prompt_id);
-  keepStates();
 }
 
 /** A run that this page has asked for, before it was loaded again too. */
@@ -86,7 +91,27 @@ export function catchUp() {
   waiting = waiting.filter(([one]) => one !== tab && isOpen(one));
   for (const [, event, detail] of now) tell(event, detail);
   runOf();
+  findAsked(tab);
   recover(tab);
+}
+
+/** The page was left before the server had answered to a request to run: its id is the newest of this page's runs of
+ * this workflow. */
+async function findAsked(tab) {
+  const state = stateOf(tab);
+  if (!state.leftAsking || !news || !api.clientId) return;
+  state.leftAsking = false;
+  const get = (path) => api.fetchApi(path).then((response) => response.json()).catch(() => ({}));
+  const [{ queue_running = [], queue_pending = [] }, history] = await Promise.all(
+    [get("/queue"), get(`/history?max_items=${RECENT}`)]);
+  const mine = [...Object.values(history).map(({ prompt }) => prompt), ...queue_running, ...queue_pending]
+    .filter(([, , , extra]) => extra?.client_id === api.clientId
+      && extra.extra_pnginfo?.workflow?.id === tab.activeState?.id)
+    .sort(([a], [b]) => a - b);
+  const id = mine.at(-1)?.[1];
+  if (id && !state.runs.includes(id)) state.runs.push(id);
+  keepStates();
+  changed(0);
 }
 
 /** Looks for the newest run of a tab that has ended unheard. A run is lost if nothing waits and the history has it not:

@@ -6,7 +6,7 @@
 
 import { app } from "../../scripts/app.js";
 
-const KEY = "pag.tabs"; // in the browser's storage: {path: {said, runs}}
+const KEY = "pag.tabs"; // in the browser's storage: {path: state}
 // Each page has the first for itself; a page that is new takes up, as the editor does, where the latest one was.
 const STORAGES = [sessionStorage, localStorage];
 const states = new Map();
@@ -26,10 +26,12 @@ export function shownTab() {
 export const isOpen = (tab) => openTabs().includes(tab);
 
 /** {said: {place: {messages, text, images, without}}, previews: {place: the latest picture of a run that goes on},
- * runs: [the ids of runs whose end the tab has not heard of]} of a tab. */
+ * runs: [the ids of runs whose end the tab has not heard of], asking: how many requests to run have no answer yet,
+ * leftAsking: whether some had none when the page was loaded again} of a tab. */
 export function stateOf(tab) {
   if (!states.has(tab)) {
-    states.set(tab, { said: {}, runs: [], ...before[tab?.path], previews: {} });
+    const { said = {}, runs = [], asking, leftAsking } = before[tab?.path] ?? {};
+    states.set(tab, { said, runs, asking: 0, leftAsking: asking > 0 || leftAsking, previews: {} });
     delete before[tab?.path];
   }
   return states.get(tab);

@@ -107,6 +107,25 @@ def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
     desk.until(lambda: loaded(sheets(desk, node)) and sheets(desk, node).get_attribute("src") != first)
 
 
+@one_renderer
+def test_a_page_left_before_the_server_has_answered_knows_its_run(desk):
+    desk.workflow("Example model with CFG and PAG")
+    sampler = desk.find("PAGKSampler")
+    limited_options(desk, sampler)
+    desk.put(sampler, "seed", 88)
+    desk.settle(1500)  # the time that the editor takes to keep it
+    held = lambda route: route.fetch() if route.request.method == "POST" else route.continue_()  # noqa: E731
+    desk.page.route("**/prompt", held)
+    desk.run()
+    desk.until(lambda: not remaining(desk))
+    desk.page.goto("about:blank")
+    desk.page.unroute("**/prompt", held)
+    desk.open()
+    desk.until(lambda: desk.find("PAGKSampler"))
+    desk.centre(sampler)
+    notes(desk, sampler, NO_STEP).wait_for()
+
+
 def remaining(desk) -> int:
     """Runs that have not ended."""
     return json.loads(desk.server.client.get("/prompt"))["exec_info"]["queue_remaining"]
