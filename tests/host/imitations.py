@@ -486,6 +486,30 @@ class _Counting(torch.nn.Module):
         return out * (1.0 + 0.05 * (self.calls % 7))
 
 
+class _Slotted:
+    """An object without a __dict__."""
+
+    __slots__ = ("left",)
+
+
+def kept_in_slots(model: ModelPatcher) -> ModelPatcher:
+    """What a patch before an attention leaves there, the one behind it takes out."""
+    kept = _Slotted()
+
+    def leave(q, k, v, options):
+        kept.left = 1.2
+        return q, k, v
+
+    def take(out, options):
+        factor, kept.left = kept.left, 0.5
+        return factor * out
+
+    model = model.clone()
+    model.set_model_attn1_patch(leave)
+    model.set_model_attn1_output_patch(take)
+    return model
+
+
 def kept_in_the_options(model: ModelPatcher) -> ModelPatcher:
     """A momentum: what a function after CFG keeps in the model_options from step to step."""
     def after(args: dict) -> torch.Tensor:
@@ -523,7 +547,8 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "the slot taken, before CFG": slot_taken_before_cfg,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
-    "kept on a module": kept_on_a_module, "hooks": hooked, "a patch from a wrapper": patched_inside,
+    "kept in slots": kept_in_slots, "kept on a module": kept_on_a_module, "hooks": hooked,
+    "a patch from a wrapper": patched_inside,
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",

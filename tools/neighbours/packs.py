@@ -367,6 +367,20 @@ def on_sd15(*node_ids: str, **inputs) -> Callable[[], SetUps]:
     return lambda: {node_id: ("SD 1.5", patch(node_id, **inputs)) for node_id in node_ids}
 
 
+def hidiffusion() -> SetUps:
+    import torch
+
+    def on_a_larger_latent(node_id: str) -> SetUp:
+        """It halves the latent once more, which would leave the middle block one token, and PAG nothing to do."""
+        def set_up(scene: Scene) -> None:
+            batch, channels, height, width = scene.latent["samples"].shape
+            scene.latent = {"samples": torch.zeros(batch, channels, 2 * height, 2 * width)}
+            patch(node_id, model_type="SD15")(scene)
+        return set_up
+    return {node_id: ("SD 1.5", on_a_larger_latent(node_id))
+            for node_id in ("ApplyMSWMSAAttentionSimple", "ApplyRAUNetSimple")}
+
+
 def cgem156() -> SetUps:
     return couple_by_masks("AttentionCouple|cgem156") | {
         "AttentionScale": ("SD 1.5", patch("AttentionScale|cgem156", temperature=1.2)),
@@ -398,8 +412,7 @@ PACKS = {pack.folder: pack for pack in (
     Pack("sd-perturbed-attention", "pamparamm", pamparamm),
     Pack("ComfyUI-bleh", "blepping", on_sd15("BlehDeepShrink", "BlehHyperTile", "BlehBlockCFG",
                                              "BlehContrastiveOrthoCFG")),
-    Pack("comfyui_jankhidiffusion", "blepping", on_sd15("ApplyMSWMSAAttentionSimple", "ApplyRAUNetSimple",
-                                                        model_type="SD15")),
+    Pack("comfyui_jankhidiffusion", "blepping", hidiffusion),
     Pack("RES4LYF", "ClownsharkBatwing", samplers),
     Pack("ComfyUI-MultiGPU", "pollockjj"),
     Pack("ComfyUI-Impact-Pack", "ltdrdata"),

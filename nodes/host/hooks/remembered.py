@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ _DEPTH = 5
 ABSENT = object()
 
 # {what tells a container: (the container, {key: value})}; a container is a cell of a closure, a dict, a list, a set,
-# the attributes of a class or of a network's module, or what a function names of its module
+# the attributes of a class, of a network's module or of an object with slots, or what a function names of its module
 Snapshot = dict[int, tuple[object, Mapping]]
 Change = tuple[object, object, object]  # container, key, value
 Own = dict[tuple[int, object], tuple[object, object]]  # {(what tells a container, key): (container, value)}
@@ -127,7 +128,11 @@ def _content_of(container) -> Mapping:
         return {name: container.values[name] for name in container.names()}
     if isinstance(container, (nn.Module, type)):
         return {name: value for name, value in vars(container).items() if not name.startswith("_")}
-    return dict(container) if isinstance(container, dict) else {0: tuple(container)}
+    if isinstance(container, dict):
+        return dict(container)
+    if isinstance(container, (list, set)):
+        return {0: tuple(container)}
+    return {name: getattr(container, name) for name in _slots(type(container)) if hasattr(container, name)}
 
 
 def put(container, key, value) -> None:
@@ -140,16 +145,17 @@ def put(container, key, value) -> None:
     elif isinstance(container, (list, set)):
         container.clear()
         (container.extend if isinstance(container, list) else container.update)(value)
-    else:
-        if isinstance(container, type):
-            (delattr(container, key) if value is ABSENT else setattr(container, key, value))
-            return
+    elif isinstance(container, (nn.Module, _Globals, dict)):
         values = (vars(container) if isinstance(container, nn.Module) else
                   container.values if isinstance(container, _Globals) else container)
         if value is ABSENT:
             values.pop(key, None)
         else:
             values[key] = value
+    elif value is ABSENT:
+        delattr(container, key)
+    else:
+        setattr(container, key, value)
 
 
 def _is_same(a, b) -> bool:
@@ -202,7 +208,11 @@ def _visit(value, found: Snapshot, depth: int) -> None:
         for item in value:
             _visit(item, found, depth - 1)
     elif _holds_state(value):
-        _visit(vars(value), found, depth)
+        if _slots(type(value)):
+            found[id(value)] = value, _content_of(value)
+            for item in found[id(value)][1].values():
+                _visit(item, found, depth - 1)
+        _visit(getattr(value, "__dict__", None), found, depth)
         _visit(type(value), found, depth)
         _visit(vars(type(value)).get("__call__"), found, depth)
 
@@ -215,9 +225,16 @@ def _of_module(module: nn.Module, found: Snapshot, depth: int) -> None:
             _visit(item, found, depth - 1)
 
 
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The attributes of a class's objects that are no entries of their __dict__."""
+    return tuple(name for cls in kind.__mro__ for name, member in vars(cls).items()
+                 if isinstance(member, types.MemberDescriptorType))
+
+
 def _holds_state(value) -> bool:
-    return (hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType, nn.Module))
-            and is_others(type(value).__module__))
+    return ((hasattr(value, "__dict__") or bool(_slots(type(value)))) and is_others(type(value).__module__)
+            and not isinstance(value, (type, types.ModuleType, nn.Module)))
 
 
 def _pack(module: str | None) -> str:
