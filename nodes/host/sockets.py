@@ -40,6 +40,9 @@ def check_conditioning(name: str, conditioning: object) -> None:
                               for entry in conditioning):
         raise ValueError(f"{name} is {shown(conditioning)}, expected the CONDITIONING output of a node.")
     for embedding, *_ in conditioning:
+        if embedding is not None and not isinstance(embedding, torch.Tensor):  # None is for models without text
+            raise ValueError(f"The {name} conditioning contains {shown(embedding)} in the place of an encoded text. "
+                             f"Check the nodes that produce it.")
         if isinstance(embedding, torch.Tensor) and embedding.numel() == 0:
             raise ValueError(f"The {name} conditioning is empty: its shape is {shape_text(embedding)}. Check the nodes "
                              f"that produce it.")
@@ -50,11 +53,26 @@ def check_conditioning(name: str, conditioning: object) -> None:
 
 def check_latent(latent: object, name: str = "latent_image") -> None:
     """Raise ValueError unless this is a LATENT with samples."""
-    samples, mask = (_parts(latent.get(key) if isinstance(latent, dict) else None) for key in ("samples", "noise_mask"))
+    given = latent if isinstance(latent, dict) else {}
+    samples, mask = _parts(given.get("samples")), _parts(given.get("noise_mask"))
     if not samples or not all(isinstance(part, torch.Tensor) for part in [*samples, *mask]) or samples[0].ndim < 3:
         raise ValueError(f"{name} is {shown(latent)}, expected the LATENT output of a node.")
+    for part in mask:
+        if part.ndim < 2 or part.is_complex():
+            raise ValueError(f"The noise mask of {name} has the shape {shape_text(part)} and holds {part.dtype}; "
+                             f"expected the MASK output of a node.")
     if not all(map(all_finite, mask)):
         raise ValueError(f"The noise mask of {name} contains NaN or infinity. Check the nodes that produce it.")
+    indices = given.get("batch_index")
+    if indices is not None and not _are_indices(indices):
+        raise ValueError(f"batch_index of {name} is {shown(indices)}, expected a whole number from 0 on for each "
+                         f"image, from which its noise is drawn. Check the nodes that produce the latent.")
+
+
+def _are_indices(values: Any) -> bool:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return isinstance(values, (list, tuple, range)) and len(values) > 0 and all(
+        hasattr(value, "__index__") and value >= 0 for value in values)
 
 
 def check_pixels(kind: str, name: str, pixels: Any) -> None:
@@ -108,7 +126,15 @@ def check_samples(model: ModelPatcher, noise: torch.Tensor, samples: torch.Tenso
         if part.numel() == 0:
             raise ValueError(f"The latent is empty: its shape is {shape_text(part)}. Set its size and batch size to at "
                              f"least 1.")
-    expected = model.get_model_object("latent_format").latent_channels
+        if part.is_complex():
+            raise ValueError(f"The latent holds complex numbers ({part.dtype}) and cannot be sampled. Check the nodes "
+                             f"that produce it.")
+    latent_format = model.get_model_object("latent_format")
+    least = 3 if getattr(latent_format, "latent_dimensions", 1) == 1 else 4
+    if not several and not least <= noise.ndim <= 5:
+        raise ValueError(f"The latent has {noise.ndim} dimensions ({shape_text(noise)}), but this model samples "
+                         f"latents with {least} to 5. Connect the empty latent node or the VAE of this model.")
+    expected = latent_format.latent_channels
     if not several and noise.shape[1] != expected:
         raise ValueError(f"The latent has {noise.shape[1]} channels, but this model expects {expected}. Encode the "
                          f"image with the VAE that belongs to this model, or start from an empty latent.")

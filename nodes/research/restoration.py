@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...pag_core.checks import check_choice, check_range, check_whole
+from ...pag_core.checks import check_choice, check_range, check_switch, check_whole
 from ...pag_core.inverse import (
     DOWNSCALES,
     Blur,
@@ -183,7 +183,7 @@ class PAGDPSSampler(io.ComfyNode):
     def execute(cls, measurement: Tensor, operator: Operator, step_size: float, eta: float = 1.0,
                 checkpointing: bool = False) -> io.NodeOutput:
         step_size = check_range("step_size", step_size, 0.0, 1000.0)
-        eta = check_range("eta", eta, 0.0, 1.0)
+        eta, checkpointing = check_range("eta", eta, 0.0, 1.0), check_switch("checkpointing", checkpointing)
         return io.NodeOutput(posterior_sampler(DPS(operator, measured(measurement, operator), step_size), eta,
                                                checkpointing))
 
@@ -226,7 +226,7 @@ class PAGPSLDSampler(io.ComfyNode):
                 checkpointing: bool = False) -> io.NodeOutput:
         step_size, gluing = (check_range(name, value, 0.0, 1000.0)
                              for name, value in (("step_size", step_size), ("gluing", gluing)))
-        eta = check_range("eta", eta, 0.0, 1.0)
+        eta, checkpointing = check_range("eta", eta, 0.0, 1.0), check_switch("checkpointing", checkpointing)
         guide = PSLD(operator, measured(measurement, operator), vae, step_size, gluing)
         return io.NodeOutput(posterior_sampler(guide, eta, checkpointing))
 

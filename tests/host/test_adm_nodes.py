@@ -94,6 +94,11 @@ def test_the_shipped_model_is_the_default_and_the_hosts_folders_are_listed(weigh
     assert all(name.endswith((".safetensors", ".pt")) for name in choice.options)
 
 
+def test_a_file_that_is_gone_is_named_with_the_folders():
+    with pytest.raises(ValueError, match=r"^ckpt_name is 'gone.pt', but there is no such file in .*models"):
+        PAGADMLoader.execute("gone.pt")
+
+
 def test_the_shipped_model_works_right_away():
     model, vae = PAGADMLoader.execute(SHIPPED).result
     assert model.model.adm_config.image_size == 64

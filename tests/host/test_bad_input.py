@@ -1,6 +1,7 @@
 """Bad input gets an error that names it, before the model is called once."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from pag_pack.nodes.host.models.layers import UnsupportedModelError
 from pag_pack.nodes.layers import PAGLayers
 from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.pag_core.selection import SelectionError
-from pag_pack.pag_core.settings import SettingError
+from pag_pack.pag_core.settings import PAGOptions, SettingError
 
 from . import models
 from .runs import WAYS, Run, counted
+from .sampled_families import SAMPLED
+from .test_family_sampling import sampled
 
 SCALE = 3.0
 ways = pytest.mark.parametrize("sample", WAYS.values(), ids=WAYS)
@@ -130,6 +133,68 @@ def test_latent_is_checked_where_pag_is_off_too(sample, refused):
 ], ids=["no picture", "no height", "NaN", "infinite"])
 def test_latent_of_nothing_or_of_no_numbers(sample, samples, message, scale, refused):
     refused(ValueError, message, sample, Run(latent={"samples": samples}), models.sd15(), scale)
+
+
+@ways
+@pytest.mark.parametrize("scale", [0.0, SCALE])
+@pytest.mark.parametrize(("samples", "message"), [
+    (torch.zeros(1, 4, 8), r"^The latent has 3 dimensions \(1 × 4 × 8\), but this model samples latents with 4 to 5"),
+    (torch.zeros(1, 4, 1, 1, 8, 8), r"^The latent has 6 dimensions \(1 × 4 × 1 × 1 × 8 × 8\)"),
+    (torch.zeros(1, 4, 8, 8, dtype=torch.complex64), r"^The latent holds complex numbers \(torch.complex64\)"),
+], ids=["3 dimensions", "6 dimensions", "complex"])
+def test_latent_of_another_form(sample, samples, message, scale, refused):
+    refused(ValueError, message, sample, Run(latent={"samples": samples}), models.sd15(), scale)
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    *(({"batch_index": value}, r"^batch_index of latent_image is .*, expected a whole number from 0 on")
+      for value in ("abc", ["a"], [0.5], [-1], [], 3)),
+    ({"noise_mask": torch.zeros(64)}, r"^The noise mask of latent_image has the shape 64 and holds torch.float32"),
+    ({"noise_mask": torch.zeros(1, 64, 64, dtype=torch.complex64)}, "holds torch.complex64; expected the MASK output"),
+], ids=str)
+def test_what_goes_with_a_latent(extra, message, refused):
+    refused(ValueError, message, Run.pag_ksampler, Run(latent={**models.picture_latent(channels=4), **extra}),
+            models.sd15(), SCALE)
+
+
+@pytest.mark.parametrize("name", ["positive", "negative"])
+@ours
+def test_what_stands_in_the_place_of_an_encoded_text(sample, name, refused):
+    refused(ValueError, f"^The {name} conditioning contains 'a cat' in the place of an encoded text", sample,
+            replace(Run(), **{name: [["a cat", {}]]}), models.sd15(), SCALE)
+
+
+@ways
+@pytest.mark.parametrize("row", ["extra", "negative"])
+@pytest.mark.parametrize("name", ["positive", "negative"])
+@pytest.mark.parametrize(("prompt", "message"), [
+    (torch.zeros(1, 7, 999), r"conditioning has 999 channels, but this model expects 32. Encode the prompt with the"),
+    (None, r"conditioning contains no text, and this model cannot run without it \(.*\). Encode the prompt")],
+    ids=["of another model", "none"])
+def test_a_prompt_that_is_not_for_this_model(sample, row, name, prompt, message):
+    with pytest.raises(ValueError, match=rf"^The {name} {message}"):
+        sample(replace(Run(cfg=5.0), **{name: [[prompt, {}]]}), models.sd15(), SCALE, "m0", PAGOptions(row=row))
+
+
+@pytest.mark.parametrize("how", [how for how in SAMPLED if how.name in (
+    "SDXL", "SD3.5 medium", "Flux", "Qwen-Image", "Z-Image", "Krea 2", "Wan, text to video", "LTX-Video")],
+    ids=lambda how: how.name)
+def test_a_prompt_of_another_model_on_every_kind_of_network(how):
+    run = sampled(how, 4.0, 1, steps=1)
+    text, extra = run.positive[0]
+    wide = [[torch.cat([text, text[..., :8]], dim=-1), extra]]
+    with pytest.raises(ValueError, match=r"text encoder"):
+        replace(run, positive=wide).model_patch(how.build(), SCALE, "auto")
+
+
+def test_other_failures_of_a_first_call_stay_what_they_are():
+    def fail(*_):
+        raise RuntimeError("out of order")
+
+    model = models.sd15().clone()
+    model.set_model_unet_function_wrapper(fail)
+    with pytest.raises(RuntimeError, match="out of order"):
+        Run().model_patch(model, SCALE)
 
 
 @ours

@@ -306,6 +306,7 @@ def test_every_task_builds_its_operator():
     (lambda: measured(operator("mask_inpainting", mask=torch.eye(8)[None])), "8 x 8, but the image is 16 x 16"),
     (lambda: PAGMeasure.execute(torch.ones(1, 8, 8, 4), operator(), 0.0, 0), "4 channels, expected 3"),
     (lambda: PAGDPSSampler.execute(picture(), operator(), -1.0), "step_size"),
+    (lambda: PAGDPSSampler.execute(picture(), operator(), 1.0, 1.0, "yes"), "checkpointing must be true or false"),
     (lambda: PAGDPSSampler.execute(picture(), operator(), 1.0, 2.0), "eta"),
     (lambda: PAGDPSSampler.execute(picture(), operator("mask_inpainting", mask=torch.eye(8)[None]), 1.0), "8 x 8"),
 ])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ....pag_core.adm_config import read_config
+from ....pag_core.checks import shown
 from . import adm_model
 
 FOLDER = "pag_adm"  # the host's name for the folders below
@@ -35,8 +36,13 @@ def adm_files() -> list[str]:
 
 
 def load_adm_file(name: str, *settings) -> comfy.model_patcher.ModelPatcher:
-    """`load_adm` for a file as the loader lists it; an error of the host's where it is gone."""
-    return load_adm(folder_paths.get_full_path_or_raise(FOLDER, name), *settings)
+    """`load_adm` for a file as the loader lists it; ValueError where it is gone."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise ValueError(f"ckpt_name is {shown(name)}, but there is no such file in "
+                         f"{', '.join(folder_paths.get_folder_paths(FOLDER))}. Copy it into one of these folders, or "
+                         f"choose another.")
+    return load_adm(path, *settings)
 
 
 def pixel_vae() -> comfy.sd.VAE:

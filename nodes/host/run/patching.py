@@ -47,6 +47,7 @@ from .neighbours import (
 )
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
+from .prompts import explain
 from .run import Proof, Run
 from .uuids import make_distinct
 
@@ -187,7 +188,12 @@ class Guidance:
             # Only now the host has taken from the network what an earlier run's nodes had put there.
             run.memory.begin(others, [executor.class_obj.model_patcher.model.diffusion_model])
         with run.asked():
-            return self._predict_noise(executor, x, timestep, model_options, seed, run)
+            try:
+                return self._predict_noise(executor, x, timestep, model_options, seed, run)
+            except Exception as error:
+                if run.report.calls == 1:
+                    explain(error, getattr(executor.class_obj, "conds", {}))
+                raise
 
     def _predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed: int | None,
                        run: Run) -> torch.Tensor:
