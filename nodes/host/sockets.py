@@ -43,10 +43,12 @@ def check_conditioning(name: str, conditioning: object) -> None:
         if embedding is not None and not isinstance(embedding, torch.Tensor):  # None is for models without text
             raise ValueError(f"The {name} conditioning contains {shown(embedding)} in the place of an encoded text. "
                              f"Check the nodes that produce it.")
-        if isinstance(embedding, torch.Tensor) and embedding.numel() == 0:
+        if embedding is None:
+            continue
+        if embedding.numel() == 0:
             raise ValueError(f"The {name} conditioning is empty: its shape is {shape_text(embedding)}. Check the nodes "
                              f"that produce it.")
-        if isinstance(embedding, torch.Tensor) and not all_finite(embedding):
+        if not all_finite(embedding):
             raise ValueError(f"The {name} conditioning contains NaN or infinity and cannot be sampled. Check the nodes "
                              f"that produce it.")
 

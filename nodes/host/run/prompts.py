@@ -17,7 +17,7 @@ def explain(error: Exception, conds: Mapping[str, Sequence[dict] | None]) -> Non
     """Raise ValueError from `error` where a prompt is the reason for it; `conds` are those of the guider, by name."""
     if type(error) not in (RuntimeError, TypeError, AttributeError):
         return  # not torch's or Python's own words
-    shapes = next(filter(None, (pattern.search(str(error)) for pattern in _SHAPES)), None)
+    shapes = next((found.groupdict() for pattern in _SHAPES if (found := pattern.search(str(error)))), {})
     entries = [(name, entry) for name, found in conds.items() for entry in found or ()]
     for name, entry in entries if shapes else ():
         if _width(entry.get("cross_attn")) == shapes["given"]:
