@@ -10,7 +10,7 @@ from .comparison import font
 
 WIDTH, HEIGHT = 800, 500  # pixels
 MARGIN = 56
-PAPER, INK, FAINT, CELL, PERTURBED = "#14161f", "#ffffff", "#9aa0b5", "#6d7bff", "#ffb454"  # as the pack's icon
+PAPER, INK, FAINT, CELL, PERTURBED = "#14161f", "#ffffff", "#9aa0b5", "#6d7bff", "#d9701f"  # as the panels and the icon
 CHAIN_TOP, CHAIN_HEIGHT = 214, 56
 STRIP_TOP, STRIP_HEIGHT = 340, 44
 

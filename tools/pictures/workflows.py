@@ -147,7 +147,7 @@ def card(path: Path) -> Image.Image:
         "PAG Model Patch", "Guider" if "SamplerCustomAdvanced" in kinds else "KSampler")
     chain = ("Model", *sampler, "Video" if "SaveVideo" in kinds else "Picture")
     return cards.draw(cards.Card(model, title, chain, layers, blocks,
-                                 f"layers {selection}, scale {scale:g}; {blocks} layers in all"))
+                                 f"layers {selection}, scale {scale:g}; {blocks} blocks in all"))
 
 
 def read(path: Path) -> dict:
