@@ -49,7 +49,7 @@ export class Result {
     how(() => refill(
       this.element,
       ...said.messages.map(({ kind, text }) => message(kind, text)),
-      said.text ? element("pre", { class: "pag-list", tabindex: 0, "data-capture-wheel": true }, said.text) : null,
+      said.text ? list(said.text) : null,
       found.length ? element("div", { class: "pag-sheets" }, ...(said.preview ? found : found.map((image) => (
         element("a", { href: image.src, target: "_blank", class: "pag-sheet" }, image))))) : null));
     // The editor's own menu opens, saves and copies what stands here.
@@ -60,6 +60,13 @@ export class Result {
   sheets({ images = [] }) {
     return images.map((image) => picture(api.apiURL(`/view?${new URLSearchParams(image)}`), t("result")));
   }
+}
+
+/** Text in columns; the sentences above it, before an empty line, are wrapped. */
+function list(text) {
+  const end = Math.max(0, text.indexOf("\n\n"));
+  return element("pre", { class: "pag-list", tabindex: 0, "data-capture-wheel": true },
+    end ? element("span", { class: "pag-about" }, text.slice(0, end)) : null, text.slice(end && end + 1));
 }
 
 /** A loaded image; null if the server has deleted it. */
