@@ -55,6 +55,25 @@ def tiles_in_turn(function, inputs: dict) -> torch.Tensor:
     return torch.cat([call(function, {**inputs, "input": tile}) for tile in inputs["input"].chunk(2, dim=-1)], dim=-1)
 
 
+def with_residuals(change: Callable) -> Neighbour:
+    """Residuals of a ControlNet changed on their way to the model: a tensor -> a tensor."""
+    def inside(function, inputs: dict) -> torch.Tensor:
+        control = {place: [hint if hint is None else change(hint) for hint in hints]
+                   for place, hints in (inputs["c"].get("control") or {}).items()}
+        return call(function, {**inputs, "c": {**inputs["c"], "control": control or None}})
+    return wrapped(inside)
+
+
+def tiles_with_residuals(function, inputs: dict) -> torch.Tensor:
+    """Tile-major, with a ControlNet's residuals cut in the same way."""
+    left, right = inputs["input"].chunk(2, dim=-1)
+    both = rows_of(inputs, lambda value: torch.cat((value, value)))
+    both["input"] = torch.cat((left, right))
+    both["c"]["control"] = {place: [torch.cat(hint.chunk(2, dim=-1)) for hint in hints]
+                            for place, hints in inputs["c"]["control"].items()}
+    return torch.cat(call(function, both).chunk(2), dim=-1)
+
+
 def mirrored_copy(function, inputs: dict) -> torch.Tensor:
     """A mirrored copy of every row behind them all."""
     both = rows_of(inputs, lambda value: torch.cat((value, value)))

@@ -15,7 +15,17 @@ from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 
 from . import models
-from .imitations import CHANGES_NOTHING, LATER, NEIGHBOURS, couple, rows_mixed, without_options, wrapped
+from .imitations import (
+    CHANGES_NOTHING,
+    LATER,
+    NEIGHBOURS,
+    couple,
+    rows_mixed,
+    tiles_with_residuals,
+    with_residuals,
+    without_options,
+    wrapped,
+)
 from .runs import Run, identity, latent_run, patched, relative_error
 from .test_composition import Hint
 
@@ -128,6 +138,39 @@ class Indexed(Hint):
         index = torch.tensor(transformer_options["cond_or_uncond"]).repeat_interleave(len(x_noisy) // batched_number)
         control = super().get_control(x_noisy, t, cond, batched_number, transformer_options)
         return {place: [hint / (1 + index[:, None, None, None]) for hint in hints] for place, hints in control.items()}
+
+
+class Counted(Hint):
+    calls = 0
+
+    def get_control(self, *args):
+        self.calls += 1
+        return super().get_control(*args)
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+@pytest.mark.parametrize("place", [("middle", 64, 4), ("input", 32, 1)], ids=lambda place: place[0])
+@pytest.mark.parametrize("beside", [
+    with_residuals(lambda hint: 0.5 * hint), with_residuals(lambda hint: hint.mul_(0.5)), wrapped(tiles_with_residuals),
+], ids=["halved", "halved in place", "tiles"])
+def test_a_wrapper_gets_what_a_control_net_gave_and_it_runs_once(beside, place, cfg, batch, chain):
+    hint = Counted(*place)
+    texts = [models.conditioning(seed, control=hint, control_apply_to_uncond=False) for seed in (1, 2)]
+    run = Run(cfg, 2, latent=models.empty_latent(batch, 16, 16), positive=texts[0], negative=texts[1])
+    result = run.ksampler(guided(beside(models.sd15()), chain))
+    assert hint.calls == run.steps
+    assert relative_error(result, run.ksampler(separate(beside(models.sd15()), chain))) <= 1e-4
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+def test_regions_that_share_a_control_net(cfg, batch, chain):
+    """In one call it gives each of them something else."""
+    hint = Hint("middle", 64, 4)
+    regions = [models.conditioning(seed, area=(16, 8, 0, start), strength=1.0, control=hint,
+                                   control_apply_to_uncond=False)[0] for seed, start in ((1, 0), (3, 8))]
+    run = Run(cfg, 2, latent=models.picture_latent(batch, 16, 16), positive=regions)
+    assert relative_error(run.ksampler(guided(models.sd15(), chain)),
+                          run.ksampler(separate(models.sd15(), chain))) <= 1e-4
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])

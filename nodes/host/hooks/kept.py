@@ -40,7 +40,6 @@ class Kept:
         outputs: {unit: its outputs, one for each time that it ran}.
         has_run: whether any unit was.
         is_complete: whether the first altered unit was reached.
-        control: what its ControlNet gave it, {place: residuals}; None where there is none or it cannot be told.
         entered: what it entered the network with, where that was noted; see `Entry`.
         inputs: {unit: excerpts of what it was given, for each time that it ran}, where others act between units.
         beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
@@ -50,7 +49,6 @@ class Kept:
     outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     has_run: bool = False
     is_complete: bool = False
-    control: dict[str, list] | None = None
     entered: list[list[torch.Tensor]] | None = None
     inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     beside: list | None = field(default_factory=list)
@@ -80,6 +78,7 @@ class PrefixStore:
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
+        self.controls: dict[UUID, list[dict[str, list]]] = defaultdict(list)  # {row: what its ControlNet gave it}
         self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
         self.answers = Answers()  # whether others' code in the units gave these rows alone the same
@@ -91,10 +90,10 @@ class PrefixStore:
         self.index = index
 
     @contextmanager
-    def recording(self, units: Units, options: dict, batch: int, control: dict | None,
-                  entry: Entry | None = None, others: Sequence = ()) -> Iterator[None]:
-        """Hooks for one forward of a network with this batch, these transformer_options and these residuals, made
-        without PAG. `entry` notes what enters it; `others` is what acts inside its units."""
+    def recording(self, units: Units, options: dict, batch: int, entry: Entry | None = None,
+                  others: Sequence = ()) -> Iterator[None]:
+        """Hooks for one forward of a network with this batch and these transformer_options, made without PAG. `entry`
+        notes what enters it; `others` is what acts inside its units."""
         uuids, conds = options["uuids"], options["cond_or_uncond"]
         with self.lock:
             for uuid, index in zip(uuids, conds, strict=True):
@@ -104,8 +103,6 @@ class PrefixStore:
             yield
             return
         recorder = _Recorder(self, units, wanted, len(uuids), batch, snapshot(others))
-        if self.index == 0:  # as of the weak rows; a ControlNet may look at it
-            recorder.keep_control(control)
         with self._recording(recorder, entry):
             yield
         with self.lock:
@@ -149,21 +146,37 @@ class PrefixStore:
                 kept.outputs.clear()
                 kept.beside, kept.is_complete = None, False
 
+    def note_control(self, control: dict[str, list], batch: int, options: dict) -> None:
+        """A ControlNet has given this, {place: residuals}, to a batch with these transformer_options."""
+        uuids, conds = options["uuids"], options["cond_or_uncond"]
+        hints = [hint for place in control.values() for hint in place if hint is not None]
+        if not all(hint.shape[0] in (1, batch) for hint in hints):
+            return
+
+        def cut(hint: torch.Tensor | None, row: int) -> torch.Tensor | None:
+            if hint is None:
+                return None
+            samples = batch // len(uuids)
+            part = hint.expand(samples, *hint.shape[1:]) if hint.shape[0] < batch else pick(hint, [row], len(uuids))
+            return part.clone() if self.is_entry_noted else part  # a wrapper may go on to change it in place
+
+        with self.lock:
+            for row, index in enumerate(conds):
+                if index == 0:  # as of the weak rows; a ControlNet may look at it
+                    self.controls[uuids[row]].append({place: [cut(hint, row) for hint in found]
+                                                      for place, found in control.items()})
+
     def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
         """What the conditional rows of these weak rows left, in the order in which they ran; None where one is missing.
         """
-        kept = self.look(uuids, sources)
-        if kept is None:
+        queues = [self.rows.get(sources[uuid]) if uuid in sources else None for uuid in uuids]
+        if not queues or not all(queues):
             return None
+        kept = [queue[0] for queue in queues if queue]
         with self.lock:
             for uuid in uuids:
                 self.rows[sources[uuid]].rotate(-1)  # a second PAG of a chain starts from the same
         return kept if all(row.is_complete for row in kept) else None
-
-    def look(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
-        """What `take` will look at next."""
-        queues = [self.rows.get(sources[uuid]) if uuid in sources else None for uuid in uuids]
-        return [queue[0] for queue in queues if queue] if queues and all(queues) else None
 
     @property
     def is_skipped(self) -> bool:
@@ -198,13 +211,6 @@ class _Recorder:
         self.pinned: set[tuple[int, int]] = set()
         self.done = False
         self.problem = ""
-
-    def keep_control(self, control: dict | None) -> None:
-        hints = [hint for place in (control or {}).values() for hint in place if hint is not None]
-        if control and all(hint.shape[0] in (1, self.batch) for hint in hints):
-            for row, kept in zip(self.wanted, self.kept, strict=True):
-                kept.control = {place: [hint if hint is None or hint.shape[0] == 1 else pick(hint, [row], self.rows)
-                                        for hint in hints] for place, hints in control.items()}
 
     def leave(self, index: int) -> Callable:
         def hook(module, args, output) -> None:

@@ -22,7 +22,6 @@ from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixStore
 from ..hooks.replay import PrefixLostError
 from ..hooks.rows import UnclearError
-from .control import with_kept_controls
 from .forwards import Forwards
 from .latents import latent_by_latent
 from .neighbours import others_in_conds
@@ -194,9 +193,8 @@ class WeakPass:
         # Dual CFG with both scales 1 hands over no conditioning at all.
         weak = self.weak_conds(args["cond"] or [])
         try:
-            kept = weak if store.samples else with_kept_controls(weak, store, self.sources)
             shared = store if self.settings.options.share_prefix else None
-            return self.run.memory.call(lambda is_past: self._alone(kept, shared, args, is_past, is_skipped))
+            return self.run.memory.call(lambda is_past: self._alone(weak, shared, args, is_past, is_skipped))
         except PrefixLostError as lost:
             self.run.report.declined.add(str(lost))
             return self.run.memory.call(lambda is_past: self._alone(weak, None, args, is_past, is_skipped))

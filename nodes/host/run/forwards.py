@@ -23,6 +23,7 @@ from ..hooks.proof import Trials
 from ..hooks.replay import Replay
 from ..models.structure import unwrapped
 from ..models.units import Units
+from .control import Conds, with_kept_controls, with_noted_controls
 from .neighbours import (
     FUNCTION_WRAPPER,
     KEY,
@@ -60,6 +61,7 @@ class Forwards:
         self.has_run_altered = False  # whether one of these has run; also where it cannot be told
         self.is_past = self.is_skipped = False
         self.samples: int | None = None  # of one row, in the host's call
+        self.change: Callable[[Conds], Conds] = lambda conds: conds  # of the call's conditionings
 
     def joint(self, on_split: Callable[[str], None]) -> Forwards:
         """For a call that holds plain and weak rows; `on_split` is called where the host takes it apart."""
@@ -71,6 +73,9 @@ class Forwards:
         another node's function wrapper runs the network by itself, past the model's own call of it. `is_skipped`: a
         cache of whole steps has answered the host's call, and this one is to be a part of the same step."""
         self.is_past, self.is_skipped = is_past, is_skipped
+        if store is not None:
+            (step,) = self.passes
+            self.change = lambda conds: with_kept_controls(conds, store, step.sources)
         self.around = lambda *forward: self._alone(store, *forward)
         self.altered = self.passes[0].altered_units
         return self
@@ -78,6 +83,7 @@ class Forwards:
     def plain(self, store: PrefixStore) -> Forwards:
         """For the host's own calls, whose conditional rows leave their state in `store`."""
         self.around = lambda *forward: self._plain(store, *forward)
+        self.change = lambda conds: with_noted_controls(conds, store)
         return self
 
     def added_to(self, model_options: dict) -> dict:
@@ -104,7 +110,7 @@ class Forwards:
 
     def _calc(self, executor, model, conds, x_in: torch.Tensor, *args):
         self.samples = x_in.shape[0]
-        return executor(model, conds, x_in, *args)
+        return executor(model, self.change(conds), x_in, *args)
 
     def _apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                      **kwargs):
@@ -266,7 +272,7 @@ class Forwards:
                     given = inside(with_tried(options, trials), f"{KEY}_trials", lambda options: with_tried(
                         options, trials))
                     stack.enter_context(trials.around(replaced, hooks))
-            stack.enter_context(store.recording(units, options, x.shape[0], control, entry, others))
+            stack.enter_context(store.recording(units, options, x.shape[0], entry, others))
             yield noting(given, KEY, entry.note) if entry else given
 
     def _perturbed(self, stack: ExitStack, network, options: dict) -> dict:
