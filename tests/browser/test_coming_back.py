@@ -109,10 +109,11 @@ def test_a_page_loaded_again_has_the_sheet_of_its_run(desk, moment):
 
 @one_renderer
 def test_a_page_left_before_the_server_has_answered_knows_its_run(desk):
-    desk.workflow("Example model with CFG and PAG")
-    sampler = desk.find("PAGKSampler")
-    limited_options(desk, sampler)
-    desk.put(sampler, "seed", 88)
+    desk.workflow("Example model in PAG Inspect")
+    node = desk.find("PAGInspect")
+    limited_options(desk, node)
+    desk.put(node, "shown_steps", 2)
+    desk.put(node, "seed", 88)
     desk.settle(1500)  # the time that the editor takes to keep it
     held = lambda route: route.fetch() if route.request.method == "POST" else route.continue_()  # noqa: E731
     desk.page.route("**/prompt", held)
@@ -121,9 +122,9 @@ def test_a_page_left_before_the_server_has_answered_knows_its_run(desk):
     desk.page.goto("about:blank")
     desk.page.unroute("**/prompt", held)
     desk.open()
-    desk.until(lambda: desk.find("PAGKSampler"))
-    desk.centre(sampler)
-    notes(desk, sampler, NO_STEP).wait_for()
+    desk.until(lambda: desk.find("PAGInspect"))
+    desk.centre(node)
+    notes(desk, node, NO_STEP).wait_for()
 
 
 def remaining(desk) -> int:

@@ -63,6 +63,16 @@ def test_both_ways_of_a_selection(ask):
     assert ask("/pag/select", {"model": ADM, "selected": expected["selected"]}) == (200, expected)
 
 
+def test_a_family_whose_blocks_alone_can_be_skipped(ask):
+    body = {"model": {"family": "MiniMax H3"}, "layers": "auto"}
+    _, refused = ask("/pag/select", body)
+    assert "skip_block" in refused["error"]
+    assert refused["selected"]  # what is lit is right, all the same
+    _, skipped = ask("/pag/select", body | {"options": {"perturbation": "skip_block"}})
+    assert "error" not in skipped
+    assert skipped["whole"] == "skip_block"
+
+
 def test_a_selection_costs_what_the_options_make_of_it(ask):
     def answer(**options):
         status, answer = ask("/pag/select", {"model": SD, "layers": "u0-2", "options": options})

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from ....pag_core.attention import PerturbationError
 from ....pag_core.checks import SettingError, check_choice, check_range, check_whole
 from ....pag_core.cost import plan_run, run_cost
 from ....pag_core.presets import PRESETS
@@ -22,6 +23,7 @@ from ....pag_core.schedule import PercentToSigma
 from ....pag_core.selection import Layer, SelectionError, text_of
 from ....pag_core.settings import PAGOptions, PAGSettings
 from ....pag_core.stages import all_layers, select_stages
+from ..hooks.ways import check_family
 from ..messages import said_in
 from ..sampling.sampling import SCHEDULERS
 from .known_models import KnownModel, UnknownFamilyError, families, of_family, of_loader
@@ -145,7 +147,7 @@ def said_answer(body: dict) -> dict:
 
 def select_answer(body: dict) -> dict:
     """What a selection takes and costs, whether it comes as text or as layers; "whole" names what is done to whole
-    blocks."""
+    blocks, "error" why the model's family does not allow it."""
     found = _known(body.get("model")).layers
     layers = tuple(found.layers)
     text = text_of(_selection(_typed("selected", body["selected"], dict), layers), layers) if "selected" in body else \
@@ -154,9 +156,14 @@ def select_answer(body: dict) -> dict:
     chosen = all_layers(stages)
     text = text_of(chosen, layers) if len(stages) == 1 else text.strip()
     options = _options(body, lenient=True)
-    return {"selected": {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()},
-            "share": max(0.0, found.extra(stages, options)), "text": text,
-            "whole": options.perturbation if options.kind.acts_on_block else None}
+    refused = {}
+    try:
+        check_family(found, options)
+    except PerturbationError as error:
+        refused = {"error": str(error)}
+    selected = {layer.name: None if heads is None else sorted(heads) for layer, heads in chosen.items()}
+    return refused | {"selected": selected, "share": max(0.0, found.extra(stages, options)), "text": text,
+                      "whole": options.perturbation if options.kind.acts_on_block else None}
 
 
 def _options(body: dict, lenient: bool = False) -> PAGOptions:
