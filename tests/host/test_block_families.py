@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode
 from pag_pack.nodes.host.hooks.attention import LayerPerturbation
 from pag_pack.nodes.host.hooks.ways import way_in
 from pag_pack.nodes.host.models import layers
@@ -246,6 +247,19 @@ def test_a_network_that_no_table_knows_is_sampled_as_one_that_is_known(row, monk
     assert "found by their structure" in PAGLayers.execute(model, "1").result[0]
     assert max(errors(run.model_patch(model, SCALE, "1", options), known)) <= 1e-4
     assert max(errors(run.ksampler(model), known)) > 1e-3
+
+
+def test_a_step_that_a_cache_skips_is_skipped_where_the_prefix_is_not_shared(monkeypatch):
+    """Of a network that no table knows, and of those that lay out their batch in a way of their own."""
+    how = replace(next(how for how in SAMPLED if how.name == "Wan, text to video"), arguments={"num_layers": 3})
+    model, run = EasyCacheNode.execute(how.build(), 0.5, 0.0, 1.0, False).result[0], sampled(how, 4.0, 1, steps=16)
+    blocks, spent = model.model.diffusion_model.blocks, [0, 0, 0]
+    for place, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, place=place: spent.__setitem__(place, spent[place] + 1))
+    monkeypatch.setattr(layers, "family_of", lambda network: None)
+    run.model_patch(model, SCALE, "1", PAGOptions("skip_block"))
+    assert spent[0] % 2 == 0
+    assert spent[0] < 2 * 16, "the cache must have been used, in both calls of the same steps"
 
 
 def test_operations_on_the_map_of_an_unknown_network_are_refused_with_what_works():

@@ -7,7 +7,7 @@ weak rows; a block that is skipped at full strength is not computed for these.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -94,11 +94,23 @@ class BlockPatch:
                     return _Altered(forward, parts, axes, count, noise_key, skipped, uuids, is_ours, run)
 
                 stack.enter_context(other_forward(module, altered))
+            is_found = self.family is not None and self.family.is_found
+            run_inside = stack.enter_context(_watched(of_module if is_found else ()))
             yield stack.enter_context(untouched(network, options))
             idle = sorted({layer.name for layer in self.layers.values()} - run)
-            if idle and self.family and self.family.is_found:
+            if idle and self.family and run_inside:  # else a cache has answered the call
                 raise PerturbationError(f"layers: {', '.join(idle)} of {self.family.name} cannot be skipped, because "
                                         f"the network does not call the block as a whole. Select other layers.")
+
+
+@contextmanager
+def _watched(blocks: Iterable[nn.Module]) -> Iterator[set[str]]:
+    """Gets a name where a module inside one of these blocks runs."""
+    run: set[str] = set()
+    with ExitStack() as stack:
+        for name, part in (named for block in blocks for named in block.named_modules() if named[0]):
+            stack.callback(part.register_forward_pre_hook(lambda *_, name=name: run.add(name)).remove)
+        yield run
 
 
 @dataclass(frozen=True)

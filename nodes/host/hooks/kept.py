@@ -38,7 +38,6 @@ class Kept:
 
     Attributes:
         outputs: {unit: its outputs, one for each time that it ran}.
-        has_run: whether any unit was.
         is_complete: whether the first altered unit was reached.
         entered: what it entered the network with, where that was noted; see `Entry`.
         inputs: {unit: excerpts of what it was given, for each time that it ran}, where others act between units.
@@ -47,7 +46,6 @@ class Kept:
     """
 
     outputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
-    has_run: bool = False
     is_complete: bool = False
     entered: list[list[torch.Tensor]] | None = None
     inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
@@ -75,6 +73,7 @@ class PrefixStore:
         self.room: dict[torch.device, float] = {}
         self.firsts: set[int] = set()  # the first altered units of the PAGs
         self.has_to_prove = False  # whether the weak rows' units are to be run too, to see that they give the same
+        self.is_watched = self.has_run = False  # whether a forward of the host's was, and whether a unit ran in one
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
         self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
@@ -180,9 +179,26 @@ class PrefixStore:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether the conditional rows of this step were answered before the first unit ran."""
-        kept = [row for rows in self.rows.values() for row in rows]
-        return bool(kept) and not any(row.has_run for row in kept)
+        """Whether all of the host's forwards of this step were answered before the first unit ran."""
+        return self.is_watched and not self.has_run
+
+    @contextmanager
+    def watching(self, units: Units | None) -> Iterator[None]:
+        """For one forward of the host's: notes whether a unit runs. Of other networks it is taken for granted."""
+        if units is None:
+            self.has_run = True
+            yield
+            return
+
+        def note(*_) -> None:
+            self.has_run = True
+
+        self.is_watched = True
+        handle = units.modules[0].register_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def has_room(self, tensors: list[torch.Tensor]) -> bool:
         """Whether these may stay on their device; they are counted if they may."""
@@ -216,7 +232,6 @@ class _Recorder:
         def hook(module, args, output) -> None:
             if self.done or self.problem:
                 return
-            self._note_run()
             self._forget_latest()
             axis = result_axis(self.units.axes)
             if self.are_all:
@@ -248,7 +263,6 @@ class _Recorder:
         def hook(module, args) -> None:
             if self.done:
                 return
-            self._note_run()
             self._pin()  # what was kept last ends the prefix of this unit
             found = changes(self.before)
             if not all(is_plain(value) for _, _, value in found):
@@ -269,10 +283,6 @@ class _Recorder:
             for kept, excerpt in zip(self.kept, given, strict=True):
                 kept.inputs[index].append(excerpt)
         return hook
-
-    def _note_run(self) -> None:
-        for kept in self.kept:
-            kept.has_run = True
 
     def _cut(self, t: torch.Tensor, row: int, axis: int) -> torch.Tensor:
         if self.rows == 1:

@@ -237,8 +237,13 @@ class Forwards:
         return enter
 
     @contextmanager
-    def _plain(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
-               entry: Entry | None) -> Iterator[dict]:
+    def _plain(self, store: PrefixStore, network, units, *forward) -> Iterator[dict]:
+        with store.watching(units), self._recorded(store, network, units, *forward) as options:
+            yield options
+
+    @contextmanager
+    def _recorded(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,
+                  entry: Entry | None) -> Iterator[dict]:
         run, first = self.passes[0].run, max(store.firsts)
         is_told = _names_rows(options, x)
         is_moved = entry is not None and run.is_moved is not False and (
