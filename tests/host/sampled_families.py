@@ -116,6 +116,7 @@ def picture(width: int = 96, height: int = 64) -> Latent:
 SD3 = node("sd3.EmptySD3LatentImage", width=96, height=64)
 FLUX2 = node("flux.EmptyFlux2LatentImage", width=96, height=64)
 VIDEO = node("hunyuan.EmptyHunyuanLatentVideo", width=96, height=64, length=5)
+PIXELS = node("chroma_radiance.EmptyChromaRadianceLatentImage", width=32, height=16)
 STILL = node("hunyuan.EmptyHunyuanLatentVideo", width=96, height=64, length=1)
 
 
@@ -179,6 +180,12 @@ def vision(seed: int, tokens: int = 5) -> comfy.clip_vision.Output:
     return output
 
 
+def posed(seed: int, references: int = 1) -> dict:
+    """As WanSCAILToVideo, with a pose of half the size."""
+    return {"clip_vision_output": vision(40), "pose_video_latent": noise(41, 1, 16, 2, 4, 6),
+            "reference_latents": [noise(42 + i, 1, 16, 1, 8, 12) for i in range(references)]}
+
+
 def masked(seed: int) -> dict:
     return {"attention_mask": torch.tensor([[1] * 5 + [0] * 2])}
 
@@ -214,8 +221,7 @@ SAMPLED = [
     Sampled("Flux 2, two references", "Flux 2", "Flux2", FLUX2, {"in_channels": 128, "out_channels": 128},
             image=24 + 4 + 6, extras=references((128, 2, 2), (128, 2, 3))),
     Sampled("Chroma", "Chroma", "Chroma", SD3),
-    Sampled("Chroma Radiance", "Chroma Radiance", "ChromaRadiance",
-            node("chroma_radiance.EmptyChromaRadianceLatentImage", width=32, height=16), image=128),
+    Sampled("Chroma Radiance", "Chroma Radiance", "ChromaRadiance", PIXELS, image=128),
     Sampled("HunyuanVideo", "HunyuanVideo (text mask)", "HunyuanVideo", VIDEO),
     Sampled("HunyuanVideo, text mask", "HunyuanVideo (text mask)", "HunyuanVideo", VIDEO, extras=masked,
             negative_extras=False, batches=(1,)),
@@ -228,6 +234,8 @@ SAMPLED = [
             node("hunyuan3d.EmptyLatentHunyuan3Dv2", resolution=20), {"in_channels": 64}),
     Sampled("Lumina 2", "Lumina 2 (text mask)", "Lumina2", SD3, extras=masked),
     Sampled("Z-Image", "Z-Image (padding to 32)", "ZImage", SD3),
+    Sampled("Z-Image in pixel space", "Z-Image (padding to 32)", "ZImagePixelSpace", PIXELS,
+            {"in_channels": 3, "decoder_hidden_size": 32, "decoder_num_res_blocks": 1}, image=128),
     Sampled("OmniGen2, a reference", "OmniGen2 (grouped queries, reference)", "Omnigen2", SD3,
             extras=lambda seed: unmasked(seed) | references((16, 4, 4))(seed)),
     Sampled("Boogu", "Boogu", "Boogu", SD3, extras=unmasked),
@@ -249,8 +257,10 @@ SAMPLED = [
             extras=lambda seed: {"attention_mask": torch.tensor([[0] * 2 + [1] * 5])}),
     Sampled("JoyImage", "JoyImage", "JoyImage", SD3),
     Sampled("Lens", "Lens (text mask)", "Lens", FLUX2, {"in_channels": 128, "out_channels": 32}, extras=masked),
-    Sampled("PixelDiT", "PixelDiT", "PixelDiTT2I",
-            node("chroma_radiance.EmptyChromaRadianceLatentImage", width=32, height=16), image=32),
+    Sampled("PixelDiT", "PixelDiT", "PixelDiTT2I", PIXELS, image=32),
+    Sampled("PiD, a picture to enlarge", "PixelDiT", "PiD", PIXELS,
+            {"lq_hidden_dim": 32, "lq_num_res_blocks": 1, "latent_spatial_down_factor": 4}, image=32,
+            extras=lambda seed: {"lq_latent": noise(40, 1, 16, 1, 2), "degrade_sigma": torch.tensor([0.3])}),
     Sampled("CogVideoX", "CogVideoX", "CogVideoX_T2V", VIDEO),
     Sampled("Mochi", "Mochi", "GenmoMochi", node("mochi.EmptyMochiLatentVideo", width=48, height=32, length=1),
             batches=(2,), text=(16, 24),
@@ -274,6 +284,12 @@ SAMPLED = [
     Sampled("Wan Animate", "Wan Animate", "WAN22_Animate", VIDEO, {"in_dim": 36},
             extras=lambda seed: {"clip_vision_output": vision(40), "pose_video_latent": noise(41, 1, 16, 1, 8, 12)}),
     Sampled("Wan Camera", "Wan, text to video", "WAN22_Camera", VIDEO, {"model_type": "camera_2.2", "in_dim": 36}),
+    Sampled("SCAIL, a reference and a pose", "Wan, image to video", "WAN21_SCAIL", VIDEO,
+            {"model_type": "scail", "in_dim": 20}, image=48 + 24 + 12, extras=posed),
+    Sampled("SCAIL 2, two references and a pose", "Wan, image to video", "WAN21_SCAIL2", VIDEO,
+            {"model_type": "scail2", "in_dim": 20}, image=48 + 2 * 24 + 12, extras=lambda seed: posed(seed, 2) | {
+                "driving_mask_28ch": noise(45, 1, 2, 28, 4, 6), "ref_mask_28ch": noise(46, 1, 4, 28, 8, 12),
+                "ref_mask_flag": False}),
     Sampled("HuMo", "Wan, text to video", "WAN21_HuMo", VIDEO, {"model_type": "humo", "in_dim": 36}),
     Sampled("WanDancer", "WanDancer", "WAN22_WanDancer", VIDEO, {"in_dim": 36},
             extras=lambda seed: {"clip_vision_output": vision(40), "audio_embed": noise(41, 1, 9, 35)}),
