@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from types import MethodType, SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
@@ -505,6 +507,15 @@ class _Counting(torch.nn.Module):
         return out * (1.0 + 0.05 * (self.calls % 7))
 
 
+def scaled_by_chance(draw: Callable[[], float]) -> Neighbour:
+    """Queries are scaled by a random number in every call of a patch."""
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        random.seed(0)
+        np.random.seed(0)
+        return patched("attn1_patch", lambda q, k, v, options: ((1.0 + draw()) * q, k, v))(model)
+    return attach
+
+
 class _Slotted:
     """An object without a __dict__."""
 
@@ -566,7 +577,9 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "the slot taken, before CFG": slot_taken_before_cfg,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
-    "kept in slots": kept_in_slots, "kept on a module": kept_on_a_module, "hooks": hooked,
+    "Python's random numbers": scaled_by_chance(random.random),
+    "numpy's random numbers": scaled_by_chance(np.random.rand), "kept in slots": kept_in_slots,
+    "kept on a module": kept_on_a_module, "hooks": hooked,
     "a patch from a wrapper": patched_inside,
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }

@@ -52,7 +52,7 @@ COLUMNS = (
     "of all cases. *FLOPs* is CFG + PAG divided by CFG, over two steps. *Passes* is what PAG adds, in passes of "
     "the conditional rows alone; it says more than FLOPs when CFG is off in some steps. †: the pack keeps "
     "results between calls, so the reference used a second copy of the model with the pack applied.")
-SECONDS = 900  # for all of one pack
+SECONDS = 900  # of processor time, for all of one pack
 TABLE = ROOT / "docs" / "neighbours.md"
 
 
@@ -97,13 +97,13 @@ def in_a_process(pack: Pack, folder: Path | None) -> dict:
     try:
         return ours.recv()
     except EOFError:
-        return {"cannot_import": f"its process ended with exit code {process.exitcode} or took more than {SECONDS} s"}
+        return {"cannot_import": f"its process ended with exit code {process.exitcode} or needed over {SECONDS} s"}
     finally:
         process.join()
 
 
 def _child(connection: Connection, pack: Pack, folder: Path | None) -> None:
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         if folder:
             hosted.load(folder, pack.lacking)

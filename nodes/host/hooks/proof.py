@@ -22,6 +22,7 @@ from torch import nn
 
 from ..models.families import result_axis
 from ..models.units import SELF_ATTENTION, Units
+from .chance import other_numbers
 from .compiled import other_forward
 from .entry import agree
 from .joint import plain_rows
@@ -157,8 +158,7 @@ class Trials:
         """What a call gives of which others remember nothing but in `own`, with other random numbers, so that chance
         shows; None where it fails. `given`: something that is on its device."""
         unit, self.unit = self.unit, None  # what others call inside is not tried again
-        with torch.random.fork_rng(devices=_devices(given)), apart(others, own):
-            torch.manual_seed(torch.initial_seed() ^ 1)
+        with other_numbers(_devices(given)), apart(others, own):
             try:
                 return call()
             except _STOPS:

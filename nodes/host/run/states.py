@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ....pag_core.attention import PerturbationError
+from ..hooks.chance import draw_again, numbers
 from ..hooks.remembered import ABSENT, Own, Snapshot, again, apart, compared, is_plain, snapshot
 from ..hooks.replay import PrefixLostError
 
@@ -62,13 +63,13 @@ class Memory:
         if self.is_tried:
             return self._apart(predict)[0]
         self.is_tried = True
-        start, chance = self._at_first(), _chance()
+        start, chance = self._at_first(), numbers()
         failed, prediction = None, None
         # As the conditional rows found it, as they left it, and as it was before the run.
         for own in ({**start, **self._before_step(start)}, {}, start):
             for self.is_past in (False, True):
                 self.own = dict(own)
-                _draw_again(chance)
+                draw_again(chance)
                 try:
                     prediction, has_run = self._tried(predict)
                 except _Failed as error:
@@ -121,30 +122,18 @@ class Memory:
     def _apart(self, predict: Predict) -> tuple[torch.Tensor, bool]:
         """One call with the weak rows' own memory, after which others remember what they did before it. That of a call
         which is to be made again is forgotten."""
-        own, chance = dict(self.own), _chance()
+        own, chance = dict(self.own), numbers()
         try:
             with apart(self.wrappers, self.own, self.networks):
                 return predict(self.is_past)
         except PrefixLostError:
             self.own = own
-            _draw_again(chance)
+            draw_again(chance)
             raise
 
 
 def _is_empty(value) -> bool:
     return value is None or (isinstance(value, (list, tuple, dict, set)) and not value)
-
-
-def _chance() -> tuple:
-    """Where torch's random numbers stand, from which others may draw."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def _draw_again(chance: tuple) -> None:
-    """A call that is made again draws what it drew the first time."""
-    on_cpu, on_gpus = chance
-    torch.set_rng_state(on_cpu)
-    torch.cuda.set_rng_state_all(on_gpus)
 
 
 class _Failed(Exception):
