@@ -14,6 +14,7 @@ from pag_pack.pag_core.settings import PAGOptions, SettingError
 
 from . import models
 from .runs import WAYS, Run, counted
+from .sampled_blocks import SAMPLED_BLOCKS
 from .sampled_families import SAMPLED
 from .test_family_sampling import sampled
 
@@ -176,15 +177,16 @@ def test_a_prompt_that_is_not_for_this_model(sample, row, name, prompt, message)
         sample(replace(Run(cfg=5.0), **{name: [[prompt, {}]]}), models.sd15(), SCALE, "m0", PAGOptions(row=row))
 
 
-@pytest.mark.parametrize("how", [how for how in SAMPLED if how.name in (
-    "SDXL", "SD3.5 medium", "Flux", "Qwen-Image", "Z-Image", "Krea 2", "Wan, text to video", "LTX-Video")],
+@pytest.mark.parametrize("how", [how for how in [*SAMPLED, *SAMPLED_BLOCKS] if how.name in (
+    "SDXL", "SD3.5 medium", "Flux", "Qwen-Image", "Z-Image", "Krea 2", "Wan, text to video", "LTX-Video",
+    "MiniMax H3")],
     ids=lambda how: how.name)
 def test_a_prompt_of_another_model_on_every_kind_of_network(how):
     run = sampled(how, 4.0, 1, steps=1)
     text, extra = run.positive[0]
     wide = [[torch.cat([text, text[..., :8]], dim=-1), extra]]
     with pytest.raises(ValueError, match=r"text encoder"):
-        replace(run, positive=wide).model_patch(how.build(), SCALE, "auto")
+        replace(run, positive=wide).model_patch(how.build(), SCALE, "auto", PAGOptions("skip_block"))
 
 
 def test_other_failures_of_a_first_call_stay_what_they_are():

@@ -159,7 +159,12 @@ class Guidance:
         if self.observer:
             callback = observed_callback(callback, run, self.observer)
         with asked(guider, self, run):
-            output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+            try:
+                output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+            except Exception as error:
+                if run.report.calls == 0:  # some models encode the prompts before the first call
+                    explain(error, getattr(guider, "conds", {}))
+                raise
         if not self.settings.is_off:
             run.say(type(guider).__name__, sigmas is None or len(sigmas) > 1)
         return output
