@@ -35,9 +35,13 @@ What costs more, and why; the log of each run says so too:
   comes from this difference, as with ComfyUI's own PAG node.
 - 1.50 when the pack rearranges the batch (TiledDiffusion with several tiles at a time) and another patch or attention
   override acts inside the blocks. Without one, each tile starts from the state of the tile with the same inputs.
-- A little more when the pack's patches change the number of rows or compute much (attention couple, MSW-MSA): to find
-  out whether they treat all rows alike, a block, or what the patch computes, runs for the conditional rows alone as
-  well.
+- A little more when the pack's patches change the number of rows or compute much (attention couple): to find out
+  whether they treat all rows alike, a block, or what the patch computes, runs for the conditional rows alone as well.
+- Functions that compute a whole attention or replace a module's forward are tried in all blocks in the first step.
+  That weighs most in a run of two steps: Enhance-A-Video takes 1.536 over 2 steps, 1.509 over 8 and 1.504 over 20.
+- MSW-MSA draws random windows in each call, from 20 % of the run on. Of the two steps here, the first shares the
+  prefix and the second does not, hence 0.86 passes; over 8 steps FLOPs are 1.464. The perturbed rows draw windows of
+  their own, as with ComfyUI's own PAG node.
 - More than 1.35 when CFG is off in some steps, which makes the run without PAG cheaper (CFG Limiter, Automatic CFG).
   The number of passes is the same.
 - More when the pack runs the network itself instead of through the model's own call (DeepCache): the first perturbed
