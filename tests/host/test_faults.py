@@ -16,7 +16,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from pag_pack.nodes.host.hooks import attention
-from pag_pack.nodes.host.run import run
+from pag_pack.nodes.host.run.report import Report
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
@@ -87,7 +87,7 @@ def broken_at(number: int, function):
 @pytest.mark.in_turn("sample")
 @ways
 @families
-@pytest.mark.parametrize(("where", "name"), [(attention, "perturb_attention"), (run.Run, "record")],
+@pytest.mark.parametrize(("where", "name"), [(attention, "perturb_attention"), (Report, "record")],
                          ids=["in the attention", "after the step"])
 def test_a_failure_of_our_own_leaves_no_trace(family, sample, where, name, monkeypatch):
     model, settings = family(), Run(steps=STEPS)

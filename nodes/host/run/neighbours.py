@@ -30,7 +30,10 @@ COMPILED = "the model is compiled"
 _ATTENTIONS = {"attn1": 1, "attn2": None}  # in patches_replace: in how many calls they are tried; None: in all
 _FRAMES = (SpatialVideoTransformer, VideoResBlock)
 _SAMPLE_WISE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm)
-_HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond")  # in transformer_options
+# In transformer_options: the host's own, and what its networks leave there for the blocks of a forward, which older
+# hosts give the same dict in every forward of a call.
+_HOSTS = ("patches", "patches_replace", "wrappers", "callbacks", "uuids", "cond_or_uncond", "original_shape",
+          "activations_shape", "img_slice", "grid_sizes", "reference_image_num_tokens")
 
 
 def others_in_options(model_options: dict) -> str | None:
