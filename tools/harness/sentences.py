@@ -9,11 +9,12 @@ from pathlib import Path
 from .host import ROOT
 
 _SAYING = {"tell", "_tell"}
+_REASON = "blocks_only"  # a keyword whose value is a part of errors
 
 
 def sentences(*paths: str) -> dict[str, str]:
-    """{template: file} of the errors raised and warnings told in these files, and of the reasons that functions named
-    why_... give; {0}, {1} ... stand for values."""
+    """{template: file} of the errors raised and warnings told in these files, and of the reasons in them: what
+    functions named why_... return, and why only blocks of a family can be skipped. {0}, {1} ... stand for values."""
     found = {}
     for path in paths:
         for file in sorted((ROOT / path).rglob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]:
@@ -29,6 +30,8 @@ def _of(file: Path) -> Iterator[str]:
             given = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
             yield from filter(None, map(_template, given))
     for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == _REASON:
+            yield from filter(None, [_template(node.value)])
         call = node.exc if isinstance(node, ast.Raise) else node
         if not isinstance(call, ast.Call) or not call.args:
             continue
