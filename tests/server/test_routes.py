@@ -64,7 +64,7 @@ def test_both_ways_of_a_selection(ask):
 
 
 def test_a_family_whose_blocks_alone_can_be_skipped(ask):
-    body = {"model": {"family": "MiniMax H3"}, "layers": "auto"}
+    body = {"model": {"family": "ACE-Step 1"}, "layers": "auto"}
     _, refused = ask("/pag/select", body)
     assert "skip_block" in refused["error"]
     assert refused["selected"]  # what is lit is right, all the same
