@@ -7,6 +7,7 @@ import pytest
 import torch
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.models.layers import UnsupportedModelError
+from pag_pack.nodes.host.run.prompts import explain
 from pag_pack.nodes.layers import PAGLayers
 from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.pag_core.selection import SelectionError
@@ -248,3 +249,8 @@ def test_model_of_an_unsupported_family(sample, scale, refused):
 
 def test_named_errors_are_value_errors():
     assert all(issubclass(error, ValueError) for error in (SettingError, SelectionError, UnsupportedModelError))
+
+
+@pytest.mark.parametrize("error", [TypeError("expected str, got int"), AttributeError("no attribute 'cache'")])
+def test_a_failure_of_other_code_is_not_put_down_to_a_prompt_without_text(error):
+    explain(error, {"positive": [{"cross_attn": None}]})  # an ADM has no other

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 _SHAPES = (re.compile(r"cannot be multiplied \(\d+x(?P<given>\d+) and (?P<expected>\d+)x\d+\)"),
            re.compile(r"normalized_shape=\[(?P<expected>\d+)\].* size ?\[[\d, ]*\b(?P<given>\d+)\]"))
 
+_ABSENT = re.compile(r"NoneType|required positional argument")  # in the words of Python, and of torch's functions
+
 
 def explain(error: Exception, conds: Mapping[str, Sequence[dict] | None]) -> None:
     """Raise ValueError from `error` where a prompt is the reason for it; `conds` are those of the guider, by name."""
@@ -28,7 +30,9 @@ def explain(error: Exception, conds: Mapping[str, Sequence[dict] | None]) -> Non
             raise ValueError(f"The pooled output of the {name} conditioning has {shapes['given']} channels, but this "
                              f"model expects {shapes['expected']}. Encode the prompt with the text encoder that "
                              f"belongs to this model.") from error
-    for name, entry in entries if shapes or type(error) is not RuntimeError else ():
+    # Other code may fail in the same call; a model without text, such as an ADM, is not to blame for that.
+    is_absent = type(error) is not RuntimeError and _ABSENT.search(str(error))
+    for name, entry in entries if shapes or is_absent else ():
         if entry.get("cross_attn") is None:
             raise ValueError(f"The {name} conditioning contains no text, and this model cannot run without it "
                              f"({error}). Encode the prompt with the text encoder that belongs to this model."
