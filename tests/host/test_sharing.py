@@ -125,6 +125,42 @@ def test_beside_another_node(name, _, change):
     assert relative_error(result, run.model_patch(model, SCALE, layers, WHOLE)) < 1e-4
 
 
+def mixing_rows(model, steps):
+    """In these steps of the run what a row gets depends on the number of rows, as where a node ends at some sigma."""
+    step = None
+
+    def note(apply_model, args):
+        nonlocal step
+        step = step_of[round(float(args["timestep"].max()), 4)]
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    def mix(q, k, v, options):
+        out = optimized_attention(q, k, v, options["n_heads"])
+        return out * (1.0 + 0.1 * len(options["cond_or_uncond"])) if step in steps else out
+
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", LONG).tolist()
+    step_of = {round(sigma, 4): number for number, sigma in enumerate(sigmas)}
+    model = model.clone()
+    model.set_model_unet_function_wrapper(note)
+    for block in (("input", 1), ("input", 4)):
+        model.set_model_attn1_replace(mix, *block)
+    return model
+
+
+LONG = 12
+
+
+@pytest.mark.parametrize(("steps", "shared"), [(range(2), 10), (range(3), 7), (range(3, 5), 10),
+                                               (range(0, LONG, 2), 2), (range(LONG), 0)], ids=str)
+def test_the_prefix_is_shared_again_when_others_no_longer_mix_rows(steps, shared):
+    run = sampled("sd15", steps=LONG, scheduler="normal")
+    model = mixing_rows(models.sd15(), steps)
+    cost, result = flops(lambda: run.model_patch(model, SCALE, "m0"))
+    plain, extra = flops(lambda: run.ksampler(model))[0], undisturbed("sd15") - 1.0
+    assert relative_error(result, run.model_patch(model, SCALE, "m0", WHOLE)) < 1e-4
+    assert LONG * (1.5 - cost / plain) / (0.5 - extra) > shared - 0.1
+
+
 MOVING = {**{f.__name__: wrapped(f) for f in (tile_major, mirrored_copy, one_by_one, without_rows_names)},
           "one_by_one, around the model": around_the_model(one_by_one)}
 

@@ -38,25 +38,41 @@ class Proof:
 
     Attributes:
         is_given: whether that code treats both alike; None until it was tried.
+        has_differed: whether it has once treated them apart in this run.
         turn: how many forwards it was tried in.
         unclear: indices of the units in which it lays the rows out anew.
     """
 
     def __init__(self) -> None:
         self.is_given: bool | None = None
+        self.has_differed = False
         self.turn = 0
         self.unclear: set[int] = set()
+        self.pause = self.rest = 1  # evaluations between two attempts, and until the next
 
     def add(self, is_same: bool) -> None:
         """What came of trying."""
         self.is_given = is_same and self.is_given is not False
+        self.has_differed |= not is_same
+
+    def begin(self) -> None:
+        """Before an evaluation. Code that treats rows apart may do so in a part of the run only (a range of noise
+        levels), so it is tried again, ever more rarely as long as it still does. Not where the rows cannot be told, for
+        there only one unit is tried in a forward."""
+        if self.is_given is not False or self.unclear:
+            return
+        self.rest -= 1
+        if self.rest < 0:
+            self.is_given, self.turn = None, 0
+            self.pause = self.rest = 2 * self.pause
 
 
 class Trials:
     """In one forward of the host's own: what others have put into the units before `first` is tried.
 
     Patches of little cost are tried in every unit. What computes a whole attention, or is a module's forward, is tried
-    everywhere in the first forward, then in its first calls and in one unit, another in each forward. Where the rows
+    everywhere in the first forward, and in every forward once others' code has treated rows apart in this run; else in
+    its first calls and in one unit, another in each forward. Where the rows
     cannot be told, because a patch laid them out anew, a unit as a whole is tried: one that is known, another in each
     forward, and the first that is found.
 
@@ -73,7 +89,7 @@ class Trials:
     def __init__(self, units: Units, first: int, rows: list[int], options: dict, batch: int, others: list,
                  state: Sequence, proof: Proof, tell: Callable[[torch.Tensor, bool], None]) -> None:
         self.units, self.first, self.batch, self.tell = units, first, batch, tell
-        self.is_first = proof.turn == 0
+        self.are_all_due = proof.turn == 0 or proof.has_differed
         self.uuids, self.others, self.state, self.proof = options["uuids"], others, state, proof
         self.plan = RowPlan(tuple(rows), tuple(range(len(self.uuids))))
         attentions = [index for index, unit in enumerate(units.modules[:first]) if isinstance(unit, SELF_ATTENTION)]
@@ -104,7 +120,7 @@ class Trials:
             for of_module, key in hooks:
                 stack.callback(of_module.__setitem__, key, of_module[key])
                 of_module[key] = self.tried(of_module[key])
-            for module in replaced if self.is_first else replaced and [_in_turn(replaced, self.proof.turn)]:
+            for module in replaced if self.are_all_due else replaced and [_in_turn(replaced, self.proof.turn)]:
                 stack.enter_context(other_forward(module, partial(self.tried, in_turn=True)))
             yield
         self.proof.turn += 1
@@ -180,7 +196,7 @@ class Trials:
         return self.cut_options[id(given)][1]
 
     def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor], in_turn: bool) -> None:
-        by_turn = in_turn and not self.is_first
+        by_turn = in_turn and not self.are_all_due
         if not alone or len(alone) != len(among_all):
             self.tell(torch.tensor(not alone and not among_all), by_turn)
         for one, other in zip(alone, among_all, strict=False):
@@ -214,7 +230,7 @@ class _Tried:
         return out
 
     def _is_due(self) -> bool:
-        if self.calls is None or self.trials.is_first or self.trials.unit == self.trials.turn:
+        if self.calls is None or self.trials.are_all_due or self.trials.unit == self.trials.turn:
             return True
         code = _code(self.function)
         self.trials.calls[code] += 1

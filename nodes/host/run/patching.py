@@ -273,6 +273,7 @@ class Guidance:
             None if is_free else "another node makes the calls for CFG")
         store = options.get(_STORE)
         if store is None:
+            run.proof.begin()
             store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
                                 bool(wrappers_around_calls(options)) or not is_free)
             options = Forwards((step,), run.report.declined.add).plain(store).added_to(options)
