@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfy.nested_tensor import NestedTensor
 from pag_pack.nodes.guidance import PAGGuider
 from pag_pack.nodes.host.models.layers import UnsupportedModelError
-from pag_pack.nodes.host.run.prompts import explain
+from pag_pack.nodes.host.run.failures import explain
 from pag_pack.nodes.layers import PAGLayers
 from pag_pack.nodes.options import PAGOptionsNode
 from pag_pack.pag_core.selection import SelectionError
@@ -188,6 +189,47 @@ def test_a_prompt_of_another_model_on_every_kind_of_network(how):
     wide = [[torch.cat([text, text[..., :8]], dim=-1), extra]]
     with pytest.raises(ValueError, match=r"text encoder"):
         replace(run, positive=wide).model_patch(how.build(), SCALE, "auto", PAGOptions("skip_block"))
+
+
+@pytest.mark.parametrize("how", [how for how in [*SAMPLED, *SAMPLED_BLOCKS] if how.name in (
+    "SD 1.5", "SVD", "SD3.5 medium", "AuraFlow", "Flux", "Hunyuan3D 2", "PixelDiT", "Stable Cascade B", "Stable Audio",
+    "ACE-Step 1", "ACE-Step 1.5")], ids=lambda how: how.name)
+def test_a_latent_with_a_dimension_more(how):
+    run, model = sampled(how, 4.0, 1, steps=1), how.build()
+    samples = run.latent["samples"].unsqueeze(2) + 0.1
+    with pytest.raises(ValueError, match=rf"^The latent has {samples.ndim} dimensions \(.*\), but this model's latents "
+                                         rf"have {samples.ndim - 1} \(.*\)\. Connect the empty latent node"):
+        replace(run, latent={"samples": samples}).model_patch(model, SCALE, "auto", PAGOptions("skip_block"))
+
+
+@pytest.mark.parametrize("name", ["Kandinsky 5, one image", "Krea 2"])
+def test_a_frame_for_an_image_stays_where_the_model_takes_it(name):
+    how = next(how for how in SAMPLED if how.name == name)
+    run = sampled(how, 4.0, 1, steps=1)
+    latent = {"samples": torch.full((1, 16, 1, 8, 12), 0.1)}
+    assert replace(run, latent=latent).model_patch(how.build(), SCALE, "auto").isfinite().all()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda video, *sound: (torch.cat([video, video[:, :1]], dim=1), *sound),
+     r"^This model could not sample latents with the shapes 1 × \d+ × .* and 1 × .*\)\. Connect the empty latent"),
+    (lambda video, *sound: (video.unsqueeze(2), *sound), "could not sample latents with the shapes")],
+    ids=["a channel more", "a dimension more"])
+@pytest.mark.parametrize("name", ["LTX-Video with sound", "TripoSplat", "MiniMax H3"])
+def test_several_latents_of_another_form(name, change, message):
+    how = next(how for how in [*SAMPLED, *SAMPLED_BLOCKS] if how.name == name)
+    run = sampled(how, 4.0, 1, steps=1)
+    latent = {"samples": NestedTensor(change(*run.latent["samples"].unbind()))}
+    with pytest.raises(ValueError, match=message):
+        replace(run, latent=latent).model_patch(how.build(), SCALE, "auto", PAGOptions("skip_block"))
+
+
+def test_one_latent_where_the_model_samples_two():
+    how = next(how for how in SAMPLED_BLOCKS if how.name == "MiniMax H3")
+    run = sampled(how, 4.0, 1, steps=1)
+    video = torch.cat([run.latent["samples"].unbind()[0], torch.zeros(1, 8, 2, 6, 4)], dim=1) + 0.1
+    with pytest.raises(ValueError, match=r"could not sample a latent with the shape .* some models need several"):
+        replace(run, latent={"samples": video}).model_patch(how.build(), SCALE, "auto", PAGOptions("skip_block"))
 
 
 def test_other_failures_of_a_first_call_stay_what_they_are():

@@ -32,9 +32,10 @@ from ..models.levels import percent_to_sigma
 from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
+from .failures import explain
 from .forwards import Forwards
 from .guiders import asked
-from .latents import Weights, check_mask
+from .latents import Shapes, Weights, check_mask
 from .negative import check_negative, with_weak_negative
 from .neighbours import (
     CALC_COND_BATCH,
@@ -47,7 +48,6 @@ from .neighbours import (
 )
 from .observation import Observer, observed_callback, watched_step
 from .preview import delta_preview
-from .prompts import explain
 from .run import Proof, Run
 from .uuids import make_distinct
 
@@ -101,6 +101,12 @@ def _checked_sample(executor, noise, latent_image, *args, **kwargs):
     """OUTER_SAMPLE wrapper of a PAG that is off: the host's own run, but the same errors as where it is on."""
     check_samples(executor.class_obj.model_patcher, noise, latent_image, kwargs.get("latent_shapes"))
     return executor(noise, latent_image, *args, **kwargs)
+
+
+def _explain(error: Exception, guider, latents: Shapes) -> None:
+    """See `failures.explain`."""
+    latent_format = guider.model_patcher.get_model_object("latent_format")
+    explain(error, getattr(guider, "conds", {}), latents, getattr(latent_format, "latent_dimensions", None))
 
 
 def changed(options: dict, model_options: dict) -> set[str]:
@@ -163,7 +169,7 @@ class Guidance:
                 output = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
             except Exception as error:
                 if run.report.calls == 0:  # some models encode the prompts before the first call
-                    explain(error, getattr(guider, "conds", {}))
+                    _explain(error, guider, run.latent_shapes or [noise.shape])
                 raise
         if not self.settings.is_off:
             run.say(type(guider).__name__, sigmas is None or len(sigmas) > 1)
@@ -197,7 +203,7 @@ class Guidance:
                 return self._predict_noise(executor, x, timestep, model_options, seed, run)
             except Exception as error:
                 if run.report.calls == 1:
-                    explain(error, getattr(executor.class_obj, "conds", {}))
+                    _explain(error, executor.class_obj, run.latent_shapes or [x.shape])
                 raise
 
     def _predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed: int | None,
