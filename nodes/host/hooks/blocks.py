@@ -25,6 +25,7 @@ from ..models.units import LayerKey, u_net_blocks
 from .attention import LayerPerturbation, flags
 from .causal import untouched
 from .compiled import other_forward
+from .forms import Call, Forms, tensors_of
 from .module_calls import ModuleCall
 from .rows import map_tensors, merged, pick, running
 from .tokens import TokenCount
@@ -64,11 +65,17 @@ def blocks_of(network: nn.Module, family: Family | None) -> dict[LayerKey, Block
 
 
 class BlockPatch:
-    """Alters the blocks that hold the selected layers in one forward; see `transformers.TransformerPatch`."""
+    """Alters the blocks that hold the selected layers in one forward; see `transformers.TransformerPatch`.
 
-    def __init__(self, family: Family | None, layers: dict[LayerKey, LayerPerturbation]) -> None:
+    Args:
+        forms: what is known of blocks that no table knows.
+    """
+
+    def __init__(self, family: Family | None, layers: dict[LayerKey, LayerPerturbation],
+                 forms: Forms | None = None) -> None:
         self.family = family
         self.layers = layers
+        self.forms = forms or Forms()
         # What a network keeps of one call's rows for the next has to be of whole calls, unless its blocks return it.
         self.is_apart = bool(family and family.keeps_between_calls and not any(group.keeps for group in family.groups))
 
@@ -78,7 +85,8 @@ class BlockPatch:
         """For one forward of `network`; arguments as for `TransformerPatch.around`."""
         uuids = options["uuids"]
         if not any(map(is_ours, uuids)):
-            yield options
+            with self.learning(network):
+                yield options
             return
         count, blocks = TokenCount(self.family), blocks_of(network, self.family)
         axes = self.family.axes if self.family else {}
@@ -90,8 +98,9 @@ class BlockPatch:
                 stack.callback(handle.remove)
             run: set[str] = set()
             for module, parts in of_module.items():
-                def altered(forward: Callable, parts=tuple(parts)) -> Callable:
-                    return _Altered(forward, parts, axes, count, noise_key, skipped, uuids, is_ours, run)
+                def altered(forward: Callable, module=module, parts=tuple(parts)) -> Callable:
+                    return _Altered(module, forward, parts, axes, count, noise_key, skipped, uuids, is_ours, run,
+                                    self.forms)
 
                 stack.enter_context(other_forward(module, altered))
             is_found = self.family is not None and self.family.is_found
@@ -101,6 +110,16 @@ class BlockPatch:
             if idle and self.family and run_inside:  # else a cache has answered the call
                 raise PerturbationError(f"layers: {', '.join(idle)} of {self.family.name} cannot be skipped, because "
                                         f"the network does not call the block as a whole. Select other layers.")
+
+    @contextmanager
+    def learning(self, network: nn.Module) -> Iterator[None]:
+        """For one forward of plain rows, which shows what blocks pass on that no table knows."""
+        if not (self.family and self.family.is_found):
+            yield
+            return
+        blocks = blocks_of(network, self.family)
+        with self.forms.watching([(layer.name, blocks[key].module) for key, layer in self.layers.items()]):
+            yield
 
 
 @contextmanager
@@ -126,14 +145,17 @@ class _Altered:
     """A block's forward, with weak rows among those of the batch.
 
     Attributes:
-        forward: the block's own.
+        module: the block.
+        forward: its own.
         parts: the selected layers that the block holds: the video's, the sound's.
         axes: as in `Family.axes`.
         count: where the image tokens are.
         uuids: of the rows that are in the batch at the moment; see `rows.running`.
         run: gets the names of the layers whose block has run.
+        forms: as in `BlockPatch`.
     """
 
+    module: nn.Module
     forward: Callable
     parts: tuple[_Part, ...]
     axes: Mapping[str | int, int | None]
@@ -143,6 +165,7 @@ class _Altered:
     uuids: list
     is_ours: Callable[[object], bool]
     run: set[str]
+    forms: Forms
 
     @property
     def group(self) -> Group:
@@ -202,24 +225,27 @@ class _Altered:
         return running(self.uuids, rows if len(ours) == len(self.uuids) else range(len(self.uuids)))
 
     def _by_shape(self, args: tuple, kwargs: dict):
-        """The block's result with each tensor moved towards the argument of the same shape; for calls of weak rows
-        alone. It runs even where it is skipped, for no one else knows what it returns."""
+        """The block's result with each tensor moved towards the argument that it continues; for calls of weak rows
+        alone."""
         if not all(map(self.is_ours, self.uuids)):
             raise PerturbationError(f"{self.layer.name} got plain and perturbed rows in one call, which only a known "
                                     f"network supports.")
-        given: list[torch.Tensor] = []
-        map_tensors((args, kwargs), lambda t: given.append(t.clone()) or t)
-        what = self.layer.perturbation
+        form = self.forms.of(self.module, args, kwargs)
+        if form and form.output is not None and not self.layer.perturbation.needs_map:
+            return form.standing_in(tensors_of(args, kwargs))
+        if form:
+            before = [t.clone() for t in tensors_of(args, kwargs)]  # the block may change them
+            out = self.forward(*args, **kwargs)
+        else:
+            call = Call(self.layer.name, self.module, args, kwargs)
+            before, out = call.before, self.forward(*args, **kwargs)
+            form = self.forms.learn(call, out)
+        places = iter(form.places)
 
         def altered(x: torch.Tensor) -> torch.Tensor:
-            own = next((t for t in given if t.shape == x.shape), None)
-            if own is None:
-                raise PerturbationError(f"layers: {self.layer.name} cannot be skipped: its output has the shape "
-                                        f"{'×'.join(map(str, x.shape))}, which differs from its input's. Select other "
-                                        f"layers.")
-            return perturb_block((own,), lambda _: (x,), what)[0]
+            return perturb_block((before[next(places)],), lambda _: (x,), self.layer.perturbation)[0]
 
-        return map_tensors(self.forward(*args, **kwargs), altered)
+        return map_tensors(out, altered)
 
     def _weak(self, call: ModuleCall, axis: int) -> tuple[Streams, tuple]:
         """The streams of one weak row, and what else its block returned."""

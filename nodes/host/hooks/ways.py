@@ -9,6 +9,7 @@ from ..models.units import LayerKey
 from .attention import LayerPerturbation
 from .blocks import BlockPatch
 from .exchange import ExchangePatch
+from .forms import Forms
 from .transformers import TransformerPatch
 from .u_nets import UNetPatch
 from .unknown import UnknownPatch
@@ -16,8 +17,8 @@ from .unknown import UnknownPatch
 Patch = UNetPatch | TransformerPatch | BlockPatch | ExchangePatch | UnknownPatch
 
 
-def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Patch:
-    """What perturbs these layers, {the layer's key: what is done there}.
+def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation], forms: Forms | None = None) -> Patch:
+    """What perturbs these layers, {the layer's key: what is done there}; `forms` as for `BlockPatch`.
 
     Raises:
         PerturbationError: where the model's family does not allow their kind of perturbation.
@@ -27,7 +28,7 @@ def way_in(found: ModelLayers, layers: dict[LayerKey, LayerPerturbation]) -> Pat
     for layer in layers.values():
         check_family(found, layer.perturbation)
     if any(layer.perturbation.kind.acts_on_block for layer in layers.values()):
-        return BlockPatch(found.family, layers)
+        return BlockPatch(found.family, layers, forms)
     if found.family and found.family.is_found and not any(layer.perturbation.kind.needs_map
                                                           for layer in layers.values()):
         return UnknownPatch(found.family, layers)

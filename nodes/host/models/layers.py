@@ -55,6 +55,11 @@ class ModelLayers:
         return bool(self.family and self.family.packs_rows)
 
     @property
+    def is_by_shape(self) -> bool:
+        """Whether its blocks are known only by the shapes of what they take and return."""
+        return bool(self.family and self.family.is_found)
+
+    @property
     def one_row(self) -> tuple[str, ...]:
         """Conditions with which the host's code for this model takes a batch of one only."""
         return self.family.one_row if self.family else ()

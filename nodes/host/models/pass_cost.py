@@ -4,7 +4,8 @@ The pass begins where its rows join (see `units`), and a layer whose whole map b
 never computes it. U-Nets and ADM are counted layer by layer, at the picture size they were made for. Of a transformer
 every block counts the same, for the blocks of a network do nearly the same work (a double block of Flux spends on two
 streams what a single block spends on one), and what lies outside them next to nothing. Where the blocks are not
-even, the whole pass is counted, which is more than it costs.
+even, the whole pass is counted, which is more than it costs, but for blocks that are skipped in a network that no table
+knows: these count by their weights.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 from ....pag_core import adm
 from .adm_model import ADMNetwork
 from .families import Family
-from .structure import group_modules
+from .structure import group_modules, weights_of
 from .units import LayerKey, u_net_blocks, units_of
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
@@ -68,10 +69,13 @@ def pass_cost(network: nn.Module, keys: Collection[LayerKey], family: Family | N
 
 
 def _of_transformer(network: nn.Module, keys, family: Family) -> PassCost:
-    if not family.even:
-        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0), {key: (key, 0.0) for key in keys})
-    units = units_of(network, family)
     modules = [(group, module) for group in family.groups for module in group_modules(network, group)]
+    if not family.even:
+        size = weights_of(network) if family.is_found else 1
+        shares = [weights_of(module) / size if family.is_found else 0.0 for _, module in modules]
+        return PassCost(dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 0.0),
+                        {key: (key, share) for key, share in zip(keys, shares, strict=True)})
+    units = units_of(network, family)
     from_here, maps, blocks = {}, {}, {}
     for key, (group, module) in zip(keys, modules, strict=True):
         place, count = units.places[key], len(units.modules) + len(units.beside)

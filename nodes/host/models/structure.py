@@ -33,14 +33,14 @@ def exchange_of(network: nn.Module) -> Family | None:
 def family_by_structure(network: nn.Module) -> Family | None:
     """A family for a network that is not in the tables: its lists of like blocks, which can be skipped; None where it
     has none."""
-    size = sum(weight.numel() for weight in network.parameters())
+    size = weights_of(network)
     lists: dict[str, list[nn.Module]] = defaultdict(list)  # {path: blocks}; like lists in the parts of another are one
     for path, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and all(map(_runs, module)):
             lists[re.sub(r"\.\d+(?=\.|$)", ".*", path)].extend(module)
     groups: list[Group] = []
     for path, blocks in lists.items():
-        weights = sum(weight.numel() for block in blocks for weight in block.parameters())
+        weights = sum(map(weights_of, blocks))
         is_inside = any(path.startswith(group.path) for group in groups)
         if len(blocks) > 2 and len({type(block) for block in blocks}) == 1 and weights > size / 10 and not is_inside:
             groups.append(Group(path.rpartition(".")[2], f"{path}.*", by_shape=True))
@@ -50,10 +50,15 @@ def family_by_structure(network: nn.Module) -> Family | None:
     name = type(network).__name__
     if len(groups) == 1:
         groups = [replace(groups[0], name="")]
-    return Family(name, "", tuple(groups), source="the middle of the network; not tuned", even=False, patch=None,
-                  packs_rows=True,
+    return Family(name, "", tuple(groups), source="the middle of the network; not tuned", even=False, skips=True,
+                  patch=None, packs_rows=True,
                   blocks_only=f"{name} is not known to Perturbed-Attention Guidance; its blocks were found by their "
                               f"structure")
+
+
+def weights_of(module: nn.Module) -> int:
+    """How many numbers a module's weights are."""
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _runs(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..hooks.blocks import BlockPatch
 from ..hooks.compiled import as_written, uncompiled
 from ..hooks.entry import Entry, inside, noting
 from ..hooks.joint import JointPrefix
@@ -42,6 +43,7 @@ NOT_RUN = "the conditional rows did not pass through the network in this step"
 STATEFUL = "the network keeps tensors between calls"
 PACKED = "the network uses a batch layout of its own"
 MOVED = "another node calls the model without telling which rows the batch contains"
+DOES_MORE = "the network's blocks may do more than pass on what they return"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
@@ -192,6 +194,8 @@ class Forwards:
                     self.decline(MOVED)
                 elif not units.is_stateless:
                     self.decline(STATEFUL)
+                elif step.found.is_by_shape and kept and not step.run.forms.are_pure(units.modules[:step.first_unit]):
+                    self.decline(DOES_MORE)
                 elif step.run.proof.is_given is False:
                     self.decline(CHANCE)
                 elif kept is None:
@@ -238,8 +242,15 @@ class Forwards:
 
     @contextmanager
     def _plain(self, store: PrefixStore, network, units, *forward) -> Iterator[dict]:
-        with store.watching(units), self._recorded(store, network, units, *forward) as options:
-            yield options
+        with ExitStack() as stack:
+            for step in self.passes if units else ():
+                if isinstance(step.patch, BlockPatch):
+                    stack.enter_context(step.patch.learning(network))
+            run = self.passes[0].run
+            if units and run.found.is_by_shape and max(store.firsts):
+                stack.enter_context(run.forms.watching([("", unit) for unit in units.modules[:max(store.firsts)]]))
+            stack.enter_context(store.watching(units))
+            yield stack.enter_context(self._recorded(store, network, units, *forward))
 
     @contextmanager
     def _recorded(self, store: PrefixStore, network, units, options: dict, x: torch.Tensor, control,

@@ -217,7 +217,7 @@ class Guidance:
         run.report.is_faded |= scale == 0.0 and sigma is not None and sigma in run.schedule.window
         if scale == 0.0 and not run.is_watched:
             return executor(x, timestep, model_options, seed)
-        patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)))
+        patch = way_in(self.found, _weak_layers(self.found, self.settings, run.plan.at(sigma)), run.forms)
 
         def predict(options: dict, step: WeakPass | None = None, has_weak_negative: bool = False) -> torch.Tensor:
             ours = changed(options, model_options)

@@ -10,6 +10,7 @@ from uuid import UUID
 from ....pag_core.delta import History
 from ....pag_core.schedule import ScaleSchedule
 from ....pag_core.stages import LayerPlan
+from ..hooks.forms import Forms
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Proof
 from ..models.layers import ModelLayers
@@ -54,6 +55,7 @@ class Run:
         self.weights = weights or Weights()
         self.history: dict[int, History] = defaultdict(History)  # of each latent
         self.networks = Networks(found)
+        self.forms = Forms()
         self.report = Report()
         self.reused = Reused(sigmas or ())
         self.memory = Memory()
