@@ -22,11 +22,12 @@ from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixStore
 from ..hooks.replay import PrefixLostError
 from ..hooks.rows import UnclearError
-from .forwards import Forwards
+from .forwards import JointForwards
 from .latents import latent_by_latent
 from .neighbours import others_in_conds
 from .predictions import Pair
 from .run import Run
+from .weak_forwards import WeakForwards
 
 LOW_MEMORY = "there is not enough free memory for all rows in one call"
 
@@ -44,7 +45,7 @@ class JointCall:
             run.report.declined_joint.add(reason)
             return self._host(args)
         weak = [step.weak_conds(conds[0]) for step in self.passes]
-        forwards = Forwards(self.passes, decline=run.report.declined.add).joint(on_split=run.must_split)
+        forwards = JointForwards(self.passes, on_split=run.must_split)
         try:
             outputs = comfy.samplers.calc_cond_batch(args["model"], [*conds, *weak], args["input"], args["sigma"],
                                                      forwards.added_to(args["model_options"]))
@@ -201,8 +202,8 @@ class WeakPass:
 
     def _alone(self, weak: list[dict], store: PrefixStore | None, args: dict, is_past: bool,
                is_skipped: bool) -> tuple[torch.Tensor, bool]:
-        """The weak prediction, and whether an altered unit ran for it; arguments as for `Forwards.alone`."""
-        forwards = Forwards((self,), self.run.report.declined.add).alone(store, is_past, is_skipped)
+        """The weak prediction, and whether an altered unit ran for it; arguments as for `WeakForwards`."""
+        forwards = WeakForwards(self, store, is_past, is_skipped)
         (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],
                                                        forwards.added_to(args["model_options"]))
         return prediction, forwards.has_run_altered

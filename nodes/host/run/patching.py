@@ -33,7 +33,7 @@ from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .failures import explain
-from .forwards import Forwards
+from .forwards import PlainForwards
 from .guiders import asked
 from .latents import Shapes, Weights, check_mask
 from .negative import check_negative, with_weak_negative
@@ -282,7 +282,7 @@ class Guidance:
             run.proof.begin()
             store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
                                 bool(wrappers_around_calls(options)) or not is_free)
-            options = Forwards((step,), run.report.declined.add).plain(store).added_to(options)
+            options = PlainForwards(step, store).added_to(options)
             options[_STORE] = store
         if reason:
             run.memory.begin(attachments(options), [model.diffusion_model for model in models])
