@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from types import MethodType, SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy.patcher_extension import WrappersMP
 
 from . import models
@@ -395,6 +396,57 @@ def before_cfg(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def changed_in_place(model: ModelPatcher) -> ModelPatcher:
+    """As a multiplier of channels before CFG: the conditional prediction itself is changed."""
+    def before(args: dict) -> list[torch.Tensor]:
+        args["conds_out"][0][:, :2] *= 0.6
+        return args["conds_out"]
+
+    model = model.clone()
+    model.set_model_sampler_pre_cfg_function(before)
+    return model
+
+
+def changed_in_place_by_cfg(model: ModelPatcher) -> ModelPatcher:
+    def cfg(args: dict) -> torch.Tensor:
+        args["cond_denoised"].mul_(0.6)
+        return args["input"] - args["cond_denoised"]
+
+    model = model.clone()
+    model.set_model_sampler_cfg_function(cfg)
+    return model
+
+
+def options_copied_deeply(model: ModelPatcher) -> ModelPatcher:
+    """As a guidance of its own before CFG: another call of the conditional rows, with an attention off."""
+    import comfy.samplers
+
+    def before(args: dict) -> list[torch.Tensor]:
+        options = set_model_options_patch_replace(copy.deepcopy(args["model_options"]), lambda q, *_: torch.zeros_like(
+            q), "attn1", "input", 1)
+        (weak,) = comfy.samplers.calc_cond_batch(args["model"], args["conds"][:1], args["input"], args["timestep"],
+                                                 options)
+        cond, *others = args["conds_out"]
+        return [cond + 0.5 * (cond - weak), *others]
+
+    model = model.clone()
+    model.set_model_sampler_pre_cfg_function(before)
+    return model
+
+
+def attention_changed_in_place(model: ModelPatcher) -> ModelPatcher:
+    """As frames laid out in a grid: what an attention is given is written over."""
+    def attention(q, k, v, options):
+        for t in (q, k, v):
+            t[:, 1:] = t[:, 1:].flip(1)
+        return optimized_attention(q, k, v, options["n_heads"])
+
+    model = model.clone()
+    for place in (("input", 1), ("middle", 0), ("output", 2)):
+        model.set_model_attn1_replace(attention, *place)
+    return model
+
+
 def slot_taken(model: ModelPatcher) -> ModelPatcher:
     import comfy.samplers
 
@@ -575,6 +627,8 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "rows mixed by attention": rows_mixed_by_attention, "attention kept for later": attention_kept_for_later,
     "a feature kept for later": feature_kept_for_later, "before CFG": before_cfg,
     "the slot taken, before CFG": slot_taken_before_cfg,
+    "a prediction changed in place": changed_in_place, "and by CFG": changed_in_place_by_cfg,
+    "options copied deeply": options_copied_deeply, "attention changed in place": attention_changed_in_place,
     "noise on what enters": noise_on_what_enters, "noise on the text": lambda model: noise_on_the_text()(model),
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
     "Python's random numbers": scaled_by_chance(random.random),

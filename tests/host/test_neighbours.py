@@ -39,7 +39,7 @@ def separate(model: ModelPatcher, chain: int) -> ModelPatcher:
     raw = {}
 
     def pre_cfg(args: dict) -> list[torch.Tensor]:
-        raw["cond"] = args["conds_out"][0]
+        raw["cond"] = args["conds_out"][0].clone()
         return args["conds_out"]
 
     def post_cfg(args: dict) -> torch.Tensor:
@@ -187,6 +187,63 @@ def test_where_a_guider_gives_the_conditional_rows_another_index(beside, style):
     expected = result(separate(neighbour(models.sd15()), 1))
     assert relative_error(result(guided(neighbour(models.sd15()), 1)), expected) <= 1e-4
     assert relative_error(result(neighbour(models.sd15())), expected) > 1e-3
+
+
+class OwnFormula(comfy.samplers.CFGGuider):
+    """As a guider of STG: it calls the model by itself, the conditional rows a second time with attentions off, and
+    asks only the functions after CFG. It names its result as the input, and no negative where it computed none.
+
+    Args:
+        names_input: whether it names the input as the host does.
+    """
+
+    def __init__(self, model: ModelPatcher, run: Run, names_input: bool) -> None:
+        super().__init__(model)
+        self.set_conds(run.positive, run.negative)
+        self.set_cfg(run.cfg)
+        self.names_input = names_input
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        def called(name: str, options: dict | None = None) -> torch.Tensor:
+            return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[name]], x, timestep,
+                                                  options or model_options)[0]
+
+        cond, negative = called("positive"), called("negative") if self.cfg > 1.0 else 0
+        off = set_model_options_patch_replace(model_options.copy(), lambda q, *_: torch.zeros_like(q), "attn1", "input",
+                                              1)
+        result = cond + (self.cfg - 1.0) * (cond - negative) + 0.5 * (cond - called("positive", off))
+        for function in model_options.get("sampler_post_cfg_function", []):
+            result = function({
+                "denoised": result, "cond": self.conds["positive"], "uncond": self.conds["negative"],
+                "model": self.inner_model, "uncond_denoised": negative, "cond_denoised": cond, "sigma": timestep,
+                "model_options": model_options, "input": x if self.names_input else result})
+        return result
+
+
+@pytest.mark.parametrize("names_input", [True, False])
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+def test_a_guider_with_a_formula_of_its_own(cfg, batch, chain, names_input):
+    run = sampled(cfg, batch)
+    expected, beside = (run.advanced(OwnFormula(model, run, True)) for model in (
+        separate(models.sd15(), chain), models.sd15()))
+    assert relative_error(beside, expected) > 1e-3
+    result = run.advanced(OwnFormula(guided(models.sd15(), chain), run, names_input))
+    assert relative_error(result, expected) <= 1e-4
+
+
+@pytest.mark.parametrize(("build", "layer", "run"), [
+    (models.flux, "single.1", latent_run((8, 12), 4.0)), (models.wan, "1", latent_run((2, 8, 12), 4.0))],
+    ids=["Flux", "Wan"])
+def test_an_override_may_change_in_place_what_it_is_given(build, layer, run):
+    def sampled(change) -> torch.Tensor:
+        def override(function, q, k, v, *args, **kwargs):
+            return function(*(change(t) for t in (q, k, v)), *args, **kwargs)
+
+        model = build().clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return run.model_patch(model, SCALE, layer)
+
+    assert torch.equal(sampled(lambda t: t.mul_(0.9)), sampled(lambda t: 0.9 * t))
 
 
 @pytest.mark.parametrize(("build", "layer", "run"), [

@@ -59,6 +59,12 @@ def as_given(previous: Callable | None, func: Callable, args: tuple, kwargs: dic
     return partial(previous, func, *args, **kwargs) if previous else partial(func, *args, **kwargs)
 
 
+def on_copies(previous: Callable | None, *before, args: tuple, **kwargs) -> Callable[[], torch.Tensor] | None:
+    """Another node's attention with copies of q, k and v, the first of `args`, which it may change in place while ours
+    still needs them; None where there is none. `before`: what it is given before these."""
+    return previous and (lambda: previous(*before, *(t.clone() for t in args[:3]), *args[3:], **kwargs))
+
+
 def flags(uuids: Sequence, is_ours: Callable[[object], bool], batch: torch.Tensor) -> list[bool]:
     """Which rows of a batch are perturbed, one flag for each.
 

@@ -7,7 +7,7 @@ matter: the last one before the first altered unit, and those whose output is re
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,7 @@ from .entry import Answers, Entry, excerpts
 from .matched import Sampled
 from .remembered import Change, Snapshot, changes, is_plain, snapshot
 from .rows import map_tensors, pick, tensors_in
+from .uncopied import Uncopied
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Kept:
     remembered: dict[int, list[Change]] = field(default_factory=dict)
 
 
-class PrefixStore:
+class PrefixStore(Uncopied):
     """What the conditional rows of one step left at the units. Shared by the PAGs of a chain.
 
     It may fill half of the memory that is free on its device. What is too much for that goes to the CPU if it is one
@@ -76,7 +77,9 @@ class PrefixStore:
         self.is_watched = self.has_run = False  # whether a forward of the host's was, and whether a unit ran in one
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
         self.seen: dict[int, set[UUID]] = defaultdict(set)  # {index: uuids of the rows that ran under it}
-        self.rows: dict[UUID, deque[Kept]] = defaultdict(deque)
+        self.rows: dict[UUID, list[Kept]] = defaultdict(list)
+        self.taken: Counter[UUID] = Counter()  # how many of a row's were, in the weak rows' call that runs
+        self.inputs: dict[UUID, torch.Tensor] = {}  # {row: the latent of its first call}
         self.controls: dict[UUID, list[dict[str, list]]] = defaultdict(list)  # {row: what its ControlNet gave it}
         self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
@@ -145,6 +148,11 @@ class PrefixStore:
                 kept.outputs.clear()
                 kept.beside, kept.is_complete = None, False
 
+    def note_input(self, conds: list[list[dict] | None], x: torch.Tensor) -> None:
+        """A call of the host runs these conditionings on this latent."""
+        for cond in (cond for rows in conds for cond in rows or ()):
+            self.inputs.setdefault(cond["uuid"], x)
+
     def note_control(self, control: dict[str, list], batch: int, options: dict) -> None:
         """A ControlNet has given this, {place: residuals}, to a batch with these transformer_options."""
         uuids, conds = options["uuids"], options["cond_or_uncond"]
@@ -167,15 +175,20 @@ class PrefixStore:
 
     def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
         """What the conditional rows of these weak rows left, in the order in which they ran; None where one is missing.
+
+        The rest of what a row left is of later calls: a guider may run it again, with a perturbation of its own.
         """
-        queues = [self.rows.get(sources[uuid]) if uuid in sources else None for uuid in uuids]
-        if not queues or not all(queues):
+        plain = [sources[uuid] for uuid in uuids if uuid in sources]
+        if not plain or len(plain) < len(uuids) or not all(self.rows.get(row) for row in plain):
             return None
-        kept = [queue[0] for queue in queues if queue]
         with self.lock:
-            for uuid in uuids:
-                self.rows[sources[uuid]].rotate(-1)  # a second PAG of a chain starts from the same
+            kept = [self.rows[row][self.taken[row] % len(self.rows[row])] for row in plain]
+            self.taken.update(plain)
         return kept if all(row.is_complete for row in kept) else None
+
+    def start_again(self) -> None:
+        """Before a call of weak rows, for each of a chain starts from the same."""
+        self.taken.clear()
 
     @property
     def is_skipped(self) -> bool:

@@ -28,11 +28,12 @@ from .entry import agree
 from .joint import plain_rows
 from .remembered import Own, apart
 from .rows import RowPlan, UnclearError, map_tensors, options_of_rows, pick, running, tensors_in
+from .uncopied import Uncopied
 
 _STOPS = (comfy.model_management.InterruptProcessingException, comfy.model_management.OOM_EXCEPTION)
 
 
-class Proof:
+class Proof(Uncopied):
     """Whether, beside other nodes' code in the units, a weak row may start from what its conditional row left. One for
     a run of a whole chain of PAGs.
 

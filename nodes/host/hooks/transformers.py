@@ -18,7 +18,7 @@ from ....pag_core.perturbation import KINDS
 from ..models.families import Family, Group, Tokens
 from ..models.structure import num_heads, selected_modules
 from ..models.units import TransformerKey
-from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows, flags
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows, flags, on_copies
 from .tokens import TokenCount
 from .values import value_hooks
 
@@ -131,7 +131,8 @@ class _Forward:
             call = as_given(previous, func, args, kwargs)
             if self.selected is None:
                 return call()
-            return self._perturbed(*self.selected, func, call, previous is not None, *args, **kwargs)
+            others = on_copies(previous, func, args=args, **kwargs)
+            return self._perturbed(*self.selected, func, call, others, *args, **kwargs)
 
         return {**options, OVERRIDE: override}
 
@@ -148,7 +149,7 @@ class _Forward:
             return image and slice(image.start, keys), slice(0, length)
         return None, slice(0, length)
 
-    def _perturbed(self, layer: LayerPerturbation, group: Group, func, call: Callable, is_others: bool, q, k, v,
+    def _perturbed(self, layer: LayerPerturbation, group: Group, func, call: Callable, others: Callable | None, q, k, v,
                    heads, mask=None, *args, skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         ours = flags(self.uuids, self.is_ours, q)
         layout = HeadLayout(heads, skip_reshape, skip_output_reshape)
@@ -169,7 +170,7 @@ class _Forward:
         return attend_rows(layer, ours, q, k, v, layout, host, per_head, mask=mask,
                            image=None if image == slice(0, keys) else image,
                            queries=None if length == keys else queries,
-                           whole=call() if is_others else None, scale=kwargs.get("scale"),
+                           whole=others() if others else None, scale=kwargs.get("scale"),
                            grid=(1, keys) if group.beside else self.count.grid, noise_key=self.noise_key)
 
 

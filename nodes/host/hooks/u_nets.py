@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..models.units import UNetKey, u_net_blocks
-from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, attend_rows, flags, on_copies
 
 
 class UNetPatch:
@@ -84,11 +84,10 @@ class _Replacement:
                 self.skipped(self.layer.name)
             return self.previous(q, k, v, extra_options, **kwargs) if self.previous else host(q, k, v)
 
-        whole = None
-        if self.previous:
-            whole = self.previous(q, k, v, extra_options, **kwargs)
-        elif OVERRIDE in extra_options:
-            whole = host(q, k, v)
+        others = on_copies(self.previous, args=(q, k, v, extra_options), **kwargs)
+        if others is None and OVERRIDE in extra_options:
+            others = on_copies(host, args=(q, k, v))
+        whole = others() if others else None
         grid = None if shape is None or shape[-2] * shape[-1] != q.shape[1] else (shape[-2], shape[-1])
         return attend_rows(self.layer, ours, q, k, v, layout, host, per_head, whole=whole, grid=grid,
                            noise_key=self.noise_key)

@@ -18,7 +18,7 @@ from ....pag_core.attention import PerturbationError
 from ..models.families import Family
 from ..models.structure import selected_modules
 from ..models.units import LayerKey
-from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows
+from .attention import OVERRIDE, HeadLayout, LayerPerturbation, as_given, attend_rows, on_copies
 from .rows import tensors_in
 
 _PATCHES = (1, 2, 4, 8, 16, 32)  # positions of the latent that a token is wide
@@ -89,9 +89,10 @@ class _Forward:
                                     f"skip_block.")
 
     def override(self, func: Callable, *args, **kwargs):
-        return self._attend(func, as_given(self.previous, func, args, kwargs), *args, **kwargs)
+        return self._attend(func, as_given(self.previous, func, args, kwargs),
+                            on_copies(self.previous, func, args=args, **kwargs), *args, **kwargs)
 
-    def _attend(self, func: Callable, call: Callable, q, k, v, heads: int, mask=None, *args,
+    def _attend(self, func: Callable, call: Callable, others: Callable | None, q, k, v, heads: int, mask=None, *args,
                 skip_reshape: bool = False, skip_output_reshape: bool = False, **kwargs):
         def host(q, k, v, mask, split: tuple[bool, bool] = (skip_reshape, skip_output_reshape)):
             return func(q, k, v, heads, mask, *args, skip_reshape=split[0], skip_output_reshape=split[1], **kwargs)
@@ -102,7 +103,7 @@ class _Forward:
         self.done = True
         return attend_rows(self.layer, [True], q, k, v, HeadLayout(heads, skip_reshape, skip_output_reshape), host,
                            lambda *given: host(*given, split=(True, True)), mask=mask,
-                           whole=call() if self.previous else None, scale=kwargs.get("scale"))
+                           whole=others() if others else None, scale=kwargs.get("scale"))
 
     def _is_image(self, tokens: int) -> bool:
         """Whether so many tokens are the image's, and cannot be text, or image and text, as well."""

@@ -22,9 +22,10 @@ from ....pag_core.settings import PAGSettings
 from ..hooks.kept import PrefixStore
 from ..hooks.replay import PrefixLostError
 from ..hooks.rows import UnclearError
+from ..hooks.uncopied import Uncopied
 from .forwards import JointForwards
 from .latents import latent_by_latent
-from .neighbours import others_in_conds
+from .neighbours import PRE_CFG, others_in_conds
 from .predictions import Pair
 from .run import Run
 from .weak_forwards import WeakForwards
@@ -32,7 +33,7 @@ from .weak_forwards import WeakForwards
 LOW_MEMORY = "there is not enough free memory for all rows in one call"
 
 
-class JointCall:
+class JointCall(Uncopied):
     """Replaces the host's calc_cond_batch for one step: the same call, with every PAG's weak rows where they fit in."""
 
     def __init__(self, passes: tuple[WeakPass, ...]) -> None:
@@ -97,7 +98,7 @@ def _fits(args: dict, passes: int) -> bool:
     return model.memory_required(shape, cond_shapes=shapes) * 1.5 < free(x.device)
 
 
-class WeakPass:
+class WeakPass(Uncopied):
     """The weak prediction of one step, and where it enters the result.
 
     Args:
@@ -105,11 +106,12 @@ class WeakPass:
         namespace: of the uuids of our rows; one for each PAG node, so that two in a chain do not mix.
         scale: s at this step; 0 for a prediction that is only looked at.
         sigma: the noise level; None where nobody asked for it.
+        x: the latent of this evaluation.
         pair: the predictions of an earlier step, to use in place of new ones.
     """
 
     def __init__(self, settings: PAGSettings, found, patch, namespace: uuid.UUID, run: Run, scale: float,
-                 sigma: float | None, pair: Pair | None = None) -> None:
+                 sigma: float | None, x: torch.Tensor, pair: Pair | None = None) -> None:
         self.settings = settings
         self.found = found
         self.patch = patch
@@ -117,6 +119,7 @@ class WeakPass:
         self.run = run
         self.scale = scale
         self.sigma = sigma
+        self.x = x
         self.pair = pair
         self.noise_key = (sigma,) if settings.options.kind.is_random else ()
         run.report.selected |= {layer.name for layer in patch.layers.values()}
@@ -146,11 +149,21 @@ class WeakPass:
 
     def pre_cfg(self, args: dict) -> list[torch.Tensor]:
         """Pre-CFG function, the first: the delta is measured from the prediction before others change it."""
-        self.raw_cond = args["conds_out"][0]
+        cond = self.raw_cond = args["conds_out"][0]
+        if self._is_followed(args["model_options"]):  # by a function that may change it in place
+            self.raw_cond = cond.clone()
+            if self.pair is not None and self.pair.cond is cond:
+                self.pair = self.pair._replace(cond=self.raw_cond)
         return args["conds_out"]
+
+    @classmethod
+    def _is_followed(cls, options: dict) -> bool:
+        """Whether functions of other nodes are given the predictions before they are added up."""
+        return "sampler_cfg_function" in options or not all(map(cls.is_of_one, options.get(PRE_CFG, [])))
 
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − weak) (PAG Eq. 14)."""
+        args = {**args, "input": self._input(args)}
         cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
         if self.pair is None:
             self.pair = Pair(cond, self._call_of_its_own(args), self.sigma)
@@ -178,8 +191,20 @@ class WeakPass:
                                  self.pair.perturbed, args["input"], self.pair.origin)
         delta = self.run.weights.applied_to(delta)
         self.run.report.record(delta)
+        # Guiders with a formula of their own may give a number in the place of a prediction that they did not make.
+        uncond = args["uncond_denoised"] if isinstance(args["uncond_denoised"], torch.Tensor) else None
         return latent_by_latent(guided, shapes, args["denoised"], args["cond_denoised"], delta, origin,
-                                args["uncond_denoised"] if args["uncond"] is not None else None)
+                                uncond if args["uncond"] is not None else None)
+
+    def _input(self, args: dict) -> torch.Tensor:
+        """The latent that the conditional prediction was made of. A guider with a formula of its own may name another
+        one here, such as its result."""
+        x = args["input"]
+        if x is self.x or self.run.store is None:
+            return x
+        noted = [self.run.store.inputs.get(cond["uuid"]) for cond in args["cond"] or ()]
+        # That of a part of the latent, as context windows are, has another shape.
+        return next((latent for latent in noted if latent is not None and latent.shape == x.shape), x)
 
     def _call_of_its_own(self, args: dict) -> torch.Tensor:
         """The weak prediction [B, C, ...] from a call of the weak rows alone.
@@ -204,6 +229,8 @@ class WeakPass:
                is_skipped: bool) -> tuple[torch.Tensor, bool]:
         """The weak prediction, and whether an altered unit ran for it; arguments as for `WeakForwards`."""
         forwards = WeakForwards(self, store, is_past, is_skipped)
+        if store is not None:
+            store.start_again()
         (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],
                                                        forwards.added_to(args["model_options"]))
         return prediction, forwards.has_run_altered

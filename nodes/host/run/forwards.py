@@ -20,6 +20,7 @@ from ..hooks.entry import Entry, inside, noting
 from ..hooks.joint import JointPrefix
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Trials
+from ..hooks.uncopied import Uncopied
 from ..models.structure import unwrapped
 from ..models.units import Units
 from .control import Conds, with_noted_controls
@@ -40,7 +41,7 @@ MOVED = "another node calls the model without telling which rows the batch conta
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
-class Forwards(ABC):
+class Forwards(Uncopied, ABC):
     """The forwards of one call of the host: which hooks they run under.
 
     Args:
@@ -63,8 +64,8 @@ class Forwards(ABC):
                entry: Entry | None) -> AbstractContextManager[dict]:
         """The hooks of one forward, and the transformer_options it is to be given."""
 
-    def changed(self, conds: Conds) -> Conds:
-        """The call's conditionings."""
+    def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
+        """The call's conditionings; it runs them on this latent."""
         return conds
 
     def around_calls(self, wrappers: dict) -> dict:
@@ -85,7 +86,7 @@ class Forwards(ABC):
 
     def _calc(self, executor, model, conds, x_in: torch.Tensor, *args):
         self.samples = x_in.shape[0]
-        return executor(model, self.changed(conds), x_in, *args)
+        return executor(model, self.changed(conds, x_in), x_in, *args)
 
     def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                     **kwargs):
@@ -173,7 +174,8 @@ class PlainForwards(Forwards):
         super().__init__((step,))
         self.store = store
 
-    def changed(self, conds: Conds) -> Conds:
+    def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
+        self.store.note_input(conds, x)
         return with_noted_controls(conds, self.store)
 
     @contextmanager

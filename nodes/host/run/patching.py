@@ -26,6 +26,7 @@ from ..hooks.attention import LayerPerturbation
 from ..hooks.compiled import CompiledUnits
 from ..hooks.kept import PrefixStore
 from ..hooks.rows import UnclearError
+from ..hooks.uncopied import Uncopied
 from ..hooks.ways import Patch, way_in
 from ..models.layers import ModelLayers, model_layers
 from ..models.levels import percent_to_sigma
@@ -41,6 +42,7 @@ from .neighbours import (
     CALC_COND_BATCH,
     KEY,
     POST_CFG,
+    PRE_CFG,
     attachments,
     looks_between_units,
     others_in_options,
@@ -51,7 +53,6 @@ from .preview import delta_preview
 from .run import Proof, Run
 from .uuids import make_distinct
 
-_PRE_CFG = "sampler_pre_cfg_function"
 _STORE = f"{KEY}_store"
 _PROOF = "proof"
 
@@ -125,7 +126,7 @@ def carry_over(options: dict, model_options: dict, ours: set[str]) -> None:
     before.update((key, value) for key, value in options.get("transformer_options", {}).items() if key != "wrappers")
 
 
-class Guidance:
+class Guidance(Uncopied):
     """One PAG on one model. Holds what was asked for and nothing of any run."""
 
     def __init__(self, settings: PAGSettings, found: ModelLayers, stages: tuple[Stage, ...],
@@ -235,10 +236,10 @@ class Guidance:
         if scale != 0.0 or self._is_shown(run, sigma):
             every = settings.reuse_every
             earlier = run.reused.at(x, sigma, every) if sigma is not None and every > 1 and scale != 0.0 else None
-            step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, earlier)
+            step = WeakPass(self.settings, self.found, patch, self.namespace, run, scale, sigma, x, earlier)
             if step.pair is None:
                 options = self._with_calls(options, executor.class_obj, run, step, is_joined=scale != 0.0)
-            options[_PRE_CFG] = [step.pre_cfg, *options.get(_PRE_CFG, [])]
+            options[PRE_CFG] = [step.pre_cfg, *options.get(PRE_CFG, [])]
             # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
             after = options.get(POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))

@@ -13,6 +13,7 @@ from ....pag_core.stages import LayerPlan
 from ..hooks.forms import Forms
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Proof
+from ..hooks.uncopied import Uncopied
 from ..models.layers import ModelLayers
 from .latents import Shapes, Weights
 from .networks import Networks
@@ -21,7 +22,7 @@ from .report import Report
 from .states import Memory
 
 
-class Run:
+class Run(Uncopied):
     """Made anew for every run, so that nothing is kept between runs.
 
     Args:

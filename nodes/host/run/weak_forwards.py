@@ -42,7 +42,7 @@ class WeakForwards(Forwards):
         self.altered = step.altered_units
         self.has_run_altered = False
 
-    def changed(self, conds: Conds) -> Conds:
+    def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
         return conds if self.store is None else with_kept_controls(conds, self.store, self.step.sources)
 
     def around_calls(self, wrappers: dict) -> dict:
