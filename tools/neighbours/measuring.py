@@ -177,7 +177,8 @@ def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None =
 def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
     torch.manual_seed(0)
     scene = Scene(fresh(family), {"samples": torch.zeros(batch, *family.latent)}, cfg,
-                  scheduler="simple" if family.flow else "normal")
+                  scheduler="simple" if family.flow else "normal", positive=prompt(1, **family.extras),
+                  negative=prompt(2, **family.extras))
     set_up(scene)
     return scene
 
@@ -202,7 +203,7 @@ def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelP
         twin.pre_run()
 
     def pre_cfg(args: dict) -> list[torch.Tensor]:
-        raw["cond"] = args["conds_out"][0]
+        raw["cond"] = args["conds_out"][0].clone()  # others may change it in place
         return args["conds_out"]
 
     def post_cfg(args: dict) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Small random models of ComfyUI's own classes that other packs support: SD 1.5 with all its blocks, Flux, Wan.
+"""Small random models of the classes of ComfyUI that other packs support: SD 1.5 with all blocks, Flux, LTX-Video, Wan.
 
 Needs ComfyUI in this process.
 """
@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.model_base
 import comfy.model_patcher
@@ -30,6 +30,7 @@ class Family:
         layers: two, as PAG names them.
         places: where these are in the network: the host's key of an attn1 replacement, or a module's path.
         image: image tokens at the end of a joint sequence; None: all are the image's.
+        extras: what a prompt must bring besides the text.
     """
 
     build: Callable[[], ModelPatcher]
@@ -38,6 +39,7 @@ class Family:
     places: tuple
     image: int | None = None
     flow: bool = True
+    extras: dict = field(default_factory=dict)
 
 
 def _patcher(config, model_class: type[comfy.model_base.BaseModel], **options) -> ModelPatcher:
@@ -79,6 +81,13 @@ def wan() -> ModelPatcher:
     return _patcher(config, comfy.model_base.WAN21)
 
 
+def ltx() -> ModelPatcher:
+    config = comfy.supported_models.LTXV({
+        "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 96, "attention_head_dim": 24,
+        "num_attention_heads": 4, "caption_channels": CONTEXT, "num_layers": 6})
+    return _patcher(config, comfy.model_base.LTXV)
+
+
 @functools.cache
 def _built(build: Callable[[], ModelPatcher]) -> ModelPatcher:
     return build()
@@ -95,6 +104,8 @@ def fresh(family: Family) -> ModelPatcher:
 FAMILIES = {
     "SD 1.5": Family(sd15, (4, 16, 24), ("m0", "output.5"), (("middle", 0, 0), ("output", 5, 0)), flow=False),
     "Flux": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"), 96),
+    "LTX-Video": Family(ltx, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
+                        extras={"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}),
     "Wan": Family(wan, (16, 2, 8, 12), ("3", "4"), ("blocks.3.self_attn", "blocks.4.self_attn")),
 }
 

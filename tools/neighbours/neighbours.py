@@ -26,7 +26,7 @@ from neighbours import hosted
 from neighbours.packs import PACKS, Pack
 
 NONE = Pack("none", "", lambda: {f"no other pack, {family}": (family, lambda scene: None)
-                                 for family in ("SD 1.5", "Flux", "Wan")})
+                                 for family in ("SD 1.5", "Flux", "LTX-Video", "Wan")})
 NOTES = """
 What costs more, and why; the log of each run says so too:
 

@@ -1,0 +1,194 @@
+"""Further packs, and how each is set up with PAG; see `packs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .setting_up import Pack, SetUps, guider, noise, on_sd15, patch, sampler_and_sigmas, submodule
+
+if TYPE_CHECKING:
+    from .measuring import Scene, SetUp
+
+
+class NoText:
+    """Stands for a CLIP: what a node that asks for the empty prompt needs of one."""
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens, return_pooled: bool = False):
+        from .models import CONTEXT, TEXT
+
+        return noise(30, 1, TEXT, CONTEXT), noise(31, 1, CONTEXT)
+
+
+def sampled_by(make: Callable[[Scene, object], object], names: tuple[str, ...] = ()) -> SetUp:
+    """A sampler of the pack, under the host's SamplerCustom; `make` is given the one that it may go around."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    def run(scene: Scene):
+        sampler, sigmas = sampler_and_sigmas(scene)
+        return SamplerCustom.execute(scene.model, True, 5, scene.cfg, scene.positive, scene.negative,
+                                     make(scene, sampler), sigmas, scene.latent).result[0]["samples"]
+
+    def set_up(scene: Scene) -> None:
+        scene.run = run
+    return set_up
+
+
+def pre_cfg() -> SetUps:
+    def ranged(node_id: str, **inputs) -> tuple[str, SetUp]:
+        return "SD 1.5", patch(node_id, **inputs)
+    return {"its PAG": ranged("Pre CFG PAG"), "zero attention": ranged("Pre CFG zero attention", do_on="cond"),
+            "perp-neg": ranged("Pre CFG perp-neg", clip=NoText()),
+            "channel multiplier": ranged("Pre CFG channel multiplier", channel_1=0.8, selection="both"),
+            "sharpening": ranged("Pre CFG sharpening"),
+            "automatic scale": ranged("Pre CFG automatic scale"), "Shape attention": ranged("Shape attention")}
+
+
+def detail_daemon() -> SetUps:
+    from .hosted import call
+
+    return {"Detail Daemon Sampler": ("SD 1.5", sampled_by(lambda scene, sampler: call(
+                "DetailDaemonSamplerNode", sampler=sampler, detail_amount=1.0, start=0.0, end=1.0)[0])),
+            "Lying Sigma Sampler": ("SD 1.5", sampled_by(lambda scene, sampler: call(
+                "LyingSigmaSampler", sampler=sampler, dishonesty_factor=-0.05, start_percent=0.0,
+                end_percent=1.0)[0]))}
+
+
+def style_aligned() -> SetUps:
+    def set_up(scene: Scene) -> None:
+        batch, *shape = scene.latent["samples"].shape
+        scene.latent = {"samples": scene.latent["samples"].new_zeros(2 * batch, *shape)}
+        patch("StyleAlignedBatchAlign", share_norm="both", share_attn="q+k")(scene)
+    return {"aligned in a batch": ("SD 1.5", set_up)}
+
+
+def rave() -> SetUps:
+    def set_up(scene: Scene) -> None:
+        batch, *shape = scene.latent["samples"].shape
+        scene.latent = {"samples": scene.latent["samples"].new_zeros(4 * batch, *shape)}
+        patch("ApplyRaveAttentionNode", grid_size=2, seed=1)(scene)
+    return {"frames in a grid of 2 × 2": ("SD 1.5", set_up)}
+
+
+def seamless() -> SetUps:
+    return {"tiling in both directions": ("SD 1.5", patch("SeamlessTile"))}
+
+
+def mag_cache() -> SetUps:
+    def cached(threshold: float) -> tuple[str, SetUp]:
+        def set_up(scene: Scene) -> None:
+            scene.steps = 6  # the first is computed in any case
+            patch("MagCache", model_type="wan2.1_t2v_1.3B", magcache_thresh=threshold, retention_ratio=0.2)(scene)
+        return "Wan", set_up
+    return {"MagCache on Wan, cache never used": cached(1e-9), "MagCache on Wan, cache used": cached(0.3)}
+
+
+def brush_net() -> SetUps:
+    import torch
+
+    nodes_ = submodule("BrushNetLoader", "brushnet_nodes")
+    net_class = submodule("BrushNetLoader", "brushnet.brushnet").BrushNetModel
+
+    def net():
+        with torch.inference_mode(False), torch.no_grad():
+            made = net_class(block_out_channels=(32, 64, 128, 128), cross_attention_dim=32, attention_head_dim=8,
+                             norm_num_groups=32)
+            for number, weight in enumerate(made.parameters()):
+                weight.copy_(0.05 * noise(number, *weight.shape))
+        return made.eval().requires_grad_(False)
+
+    built = net()
+
+    def set_up(scene: Scene) -> None:
+        scene.model = scene.model.clone()
+        height, width = scene.latent["samples"].shape[-2:]
+        latents = [noise(40, 1, 4, height, width), torch.ones(1, 1, height, width)]
+        nodes_.add_brushnet_patch(scene.model, built, torch.float32, latents, (1.0, 0, 10000), noise(41, 1, 77, 32),
+                                  noise(42, 1, 77, 32), None, None, None, False)
+    return {"BrushNet": ("SD 1.5", set_up), "RAUNet": ("SD 1.5", patch("RAUNet", du_end=1, xa_start=1))}
+
+
+def reference() -> SetUps:
+    from .hosted import call
+    from .models import prompt
+
+    def set_up(scene: Scene) -> None:
+        call("ConfigureRefNet", model=scene.model)
+        scene.run = run
+
+    def run(scene: Scene):
+        """A reference is sampled for one step into a bank, and then read from it."""
+        from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+        bank = call("CreateRefBank")[0]
+        _, sigmas = sampler_and_sigmas(scene)
+        one = {"samples": noise(43, 1, *scene.latent["samples"].shape[1:])}
+        write = call("WriteSampler", sampler_name="REFERENCE_WRITE", ref_bank=bank, start_percent=0.0,
+                     end_percent=1.0)[0]
+        SamplerCustom.execute(scene.model, False, 5, 1.0, prompt(9), prompt(2), write, sigmas, one)
+        read = call("ReadSampler", sampler_name="euler", ref_bank=bank, start_percent=0.0, end_percent=1.0)[0]
+        return SamplerCustom.execute(scene.model, True, 5, scene.cfg, scene.positive, scene.negative, read, sigmas,
+                                     scene.latent).result[0]["samples"]
+    return {"reference attention": ("SD 1.5", set_up)}
+
+
+def batch_of_prompts() -> SetUps:
+    import torch
+
+    def set_up(scene: Scene) -> None:
+        """Each picture has a prompt of its own, as CLIPTextEncodeBatch gives it."""
+        from .models import prompt
+
+        batch = scene.latent["samples"].shape[0]
+        texts = [prompt(50 + number)[0] for number in range(batch)]
+        scene.positive = [[torch.cat([text for text, _ in texts]),
+                           {"pooled_output": torch.cat([extra["pooled_output"] for _, extra in texts])}]]
+    return {"a prompt for each picture": ("SD 1.5", set_up)}
+
+
+def dype() -> SetUps:
+    return {"DyPE on Flux": ("Flux", patch("DyPE_FLUX", width=192, height=128, base_resolution=256))}
+
+
+def ltx_guiders() -> SetUps:
+    def skipping(node_id: str, **inputs) -> SetUp:
+        def set_up(scene: Scene) -> None:
+            patch("LTXVApplySTG", block_indices="1")(scene)
+            guider(node_id, "positive", "negative", **inputs)(scene)
+        return set_up
+
+    return {"STGGuider": ("LTX-Video", skipping("STGGuider", cfg=lambda scene: scene.cfg, stg=1.0, rescale=0.0)),
+            "APGGuider": ("LTX-Video", guider("APGGuider", "positive", "negative", cfg_scale=lambda scene: scene.cfg))}
+
+
+def sonar() -> SetUps:
+    from .hosted import call
+
+    return {f"its sampler {node_id}": ("SD 1.5", sampled_by(lambda scene, sampler, node_id=node_id: call(node_id)[0]))
+            for node_id in ("SamplerSonarEuler", )}
+
+
+MORE = (
+    Pack("ComfyUI-BrushNet", "nullquant", brush_net),
+    Pack("ComfyUI-MagCache", "Zehong-Ma", mag_cache, {"comfy.ldm.lightricks.model.precompute_freqs_cis": None}),
+    Pack("ComfyUI-Detail-Daemon", "Jonseed", detail_daemon),
+    Pack("ComfyUI-LTXVideo", "Lightricks", ltx_guiders, {
+        f"comfy.ldm.lightricks.model.{name}": None for name in ("interleaved_freqs_cis", "split_freqs_cis")} | {
+        "kornia.geometry.transform.pyramid.pad": "torch.nn.functional.pad"}),
+    Pack("ComfyUI-DyPE", "wildminder", dype),
+    Pack("pre_cfg_comfy_nodes_for_ComfyUI", "Extraltodeus", pre_cfg),
+    Pack("Uncond-Zero-for-ComfyUI", "Extraltodeus", on_sd15("Uncond Zero")),
+    Pack("ComfyUI-APG_ImYourCFGNow", "MythicalChu", on_sd15("APG_ImYourCFGNow")),
+    Pack("ComfyUI-Latent-Modifiers", "Clybius", on_sd15("Latent Diffusion Mega Modifier")),
+    Pack("FreeU_Advanced", "WASasquatch", on_sd15("WAS_FreeU_V2", "WAS_PostCFGShift")),
+    Pack("ComfyUI-seamless-tiling", "spinagon", seamless),
+    Pack("style_aligned_comfy", "brianfitzgerald", style_aligned),
+    Pack("ComfyUI-RAVE_ATTN", "logtd", rave),
+    Pack("ComfyUI-RefUNet", "logtd", reference),
+    Pack("comfy-todo", "ethansmith2000", on_sd15("ToDoPatchModel")),
+    Pack("Batch-Condition-ComfyUI", "laksjdjf", batch_of_prompts),
+    Pack("ComfyUI-sonar", "blepping", sonar),
+)
