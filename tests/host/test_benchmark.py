@@ -11,6 +11,7 @@ from benchmark.bench import count
 from benchmark.counting import LiveBytes
 from pag_pack.nodes.host.models.layers import network_layers
 from pag_pack.pag_core.selection import select
+from pag_pack.pag_core.settings import PAGOptions
 
 SD15, SDXL, SD3, FLUX, ADM = networks.FULL
 SD15_ALL = replace(SD15, name="SD 1.5, all layers", layers="all")
@@ -92,6 +93,16 @@ def test_what_a_skipped_block_is_said_to_save_is_what_was_counted(shape, error):
 @names("shape", [SD15, slow(SDXL), slow(SD3), slow(FLUX)])
 def test_a_weak_negative_costs_no_more_than_cfg(shape):
     assert counted(shape.name)["negative"] <= 1.005 * flops(shape.name)["CFG"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["identity", "skip_block"])
+@pytest.mark.parametrize(("family", "layer", "set_up"), [
+    pytest.param(family, layer, set_up, id=f"{what}, {family}")
+    for what, families, layer, set_up in beside.SET_UPS for family in families])
+def test_a_weak_negative_costs_no_more_than_cfg_beside_other_nodes(family, layer, set_up, kind):
+    """Where the two prompts run in calls of their own, too."""
+    assert beside.ratio(family, set_up, layer, PAGOptions(kind, row="negative")) <= 1.005
 
 
 def test_memory_is_that_of_the_tensors_that_live_at_once():

@@ -21,6 +21,7 @@ from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from neighbours.measuring import Scene, SetUp, counted_flops
 from neighbours.models import CONTEXT, FAMILIES
+from pag_pack.pag_core.settings import PAGOptions
 
 import nodes
 
@@ -40,10 +41,10 @@ def report(only: str = "") -> list[dict]:
     return rows
 
 
-def ratio(family: str, set_up: SetUp, layer: str | None = None) -> float:
+def ratio(family: str, set_up: SetUp, layer: str | None = None, options: PAGOptions | None = None) -> float:
     """FLOPs of CFG + PAG over CFG."""
     with torch.inference_mode(False), torch.no_grad():
-        plain, guided = (counted_flops(FAMILIES[family], set_up, chain, layer) for chain in (0, 1))
+        plain, guided = (counted_flops(FAMILIES[family], set_up, chain, layer, options=options) for chain in (0, 1))
     return guided / plain
 
 

@@ -12,6 +12,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from pag_pack.nodes.guidance import PAGModelPatch
+from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
 import nodes
@@ -164,11 +165,12 @@ def _cost(found: Found, family: Family, set_up: SetUp) -> None:
     found.flops, found.passes = beside / plain, (beside - plain) / alone
 
 
-def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None = None, cfg: float = 5.0) -> int:
+def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None = None, cfg: float = 5.0,
+                  options: PAGOptions | None = None) -> int:
     """FLOPs of a run with CFG and so many PAGs; the first of them in `layer`, where that is another one."""
     scene = _scene(family, set_up, cfg, 1)
     layers = (layer or family.layers[0], *family.layers[1:])
-    scene.model = guided(scene.model, layers[:chain])
+    scene.model = guided(scene.model, layers[:chain], options)
     with FlopCounterMode(display=False) as counter:
         scene.sample()
     return counter.get_total_flops()
@@ -183,10 +185,10 @@ def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
     return scene
 
 
-def guided(model: ModelPatcher, layers: Sequence[str]) -> ModelPatcher:
+def guided(model: ModelPatcher, layers: Sequence[str], options: PAGOptions | None = None) -> ModelPatcher:
     """PAG Model Patch for each of the layers."""
     for layer in layers:
-        model = PAGModelPatch.execute(model, SCALE, layer).result[0]
+        model = PAGModelPatch.execute(model, SCALE, layer, options).result[0]
     return model
 
 
