@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from pag_pack.pag_core.selection import select
 from . import models
 from .family_models import CASES, OPTIONS
 from .older import newest_only
+
+ROOT = Path(__file__).parents[2]
 
 # {model: (the test's case of the same class, arguments for its true size, the layers of "auto", what belongs to them)}
 SIZES = {
@@ -83,3 +87,17 @@ def test_every_entry_makes_sense():
         Perturbation(published.perturbation, published.strength)
         window_from_percent(published.start_percent, published.end_percent, lambda percent: 1 - percent)
         assert published.source and (published.scale is None or published.scale > 0)
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "ko"])
+def test_the_help_page_lists_what_is_published(language):
+    page = (ROOT / "web" / "docs" / "PAGLayers" / f"{language}.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(_DEFAULTS)
+    for (_, published), (model, layers, how, source) in zip(_DEFAULTS, rows, strict=True):
+        settings = str(published).partition(": ")[0]
+        assert layers.strip() == f"`{published.layers}`"
+        assert re.findall(r"[\d.]+", how) == re.findall(r"[\d.]+", settings)
+        assert how.strip().startswith(published.perturbation)
+        if language == "en":
+            assert (model.strip(), how.strip(), source.strip()) == (published.model, settings, published.source)

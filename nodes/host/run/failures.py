@@ -15,8 +15,7 @@ _SHAPES = (re.compile(r"cannot be multiplied \(\d+x(?P<given>\d+) and (?P<expect
 
 _ABSENT = re.compile(r"NoneType|required positional argument")  # in the words of Python, and of torch's functions
 _DIMENSIONS = re.compile(r"dimension|\bsizes?\b|\bshapes?\b|values to unpack|index out of range", re.IGNORECASE)
-_ENCODER = "Encode the prompt with the text encoder that belongs to this model."
-_TEXTS = {"cross_attn": "The {} conditioning", "pooled_output": "The pooled output of the {} conditioning"}
+_TEXTS = {"cross_attn": "", "pooled_output": " (pooled output)"}
 
 
 def explain(error: Exception, conds: Mapping[str, Sequence[dict] | None], latents: Sequence[Sequence[int]] = (),
@@ -38,16 +37,18 @@ def _explain_prompts(error: Exception, conds: Mapping[str, Sequence[dict] | None
     shapes = next((found.groupdict() for pattern in _SHAPES if (found := pattern.search(str(error)))), {})
     entries = [(name, entry) for name, found in conds.items() for entry in found or ()]
     for name, entry in entries if shapes else ():
-        for key, subject in _TEXTS.items():
+        for key, part in _TEXTS.items():
             if _width(entry.get(key)) == shapes["given"]:
-                raise ValueError(f"{subject.format(name)} has {shapes['given']} channels, but this model expects "
-                                 f"{shapes['expected']}. {_ENCODER}") from error
+                raise ValueError(f"The {name} conditioning{part} has {shapes['given']} channels, but this model "
+                                 f"expects {shapes['expected']}. Encode the prompt with the text encoder that belongs "
+                                 f"to this model.") from error
     # Other code may fail in the same call; a model without text, such as an ADM, is not to blame for that.
     is_absent = type(error) is not RuntimeError and _ABSENT.search(str(error))
     for name, entry in entries if shapes or is_absent else ():
         if entry.get("cross_attn") is None:
             raise ValueError(f"The {name} conditioning contains no text, and this model cannot run without it "
-                             f"({error}). {_ENCODER}") from error
+                             f"({error}). Encode the prompt with the text encoder that belongs to this model."
+                             ) from error
 
 
 def _explain_latents(error: Exception, latents: Sequence[Sequence[int]], dimensions: int | None) -> None:
