@@ -10,7 +10,7 @@ from types import MethodType, SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import BasicTransformerBlock, optimized_attention
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy.patcher_extension import WrappersMP
 
@@ -514,6 +514,26 @@ def kept_on_a_module(model: ModelPatcher) -> ModelPatcher:
     return wrapped(twice)(model)
 
 
+class _ByIndex(BasicTransformerBlock):
+    """Rows under the index 1 are halved, and all are moved by their mean; there is no other index."""
+
+    def forward(self, x, context=None, transformer_options={}):  # noqa: B006 (as the host's)
+        out = super().forward(x, context, transformer_options)
+        index = transformer_options["cond_or_uncond"]
+        factor = torch.tensor([(1.0, 0.5)[i] for i in index]).repeat_interleave(len(x) // len(index))
+        return 0.7 * out * factor[:, None, None] + 0.3 * out.mean(0, keepdim=True)
+
+
+def block_of_another_class(model: ModelPatcher) -> ModelPatcher:
+    """As a reference network: a block is made one of the pack's own class."""
+    path = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
+    block = copy.copy(model.get_model_object(path))
+    block.__class__ = _ByIndex
+    model = model.clone()
+    model.add_object_patch(path, block)
+    return model
+
+
 def hooked(model: ModelPatcher) -> ModelPatcher:
     """For the length of a run torch's own hooks on a block and on an attention inside one: these mix the rows."""
     network = model.model.diffusion_model.input_blocks[3][1]
@@ -633,7 +653,7 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "a mean over the batch": mean_over_the_batch, "kept in the options": kept_in_the_options,
     "Python's random numbers": scaled_by_chance(random.random),
     "numpy's random numbers": scaled_by_chance(np.random.rand), "kept in slots": kept_in_slots,
-    "kept on a module": kept_on_a_module, "hooks": hooked,
+    "kept on a module": kept_on_a_module, "hooks": hooked, "a block of another class": block_of_another_class,
     "a patch from a wrapper": patched_inside,
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }

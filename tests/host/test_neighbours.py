@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
 from .imitations import (
@@ -244,6 +245,49 @@ def test_an_override_may_change_in_place_what_it_is_given(build, layer, run):
         return run.model_patch(model, SCALE, layer)
 
     assert torch.equal(sampled(lambda t: t.mul_(0.9)), sampled(lambda t: 0.9 * t))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("layer", ["double.1", "single.1"])
+def test_what_others_still_hold_of_what_blocks_change_in_place(layer, cfg):
+    """As a cache of residuals: it holds the image as it enters the blocks, which change it in place."""
+    def beside(model: ModelPatcher) -> ModelPatcher:
+        held = {}
+
+        def first(args: dict, extra: dict) -> dict:
+            held["img"] = args["img"]
+            return extra["original_block"](args)
+
+        def last(args: dict, extra: dict) -> dict:
+            out = extra["original_block"](args)
+            out["img"][:, -held["img"].shape[1]:] -= 0.5 * held["img"]
+            return out
+
+        model = model.clone()
+        model.set_model_patch_replace(first, "dit", "double_block", 0)
+        model.set_model_patch_replace(last, "dit", "single_block", 2)
+        return model
+
+    run = latent_run((8, 12), cfg)
+    expected, result, plain = (sample(beside(models.flux())) for sample in (
+        lambda model: run.model_patch(model, SCALE, layer, PAGOptions(share_prefix=False)),
+        lambda model: run.model_patch(model, SCALE, layer), run.ksampler))
+    assert relative_error(plain, expected) > 1e-3
+    assert relative_error(result, expected) <= 1e-5
+
+
+def test_a_method_of_another_node_sees_pairs_of_rows():
+    model = models.flux().clone()
+    own = model.get_model_object("diffusion_model.forward_orig")
+
+    def forward(img, *args, **kwargs):
+        assert len(img) <= 2
+        return own(img, *args, **kwargs)
+
+    model.add_object_patch("diffusion_model.forward_orig", forward)
+    run = latent_run((8, 12), 4.0)
+    result = run.model_patch(model, SCALE, "single.1")
+    assert relative_error(result, run.model_patch(models.flux(), SCALE, "single.1")) <= 1e-5
 
 
 @pytest.mark.parametrize(("build", "layer", "run"), [

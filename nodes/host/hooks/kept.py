@@ -20,7 +20,7 @@ from ..models.units import Units
 from .entry import Answers, Entry, excerpts
 from .matched import Sampled
 from .remembered import Change, Snapshot, changes, is_plain, snapshot
-from .rows import map_tensors, pick, tensors_in
+from .rows import map_tensors, merged, pick, tensors_in
 from .uncopied import Uncopied
 
 
@@ -43,6 +43,7 @@ class Kept:
         entered: what it entered the network with, where that was noted; see `Entry`.
         inputs: {unit: excerpts of what it was given, for each time that it ran}, where others act between units.
         beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
+        in_place: {unit: for each time that it ran what `changed_in_place` says}.
         remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
 
@@ -51,7 +52,22 @@ class Kept:
     entered: list[list[torch.Tensor]] | None = None
     inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     beside: list | None = field(default_factory=list)
+    in_place: dict[int, list[list]] = field(default_factory=lambda: defaultdict(list))
     remembered: dict[int, list[Change]] = field(default_factory=dict)
+
+
+def changed_in_place(args: tuple, kwargs: dict, output) -> list[int | str | None]:
+    """Of each tensor in a unit's output, which argument it is, which the unit has changed in place; None for none."""
+    given = {**dict(enumerate(args)), **kwargs}
+    places = {(t.data_ptr(), t.shape): key for key, t in given.items() if isinstance(t, torch.Tensor)}
+    found: list[int | str | None] = []
+
+    def note(parts: list[torch.Tensor]) -> torch.Tensor:
+        found.append(places.get((parts[0].data_ptr(), parts[0].shape)))
+        return parts[0]
+
+    merged([output], (torch.Tensor,), note)
+    return found
 
 
 class PrefixStore(Uncopied):
@@ -130,7 +146,8 @@ class PrefixStore(Uncopied):
         with ExitStack() as stack:
             for index in range(last):
                 # Before others' hooks on a unit, which act on the weak rows, too.
-                handle = units.modules[index].register_forward_hook(recorder.leave(index), prepend=True)
+                handle = units.modules[index].register_forward_hook(recorder.leave(index), prepend=True,
+                                                                     with_kwargs=True)
                 stack.callback(handle.remove)
             for index in range(last + 1 if self.keeps_all else 0):
                 handle = units.modules[index].register_forward_pre_hook(recorder.enter(index), with_kwargs=True)
@@ -242,15 +259,17 @@ class _Recorder:
         self.problem = ""
 
     def leave(self, index: int) -> Callable:
-        def hook(module, args, output) -> None:
+        def hook(module, args, kwargs, output) -> None:
             if self.done or self.problem:
                 return
             self._forget_latest()
             axis = result_axis(self.units.axes)
+            in_place = changed_in_place(args, kwargs, output)
             if self.are_all:
                 output = map_tensors(output, torch.clone)
             for row, kept in zip(self.wanted, self.kept, strict=True):
                 kept.outputs[index].append(map_tensors(output, lambda t, row=row: self._cut(t, row, axis)))
+                kept.in_place[index].append(in_place)
             if self.problem:
                 return
             self.latest = index

@@ -241,6 +241,7 @@ def _pack(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
+@cache
 def is_others(module: str | None) -> bool:
     """Whether a module of Python is another pack's, by its name."""
     return module is not None and not any(module == other or module.startswith(f"{other}.") for other in _NOT_STATE)

@@ -6,7 +6,7 @@ and after them runs as in any call, so other nodes see a call like the one for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -91,7 +91,9 @@ class Replay:
             self._compare(index, place, args, kwargs)
             if self.proof and index < self.proof[0]:
                 return forward(*args, **kwargs)
-            kept = self._joined([row.outputs[index][place] for row in self.kept])
+            given = {**dict(enumerate(args)), **kwargs}
+            own = [given.get(key) for key in self.kept[0].in_place[index][place]]
+            kept = self._joined([row.outputs[index][place] for row in self.kept], own)
             return self._proven(forward(*args, **kwargs), kept) if self.proof and index == self.proof[0] else kept
         return run
 
@@ -129,15 +131,24 @@ class Replay:
             elif number == 0:
                 self.answers.add(torch.tensor(False, device=self.device))
 
-    def _joined(self, values: list):
-        """What each row left, as one batch; anything of the right form where no one reads it."""
+    def _joined(self, values: list, own: Iterable = ()):
+        """What each row left, as one batch; anything of the right form where no one reads it.
+
+        Args:
+            own: of each tensor the one to write it into, if it is one: others may still hold that.
+        """
+        places = iter(own)
+
         def join(parts: list) -> torch.Tensor:
+            shape, into = list(parts[0].shape), next(places, None)
+            shape[self.axis] = sum(part.shape[self.axis] for part in parts)
+            if into is not None and (list(into.shape) != shape or into.dtype != parts[0].dtype):
+                into = None
             if isinstance(parts[0], Blank):
-                shape = list(parts[0].shape)
-                shape[self.axis] = sum(part.shape[self.axis] for part in parts)
-                return blank(shape, parts[0].dtype, self.device)
+                return blank(shape, parts[0].dtype, self.device) if into is None else into
             # A copy in any case: the network goes on to change it in place, and a second PAG starts from the same.
-            return torch.cat([part.to(self.device) for part in parts], dim=self.axis)
+            joined = torch.cat([part.to(self.device) for part in parts], dim=self.axis)
+            return joined if into is None else into.copy_(joined)
 
         return merged(values, (torch.Tensor, Blank), join)
 

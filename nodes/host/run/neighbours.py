@@ -95,6 +95,8 @@ def others_in_network(network: nn.Module) -> str | None:
         defined = next((cls for cls in type(module).__mro__ if "forward" in vars(cls)), None)
         if defined is not None and getattr(vars(defined)["forward"], "__module__", None) != defined.__module__:
             return f"{vars(defined)['forward'].__module__} replaces the forward of {defined.__name__}"
+    if other_code(network):
+        return "another node puts code of its own into the network"
     if other_forwards(network):
         return "another node replaces the forward of a module"
     if any(True for _ in other_hooks([network])):
@@ -104,9 +106,31 @@ def others_in_network(network: nn.Module) -> str | None:
     return None
 
 
-def other_forwards(module: nn.Module) -> list[nn.Module]:
-    """Those of a module and the modules inside it that another node has given a forward of its own."""
+def other_code(network: nn.Module) -> bool:
+    """Whether another node has given a network of the host's a method, or modules of a class of its own. A network that
+    is another pack's as a whole is not meant."""
+    methods = (value for value in vars(network).values() if callable(value) and not isinstance(value, type))
+    return _is_of_host(network) and (any(is_others(getattr(method, "__module__", None)) for method in methods)
+                                     or any(map(_is_of_others, network.modules())))
+
+
+def _is_of_host(network: nn.Module) -> bool:
+    return any(map(is_hosts, type(network).__mro__))
+
+
+def _is_of_others(part: nn.Module) -> bool:
+    """Whether a module's class is another pack's; not of one without parts, as a quantized layer is."""
+    return is_others(type(part).__module__) and next(part.children(), None) is not None
+
+
+def other_forwards(module: nn.Module, network: nn.Module | None = None) -> list[nn.Module]:
+    """Those of a module and the modules inside it that another node has given a forward of its own, also by a class of
+    its own where the network around them is the host's."""
+    has_others = network is not None and _is_of_host(network)
+
     def is_other(part: nn.Module) -> bool:
+        if has_others and _is_of_others(part):
+            return True
         # The host leaves the module's own there, where a patch of it was taken back.
         own = vars(part).get("forward")
         return (own is not None and not hasattr(part, "_orig_mod")

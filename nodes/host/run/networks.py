@@ -12,7 +12,7 @@ from ..hooks.compiled import CompiledUnits, swapped_in
 from ..models.layers import ModelLayers
 from ..models.structure import unwrapped
 from ..models.units import LayerKey, Units
-from .neighbours import other_forwards, others_in_network
+from .neighbours import other_code, other_forwards, others_in_network
 
 
 @dataclass
@@ -23,12 +23,14 @@ class _Network:
         units: as it was loaded.
         replaced: of each unit the modules in which another node's forward runs.
         others: which code of another pack runs in it; None for none.
+        is_mixed: whether another node has put code of its own into it.
         swapped: its units as a node has them compiled for the length of a call, once looked up.
     """
 
     units: Units
     replaced: list[list[torch.nn.Module]]
     others: str | None
+    is_mixed: bool
     swapped: Units | None = None
 
 
@@ -52,8 +54,8 @@ class Networks:
         network = unwrapped(loaded)
         if network not in self._known:
             units = self.found.units(network)
-            replaced = [other_forwards(unit) for unit in units.modules]
-            self._known[network] = _Network(units, replaced, others_in_network(loaded))
+            replaced = [other_forwards(unit, network) for unit in units.modules]
+            self._known[network] = _Network(units, replaced, others_in_network(loaded), other_code(network))
 
     def first(self) -> tuple[torch.nn.Module, Units]:
         """The network that was loaded, and its units."""
@@ -79,9 +81,13 @@ class Networks:
         """Which code of another pack runs in the networks, or None."""
         return next(filter(None, (known.others for known in self._known.values())), None)
 
+    def are_mixed(self) -> bool:
+        """Whether another node has put code of its own into them, which may look at what goes from block to block."""
+        return any(known.is_mixed for known in self._known.values())
+
     def other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> list[torch.nn.Module]:
         """The modules in the units before the `first` in which another node's forward runs. Where the units are
         compiled for this forward, their forwards are ours, and what was seen before the step counts."""
         found = (self._known[network].replaced if self.compiled_units is not None
-                 else map(other_forwards, units.modules[:first]))
+                 else (other_forwards(unit, network) for unit in units.modules[:first]))
         return list(itertools.chain(*itertools.islice(found, first)))

@@ -281,7 +281,8 @@ class Guidance(Uncopied):
         store = options.get(_STORE)
         if store is None:
             run.proof.begin()
-            store = PrefixStore(looks_between_units(options), comfy.model_management.get_free_memory,
+            keeps_all = looks_between_units(options) or run.networks.are_mixed()
+            store = PrefixStore(keeps_all, comfy.model_management.get_free_memory,
                                 bool(wrappers_around_calls(options)) or not is_free)
             options = PlainForwards(step, store).added_to(options)
             options[_STORE] = store
