@@ -29,6 +29,7 @@ class _Reasons(logging.Handler):
 def start() -> None:
     """Start the host with all of its own nodes, and import our pack."""
     start_host(os.environ["COMFYUI_PATH"], "--cpu", "--use-pytorch-cross-attention")
+    importlib.import_module("utils.extra_config")  # older hosts would take comfy's own for it later
     import comfy.utils
     import server
 
@@ -58,6 +59,7 @@ def load(pack: Path, lacking: Mapping[str, str | None]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(pack.resolve())
     sys.path.append(str(place.parent.parent))
+    sys.path.insert(0, str(Path(nodes.__file__).parent / "comfy"))  # as the host does
     for path, instead in lacking.items():
         module, _, name = path.rpartition(".")
         if getattr(importlib.import_module(module), name, None) is None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from pag_pack.nodes.guidance import PAGModelPatch
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +39,7 @@ class Scene:
     positive: list = field(default_factory=lambda: prompt(1))
     negative: list = field(default_factory=lambda: prompt(2))
     run: Callable[[Scene], torch.Tensor] | None = None  # in place of the host's KSampler
+    is_twin: bool = False  # whether the model is a copy for calls of the reference
 
     def sample(self) -> torch.Tensor:
         if self.run:
@@ -150,7 +152,7 @@ def _reference(family: Family, set_up: SetUp, cfg: float, batch: int, chain: int
     try:
         scene = _scene(family, set_up, cfg, batch)
         scene.model = separate(family, scene.model, chain, [
-            _scene(family, set_up, cfg, batch).model for _ in range(chain)] if is_twin else None)
+            _scene(family, set_up, cfg, batch, is_twin=True).model for _ in range(chain)] if is_twin else None)
         return scene.sample(), ""
     except Exception as error:
         return None, _words(error)
@@ -176,11 +178,11 @@ def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None =
     return counter.get_total_flops()
 
 
-def _scene(family: Family, set_up: SetUp, cfg: float, batch: int) -> Scene:
+def _scene(family: Family, set_up: SetUp, cfg: float, batch: int, *, is_twin: bool = False) -> Scene:
     torch.manual_seed(0)
     scene = Scene(fresh(family), {"samples": torch.zeros(batch, *family.latent)}, cfg,
                   scheduler="simple" if family.flow else "normal", positive=prompt(1, **family.extras),
-                  negative=prompt(2, **family.extras))
+                  negative=prompt(2, **family.extras), is_twin=is_twin)
     set_up(scene)
     return scene
 
@@ -199,7 +201,7 @@ def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelP
     Args:
         twins: other copies of the model with the other pack on them, which those calls go to.
     """
-    raw = {}
+    raw, sampled = {}, {}
     for twin in twins or ():
         twin.patch_model(load_weights=False)
         twin.pre_run()
@@ -217,13 +219,24 @@ def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelP
                 called = twins[index].model
                 options.update({key: value for key, value in twins[index].model_options.items()
                                 if key == "model_function_wrapper"})
+            x = sampled.get("x", args["input"])
             with perturbed(family, called, options, index, may_rest=bool(twins)):
-                (weak,) = comfy.samplers.calc_cond_batch(called, [args["cond"]], args["input"], args["sigma"], options)
+                (weak,) = comfy.samplers.calc_cond_batch(called, [args["cond"]], x, args["sigma"], options)
             result = result + SCALE * (raw.get("cond", args["cond_denoised"]) - weak)
         return result
 
+    functions = {"sampler_pre_cfg_function": pre_cfg, "sampler_post_cfg_function": post_cfg}
+
+    def predict_noise(executor, x, timestep, model_options=None, seed=None):
+        """For samplers that drop the functions on the way, and guiders that do not name their input."""
+        sampled["x"] = x
+        options = {key: [function, *model_options.get(key, [])] for key, function in functions.items()
+                   if function not in model_options.get(key, [])}
+        return executor(x, timestep, {**model_options, **options}, seed)
+
     model = model.clone()
-    for key, function in (("sampler_pre_cfg_function", pre_cfg), ("sampler_post_cfg_function", post_cfg)):
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "reference", predict_noise)
+    for key, function in functions.items():
         model.model_options[key] = [function, *model.model_options.get(key, [])]
     return model
 

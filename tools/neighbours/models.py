@@ -88,6 +88,15 @@ def ltx() -> ModelPatcher:
     return _patcher(config, comfy.model_base.LTXV)
 
 
+def ltx_2() -> ModelPatcher:
+    config = comfy.supported_models.LTXAV({
+        "image_model": "ltxav", "in_channels": 128, "cross_attention_dim": 96, "attention_head_dim": 24,
+        "num_attention_heads": 4, "caption_channels": CONTEXT // 2, "num_layers": 6, "audio_in_channels": 128,
+        "audio_cross_attention_dim": 48, "audio_attention_head_dim": 12, "audio_num_attention_heads": 4,
+        "connector_attention_head_dim": 8, "connector_num_attention_heads": 2})
+    return _patcher(config, comfy.model_base.LTXAV)
+
+
 @functools.cache
 def _built(build: Callable[[], ModelPatcher]) -> ModelPatcher:
     return build()
@@ -106,6 +115,8 @@ FAMILIES = {
     "Flux": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"), 96),
     "LTX-Video": Family(ltx, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
                         extras={"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}),
+    "LTX-2": Family(ltx_2, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
+                    extras={"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}),
     "Wan": Family(wan, (16, 2, 8, 12), ("3", "4"), ("blocks.3.self_attn", "blocks.4.self_attn")),
 }
 

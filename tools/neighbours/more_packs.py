@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from .setting_up import Pack, SetUps, guider, noise, on_sd15, patch, sampler_and_sigmas, submodule
@@ -89,25 +90,27 @@ def mag_cache() -> SetUps:
 def brush_net() -> SetUps:
     import torch
 
-    nodes_ = submodule("BrushNetLoader", "brushnet_nodes")
-    net_class = submodule("BrushNetLoader", "brushnet.brushnet").BrushNetModel
-
-    def net():
-        with torch.inference_mode(False), torch.no_grad():
-            made = net_class(block_out_channels=(32, 64, 128, 128), cross_attention_dim=32, attention_head_dim=8,
-                             norm_num_groups=32)
-            for number, weight in enumerate(made.parameters()):
-                weight.copy_(0.05 * noise(number, *weight.shape))
-        return made.eval().requires_grad_(False)
-
-    built = net()
+    patching = submodule("RAUNet", "model_patch")
+    own = patching.brushNet_out_sample_wrapper
+    # The host gives it one argument more than it takes.
+    patching.brushNet_out_sample_wrapper = lambda executor, *args, latent_shapes=None, **kwargs: own(
+        executor, *args, **kwargs)
+    net_class = submodule("RAUNet", "brushnet.brushnet").BrushNetModel
+    with torch.inference_mode(False), torch.no_grad():
+        net = net_class(block_out_channels=(32, 64, 128, 128), cross_attention_dim=32, attention_head_dim=8)
+        for number, weight in enumerate(net.parameters()):
+            weight.copy_(0.05 * noise(number, *weight.shape))
+        net.eval().requires_grad_(False)
 
     def set_up(scene: Scene) -> None:
         scene.model = scene.model.clone()
-        height, width = scene.latent["samples"].shape[-2:]
-        latents = [noise(40, 1, 4, height, width), torch.ones(1, 1, height, width)]
-        nodes_.add_brushnet_patch(scene.model, built, torch.float32, latents, (1.0, 0, 10000), noise(41, 1, 77, 32),
-                                  noise(42, 1, 77, 32), None, None, None, False)
+        network = scene.model.model.diffusion_model
+        scene.model.model.model_config.custom_operations = SimpleNamespace(Conv2d=type(network.input_blocks[0][0]))
+        latents = [noise(40, 1, 4, *scene.latent["samples"].shape[-2:]),
+                   torch.ones(1, 1, *scene.latent["samples"].shape[-2:])]
+        submodule("RAUNet", "brushnet_nodes").add_brushnet_patch(
+            scene.model, net, torch.float32, latents, (1.0, 0, 10000), noise(41, 1, 77, 32), noise(42, 1, 77, 32),
+            None, None, None, False)
     return {"BrushNet": ("SD 1.5", set_up), "RAUNet": ("SD 1.5", patch("RAUNet", du_end=1, xa_start=1))}
 
 
@@ -154,13 +157,35 @@ def dype() -> SetUps:
 
 
 def ltx_guiders() -> SetUps:
+    from .hosted import call
+
     def skipping(node_id: str, **inputs) -> SetUp:
         def set_up(scene: Scene) -> None:
             patch("LTXVApplySTG", block_indices="1")(scene)
             guider(node_id, "positive", "negative", **inputs)(scene)
         return set_up
 
-    return {"STGGuider": ("LTX-Video", skipping("STGGuider", cfg=lambda scene: scene.cfg, stg=1.0, rescale=0.0)),
+    def multimodal(scene: Scene) -> None:
+        """Video and sound, each with guidance of its own."""
+        import torch
+        from comfy.nested_tensor import NestedTensor
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+        batch = scene.latent["samples"].shape[0]
+        scene.latent = {"samples": NestedTensor((scene.latent["samples"], torch.zeros(batch, 8, 5, 16)))}
+
+        def run(scene: Scene):
+            parameters = call("GuiderParameters", modality="VIDEO", cfg=scene.cfg, rescale=0.0, modality_scale=2.0)[0]
+            parameters = call("GuiderParameters", modality="AUDIO", cfg=scene.cfg, rescale=0.0, modality_scale=2.0,
+                              parameters=parameters)[0]
+            made = call("MultimodalGuider", model=scene.model, positive=scene.positive, negative=scene.negative,
+                        parameters=parameters, skip_blocks="1")[0]
+            out = SamplerCustomAdvanced.execute(Noise_RandomNoise(5), made, *sampler_and_sigmas(scene), scene.latent)
+            return torch.cat([part.flatten(1) for part in out.result[0]["samples"].unbind()], dim=1)
+        scene.run = run
+
+    return {"MultimodalGuider": ("LTX-2", multimodal),
+            "STGGuider": ("LTX-Video", skipping("STGGuider", cfg=lambda scene: scene.cfg, stg=1.0, rescale=0.0)),
             "APGGuider": ("LTX-Video", guider("APGGuider", "positive", "negative", cfg_scale=lambda scene: scene.cfg))}
 
 
@@ -169,6 +194,110 @@ def sonar() -> SetUps:
 
     return {f"its sampler {node_id}": ("SD 1.5", sampled_by(lambda scene, sampler, node_id=node_id: call(node_id)[0]))
             for node_id in ("SamplerSonarEuler", )}
+
+
+def flow_edit() -> SetUps:
+    from .hosted import call
+    from .models import prompt
+
+    def set_up(scene: Scene) -> None:
+        scene.latent = {"samples": noise(44, *scene.latent["samples"].shape)}
+        scene.run = run
+
+    def run(scene: Scene):
+        """The model is called twice a step, for the source and for the target."""
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+        guider_class = type(call("FlowEditGuider", model=scene.model, source_cond=prompt(9),
+                                 target_cond=scene.positive)[0])
+        made = guider_class(scene.model)
+        made.set_conds(source_positive=prompt(9), source_negative=scene.negative, target_positive=scene.positive,
+                       target_negative=scene.negative)
+        made.set_cfgs(source=scene.cfg, target=scene.cfg)
+        sampler = call("FlowEditSampler", skip_steps=0, refine_steps=1, seed=3)[0]
+        return SamplerCustomAdvanced.execute(Noise_RandomNoise(5), made, sampler, sampler_and_sigmas(scene)[1],
+                                             scene.latent).result[0]["samples"]
+    return {"FlowEdit on Flux": ("Flux", set_up)}
+
+
+def weights_file(name: str, weights: dict) -> str:
+    """A file of weights among the host's diffusion models."""
+    from pathlib import Path
+
+    import folder_paths
+    from safetensors.torch import save_file
+
+    folder = Path(folder_paths.get_folder_paths("diffusion_models")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / name)
+    return name
+
+
+def ic_light() -> SetUps:
+    from .hosted import call
+
+    name = weights_file("ic_light.safetensors", {"input_blocks.0.0.weight": 0.05 * noise(45, 32, 8, 3, 3)})
+
+    def set_up(scene: Scene) -> None:
+        scene.model = call("LoadAndApplyICLightUnet", model=scene.model, model_path=name)[0]
+        foreground = {"samples": noise(46, 1, *scene.latent["samples"].shape[1:])}
+        scene.positive, scene.negative, _ = call("ICLightConditioning", positive=scene.positive,
+                                                 negative=scene.negative, vae=None, foreground=foreground)
+    return {"IC-Light": ("SD 1.5", set_up)}
+
+
+def ic_light_native() -> SetUps:
+    from .hosted import call
+
+    weights = {"input_blocks.0.0.weight": 0.05 * noise(45, 32, 8, 3, 3)}
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(state_dict=lambda: weights)))
+
+    def set_up(scene: Scene) -> None:
+        scene.model = call("ICLightAppply", model=scene.model, ic_model=model, c_concat={
+            "samples": noise(46, 1, *scene.latent["samples"].shape[1:])})[0]
+    return {"IC-Light": ("SD 1.5", set_up)}
+
+
+def negative_weights() -> SetUps:
+    def negpip(scene: Scene) -> None:
+        """Each word is in the text twice, once for the keys and once for the values."""
+        patch("Negapip", clip=SimpleNamespace(cond_stage_model=None))(scene)
+        scene.positive, scene.negative = ([[noise(seed, 1, 154, 32), text[0][1]]] for seed, text in (
+            (47, scene.positive), (48, scene.negative)))
+    return {"Negapip": ("SD 1.5", negpip),
+            "CDTuner": ("SD 1.5", patch("CDTuner", detail_1=5.0, detail_2=5.0, contrast_1=5.0))}
+
+
+def instant_id() -> SetUps:
+    """Its attention, without the face that it is given."""
+    made = submodule("ApplyInstantID", "InstantID")
+
+    def set_up(scene: Scene) -> None:
+        scene.model = scene.model.clone()
+        adapter = SimpleNamespace(ip_layers=made.To_KV({f"1.to_{name}_ip.weight": 0.3 * noise(49, 128, 32)
+                                                        for name in "kv"}))
+        for place in (("input", 7, 0), ("middle", 0, 0)):
+            made._set_model_patch_replace(scene.model, {
+                "ipadapter": adapter, "weight": 0.8, "cond": noise(50, 1, 16, 32), "uncond": noise(51, 1, 16, 32),
+                "mask": None, "sigma_start": 999.0, "sigma_end": 0.0, "module_key": "1"}, place)
+    return {"attention to a face": ("SD 1.5", set_up)}
+
+
+def scheduled() -> SetUps:
+    inputs = {"sigmas": lambda scene: sampler_and_sigmas(scene)[1], "from_cfg": lambda scene: scene.cfg}
+    return {"Scheduled CFGGuider": ("SD 1.5", guider("ScheduledCFGGuider //Inspire", "positive", "negative",
+                                                     to_cfg=1.5, schedule="linear", **inputs)),
+            "Scheduled PerpNeg CFGGuider": ("SD 1.5", guider(
+                "ScheduledPerpNegCFGGuider //Inspire", "positive", "negative", "empty_conditioning", to_cfg=1.5,
+                schedule="linear", **inputs))}
+
+
+def weighted_prompts() -> SetUps:
+    from .models import prompt
+
+    def set_up(scene: Scene) -> None:
+        scene.positive = [*prompt(1, weight=1.0), *prompt(7, weight=0.5)]
+    return {"two prompts joined by AND": ("SD 1.5", set_up)}
 
 
 MORE = (
@@ -191,4 +320,8 @@ MORE = (
     Pack("comfy-todo", "ethansmith2000", on_sd15("ToDoPatchModel")),
     Pack("Batch-Condition-ComfyUI", "laksjdjf", batch_of_prompts),
     Pack("ComfyUI-sonar", "blepping", sonar),
+    Pack("ComfyUI-IC-Light", "kijai", ic_light),
+    Pack("ComfyUI_InstantID", "cubiq", instant_id),
+    Pack("ComfyUI-Inspire-Pack", "ltdrdata", scheduled),
+    Pack("ComfyUI_smZNodes", "shiimizu", weighted_prompts),
 )

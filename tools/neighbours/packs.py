@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .more_packs import MORE
+from .more_packs import MORE, flow_edit, ic_light_native, negative_weights
 from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
@@ -78,8 +79,25 @@ def prompt_control() -> SetUps:
 
 
 def wavespeed() -> SetUps:
+    state = submodule("ApplyFBCacheOnModel", "first_block_cache")
+
     def cache(threshold: float) -> SetUp:
-        return patch("ApplyFBCacheOnModel", residual_diff_threshold=threshold)
+        def set_up(scene: Scene) -> None:
+            patch("ApplyFBCacheOnModel", residual_diff_threshold=threshold)(scene)
+            if scene.is_twin:
+                scene.model.set_model_unet_function_wrapper(apart(scene.model.model_options["model_function_wrapper"]))
+        return set_up
+
+    def apart(wrapper: Callable) -> Callable:
+        """It keeps its cache in a variable of its module, which both copies of the model would share."""
+        own = [None]
+
+        def wrapped(function, inputs: dict):
+            with state.cache_context(own[0]):
+                result = wrapper(function, inputs)
+                own[0] = state.get_current_cache_context()
+            return result
+        return wrapped
     return {f"first-block cache {words}, {family}": (family, cache(threshold))
             for family in ("SD 1.5", "Flux") for words, threshold in (("never used", 1e-6), ("used", 10.0))}
 
@@ -338,11 +356,11 @@ PACKS = {pack.folder: pack for pack in (
     Pack("ComfyUI-Extra-Samplers", "Clybius", extra_guiders),
     Pack("ComfyUI_essentials", "cubiq", on_sd15("GuidanceTimestepping+")),
     Pack("comfyui-diffusion-cg", "Haoming02"),
-    Pack("ComfyUI-Fluxtapoz", "logtd"),
+    Pack("ComfyUI-Fluxtapoz", "logtd", flow_edit),
     Pack("x-flux-comfyui", "XLabs-AI"),
     Pack("ComfyUI-IPAdapter-Flux", "Shakker-Labs"),
-    Pack("ComfyUI-IC-Light-Native", "huchenlei"),
+    Pack("ComfyUI-IC-Light-Native", "huchenlei", ic_light_native),
     Pack("ComfyUI-PuLID-Flux", "balazik"),
-    Pack("cd-tuner_negpip-ComfyUI", "laksjdjf"),
+    Pack("cd-tuner_negpip-ComfyUI", "laksjdjf", negative_weights),
     *MORE,
 )}
