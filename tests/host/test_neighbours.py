@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import comfy.hooks
@@ -76,6 +77,37 @@ def test_the_same_as_in_a_call_of_its_own(name, cfg, batch, chain):
     expected = run.ksampler(separate(neighbour(models.sd15()), chain))
     result = run.ksampler(guided(neighbour(models.sd15()), chain))
     assert relative_error(result, expected) <= 1e-4
+
+
+def pairs(number: int) -> list[tuple[str, str]]:
+    """Neighbours that meet on one model, drawn once for all."""
+    of_one_slot = {name for name, neighbour in NEIGHBOURS.items()
+                   if "model_function_wrapper" in neighbour(models.sd15()).model_options}
+    draw, found = random.Random(0), []
+    while len(found) < number:
+        pair = tuple(draw.sample(list(NEIGHBOURS), 2))
+        if not of_one_slot.issuperset(pair) and pair not in found:
+            found.append(pair)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", [("attention couple", "hooks"), *pairs(48)], ids=" and ".join)
+def test_two_of_them(pair):
+    run = sampled(*CASES[len("".join(pair)) % len(CASES)][:2])
+
+    def beside() -> ModelPatcher:
+        model = models.sd15()
+        for name in pair:
+            model = NEIGHBOURS[name](model)
+        return model
+
+    try:
+        run.ksampler(beside())
+    except (IndexError, StopIteration, ValueError, RuntimeError) as error:
+        pytest.skip(f"they cannot meet without PAG either: {error}")
+    expected = run.ksampler(separate(beside(), 1))
+    assert relative_error(run.ksampler(guided(beside(), 1)), expected) <= 1e-4
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ class Trials:
         self.unit: int | None = None  # which runs
         self.given: tuple | None = None  # the rows' part of what it was given
         self.is_unclear = False
+        self.is_beside = False  # whether more acts on rows that cannot be told than the patches that laid them out
         self.own: Own = {}  # what others remember of the trials in this unit
         self.cut_options: dict[int, tuple[dict, dict]] = {}  # {id: (options that others were given, the rows' own)}
 
@@ -126,23 +127,23 @@ class Trials:
             yield
         self.proof.turn += 1
 
-    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True,
-              in_turn: bool = False) -> Callable:
+    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True, in_turn: bool = False,
+              is_patch: bool = False) -> Callable:
         """A function of others, tried in its first `calls` of a forward and in one unit (None: in all its calls).
         `is_told`: where it is given rows that cannot be told, the unit has to be tried; `in_turn`: it is not tried in
-        every forward."""
+        every forward; `is_patch`: it is a patch, such as those that lay the rows out anew."""
         if isinstance(function, _Tried):
             return function
         self.is_saving |= is_told
         # Where nothing is compiled torch._dynamo need not be there, and its import takes seconds.
         kind = _outside_graphs() if "torch._dynamo" in sys.modules else _Tried
-        return kind(self, function, calls, is_told, in_turn or calls is not None)
+        return kind(self, function, calls, is_told, in_turn or calls is not None, is_patch)
 
     def _enter(self, index: int) -> Callable:
         def hook(unit, args, kwargs) -> None:
             if self.unit is not None:
                 return
-            self.unit, self.is_unclear, self.given = index, False, None
+            self.unit, self.is_unclear, self.is_beside, self.given = index, False, False, None
             if self.is_saving:
                 with suppress(UnclearError):
                     # Copies, for the unit may change what it is given.
@@ -161,7 +162,8 @@ class Trials:
             return
         is_new = index not in self.proof.unclear
         self.proof.unclear.add(index)
-        if index != self.whole and (not is_new or self.has_found):
+        is_due = index == self.whole or (self.is_beside and self.are_all_due) or (is_new and not self.has_found)
+        if not is_due:
             return
         self.has_found |= is_new
         alone = None
@@ -207,8 +209,10 @@ class Trials:
 class _Tried:
     """A function of others in one forward, given tensors and a forward's options, or what is made of them."""
 
-    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool, in_turn: bool) -> None:
+    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool, in_turn: bool,
+                 is_patch: bool) -> None:
         self.trials, self.function, self.calls, self.is_told, self.in_turn = trials, function, calls, is_told, in_turn
+        self.is_patch = is_patch
 
     def __call__(self, *args, **kwargs):
         trials = self.trials
@@ -217,6 +221,7 @@ class _Tried:
             return self.function(*args, **kwargs)
         if first.shape[0] != trials.batch:
             trials.is_unclear |= self.is_told
+            trials.is_beside |= self.is_told and not self.is_patch
             return self.function(*args, **kwargs)
         cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
         # Before the call itself, for others may count.

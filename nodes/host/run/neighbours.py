@@ -210,7 +210,7 @@ def with_tried(options: dict, trials: Trials) -> dict:
 
 
 def _tried_patches(patches: dict, trials: Trials) -> dict:
-    return {name: [trials.tried(patch) for patch in found] for name, found in patches.items()
+    return {name: [trials.tried(patch, is_patch=True) for patch in found] for name, found in patches.items()
             if found and _is_in_units(name)}
 
 
