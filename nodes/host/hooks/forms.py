@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -107,6 +107,7 @@ class Forms:
 
     def __init__(self) -> None:
         self._known: dict[nn.Module, list[Form]] = defaultdict(list)
+        self._unclear: set[nn.Module] = set()  # blocks whose plain calls did not show it
 
     def of(self, module: nn.Module, args: tuple, kwargs: dict) -> Form | None:
         """That of a call; None where no such call has been seen."""
@@ -131,12 +132,15 @@ class Forms:
                 calls: list[Call] = []
 
                 def enter(module, args: tuple, kwargs: dict, name=name, calls=calls) -> None:
-                    calls[:] = [] if self.of(module, args, kwargs) else [Call(name, module, args, kwargs)]
+                    is_told = module in self._unclear or self.of(module, args, kwargs)
+                    calls[:] = [] if is_told else [Call(name, module, args, kwargs)]
 
                 def leave(module, args, output, calls=calls) -> None:
-                    with suppress(PerturbationError):  # a call of weak rows will say so
-                        for call in calls:
+                    for call in calls:
+                        try:
                             self.learn(call, output)
+                        except PerturbationError:  # a call of weak rows will say so
+                            self._unclear.add(module)
 
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
