@@ -21,6 +21,7 @@ from .imitations import (
     CHANGES_NOTHING,
     LATER,
     NEIGHBOURS,
+    call,
     couple,
     rows_mixed,
     tiles_with_residuals,
@@ -305,6 +306,38 @@ def test_what_others_still_hold_of_what_blocks_change_in_place(layer, cfg):
         lambda model: run.model_patch(model, SCALE, layer, PAGOptions(share_prefix=False)),
         lambda model: run.model_patch(model, SCALE, layer), run.ksampler))
     assert relative_error(plain, expected) > 1e-3
+    assert relative_error(result, expected) <= 1e-5
+
+
+def one_text(function, inputs: dict) -> torch.Tensor:
+    """Later in a run all rows get the text of the first."""
+    text = inputs["c"]["c_crossattn"]
+    late = {"c_crossattn": text[:1].expand_as(text)} if inputs["timestep"][0] <= 1.5 else {}
+    return call(function, {**inputs, "c": {**inputs["c"], **late}})
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_what_a_replaced_forward_keeps_for_later_steps(cfg):
+    """As a gate of attention: a block before the perturbed one adds later what it added last. It then runs for the
+    perturbed rows, too, for these get another text."""
+    def gated(model: ModelPatcher) -> ModelPatcher:
+        kept, model = {}, model.clone()
+        path = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
+        block = model.get_model_object(path)
+
+        def forward(x, context=None, transformer_options={}):  # noqa: B006 (as the host's)
+            before = x.clone()
+            if transformer_options["sigmas"][0] > 1.5:
+                kept["added"] = type(block).forward(block, x, context, transformer_options) - before
+            return before + kept["added"]
+
+        model.add_object_patch(f"{path}.forward", forward)
+        return wrapped(one_text)(model)
+
+    run = replace(sampled(cfg, 1), steps=6)
+    expected, result = (run.model_patch(gated(models.sd15()), SCALE, "m0", PAGOptions(share_prefix=share))
+                        for share in (False, True))
+    assert relative_error(run.ksampler(gated(models.sd15())), expected) > 1e-3
     assert relative_error(result, expected) <= 1e-5
 
 

@@ -40,6 +40,7 @@ class Scene:
     negative: list = field(default_factory=lambda: prompt(2))
     run: Callable[[Scene], torch.Tensor] | None = None  # in place of the host's KSampler
     is_twin: bool = False  # whether the model is a copy for calls of the reference
+    remembers: bool = False  # whether the pack keeps results from call to call, so that the reference needs a copy
 
     def sample(self) -> torch.Tensor:
         if self.run:
@@ -123,8 +124,9 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
         return
     expected, problem = _reference(family, set_up, cfg, batch, chain, is_twin=False)
     # A second copy holds what a pack remembers only where all of the pack is on the model.
-    wraps = "model_function_wrapper" in _scene(family, set_up, cfg, batch).model.model_options
-    if wraps and (found.is_twin or problem or relative_error(expected, plain) < SEEN):
+    scene = _scene(family, set_up, cfg, batch)
+    wraps = "model_function_wrapper" in scene.model.model_options
+    if wraps and (scene.remembers or found.is_twin or problem or relative_error(expected, plain) < SEEN):
         again, twin_problem = _reference(family, set_up, cfg, batch, chain, is_twin=True)
         if not twin_problem:
             found.is_twin |= bool(problem) or relative_error(again, expected) > LIMIT

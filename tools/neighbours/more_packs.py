@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from .setting_up import Pack, SetUps, guider, noise, on_sd15, patch, sampler_and_sigmas, submodule
+from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -300,6 +300,53 @@ def weighted_prompts() -> SetUps:
     return {"two prompts joined by AND": ("SD 1.5", set_up)}
 
 
+def t_gate() -> SetUps:
+    def gated(**inputs) -> tuple[str, SetUp]:
+        def set_up(scene: Scene) -> None:
+            scene.steps, scene.remembers = 4, True
+            patch("TGateApplyAdvanced", start_at=0.5, self_attn_start_at=0.5, **inputs)(scene)
+        return "SD 1.5", set_up
+    return {"cross-attention kept": gated(only_cross_attention=True),
+            "all attention kept": gated(only_cross_attention=False)}
+
+
+def fooocus_inpaint() -> SetUps:
+    made = submodule("INPAINT_ApplyFooocusInpaint", "nodes").InpaintBlockPatch
+
+    def set_up(scene: Scene) -> None:
+        scene.model, change = scene.model.clone(), made()
+        change.inpaint_head_feature = noise(52, 1, 32, *scene.latent["samples"].shape[-2:])
+        scene.model.set_model_input_block_patch(change)
+    return {"Fooocus inpaint": ("SD 1.5", set_up)}
+
+
+def regions() -> SetUps:
+    from .hosted import call
+    from .models import prompt
+
+    def set_up(scene: Scene) -> None:
+        _, right = halves(scene.latent)
+        found = call("ETN_BackgroundRegion", conditioning=scene.positive)[0]
+        found = call("ETN_DefineRegion", mask=right, conditioning=prompt(7), regions=found)[0]
+        scene.model = call("ETN_AttentionMask", model=scene.model, regions=found)[0]
+    return {"attention couple, two regions": ("SD 1.5", set_up)}
+
+
+def tiled_sampler() -> SetUps:
+    from .hosted import call
+
+    def set_up(scene: Scene) -> None:
+        scene.latent = {"samples": scene.latent["samples"].new_zeros(len(scene.latent["samples"]), 4, 48, 40)}
+        scene.run = run
+
+    def run(scene: Scene):
+        return call("BNK_TiledKSampler", model=scene.model, seed=5, tile_width=256, tile_height=256,
+                    tiling_strategy="padded", steps=scene.steps, cfg=scene.cfg, sampler_name=scene.sampler,
+                    scheduler=scene.scheduler, positive=scene.positive, negative=scene.negative,
+                    latent_image=scene.latent, denoise=1.0)[0]["samples"]
+    return {"its KSampler, padded tiles": ("SD 1.5", set_up)}
+
+
 MORE = (
     Pack("ComfyUI-BrushNet", "nullquant", brush_net),
     Pack("ComfyUI-MagCache", "Zehong-Ma", mag_cache, {"comfy.ldm.lightricks.model.precompute_freqs_cis": None}),
@@ -321,6 +368,10 @@ MORE = (
     Pack("Batch-Condition-ComfyUI", "laksjdjf", batch_of_prompts),
     Pack("ComfyUI-sonar", "blepping", sonar),
     Pack("ComfyUI-IC-Light", "kijai", ic_light),
+    Pack("ComfyUI_TGate", "JettHu", t_gate),
+    Pack("comfyui-inpaint-nodes", "Acly", fooocus_inpaint),
+    Pack("comfyui-tooling-nodes", "Acly", regions),
+    Pack("ComfyUI_TiledKSampler", "BlenderNeko", tiled_sampler),
     Pack("ComfyUI_InstantID", "cubiq", instant_id),
     Pack("ComfyUI-Inspire-Pack", "ltdrdata", scheduled),
     Pack("ComfyUI_smZNodes", "shiimizu", weighted_prompts),

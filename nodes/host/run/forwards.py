@@ -212,10 +212,11 @@ class PlainForwards(Forwards):
                 yield options
             return
         with ExitStack() as stack:
-            others, given = in_units(options), options
+            others, given, forwards = in_units(options), options, []
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
                 replaced = run.networks.other_forwards(network, units, first)
+                forwards = [module.forward for module in replaced]  # they may remember something, as patches do
                 hooks = list(other_hooks(units.modules[:first]))
                 store.has_to_prove |= run.proof.is_given is None and bool(replaced)
                 store.keeps_all |= bool(hooks)
@@ -226,7 +227,7 @@ class PlainForwards(Forwards):
                     given = inside(with_tried(options, trials), f"{KEY}_trials", lambda options: with_tried(
                         options, trials))
                     stack.enter_context(trials.around(replaced, hooks))
-            stack.enter_context(store.recording(units, options, x.shape[0], entry, others))
+            stack.enter_context(store.recording(units, options, x.shape[0], entry, [*others, *forwards]))
             yield noting(given, KEY, entry.note) if entry else given
 
 
