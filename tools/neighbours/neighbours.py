@@ -47,9 +47,22 @@ What costs more, and why; the log of each run says so too:
   The number of passes is the same.
 - More when the pack runs the network itself instead of through the model's own call (DeepCache): the first perturbed
   call of a run is repeated with the layers perturbed there. Later steps cost nothing extra.
+- More for BrushNet, which gives a row another text in a pair than alone; the perturbed rows then run from the first
+  block. So they do beside TGate, which keeps each block's attention for its later steps.
+- Less when the pack runs more than the two prompts in each step (STGGuider), which makes the run without PAG dearer.
 
-Layers in which a pack adds tokens to the image's self-attention (reference attn) are not perturbed; the run names
-them.
+Layers in which a pack adds tokens to the image's self-attention (reference attn, style_aligned_comfy) are not
+perturbed; the run names them.
+
+Read, but not run: ComfyUI_PuLID_Flux_ll, PuLID_ComfyUI and all of ComfyUI_InstantID but its attention need models of
+faces; ComfyUI-IPAdapter-Flux reads an attribute that Flux's blocks no longer have; ComfyUI-FluxRegionAttention and
+ComfyUI-RadialAttn need a GPU. MultimodalGuider fails at cfg 1 with any function after CFG, and
+ComfyUI_smZNodes with any function before CFG where prompts are joined by AND. BrushNet's wrapper
+around the sampling takes one argument less than ComfyUI gives it; the test leaves it out.
+
+On ComfyUI 0.16.3, where the Flux forwards of ComfyUI-TeaCache and Comfy-WaveSpeed still run, all set-ups of both match
+(2e-06 at most): TeaCache on Flux takes 1.253, the first-block cache on Flux 1.253 where it is never used and 1.289
+where it is.
 """
 COLUMNS = (
     "*Error* is max\\|a − b\\| / max\\|b\\| relative to the reference, the largest of all cases; a result *matches* "
