@@ -59,11 +59,11 @@ class Kept:
 def changed_in_place(args: tuple, kwargs: dict, output) -> list[int | str | None]:
     """Of each tensor in a unit's output, which argument it is, which the unit has changed in place; None for none."""
     given = {**dict(enumerate(args)), **kwargs}
-    places = {(t.data_ptr(), t.shape): key for key, t in given.items() if isinstance(t, torch.Tensor)}
+    places = {id(t): key for key, t in given.items() if isinstance(t, torch.Tensor)}
     found: list[int | str | None] = []
 
     def note(parts: list[torch.Tensor]) -> torch.Tensor:
-        found.append(places.get((parts[0].data_ptr(), parts[0].shape)))
+        found.append(places.get(id(parts[0])))
         return parts[0]
 
     merged([output], (torch.Tensor,), note)
