@@ -579,6 +579,51 @@ class _Counting(torch.nn.Module):
         return out * (1.0 + 0.05 * (self.calls % 7))
 
 
+def counting(attach: Callable) -> Neighbour:
+    """It tells the seven layers apart by counting its calls, wherever it sits."""
+    def neighbour(model: ModelPatcher) -> ModelPatcher:
+        model, calls = model.clone(), 0
+
+        def scaled(out: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return out * (1.0 + 0.05 * (calls % 7))
+
+        attach(model, scaled)
+        return model
+    return neighbour
+
+
+def in_forwards(model: ModelPatcher, scaled: Callable) -> None:
+    for name, _ in model.model.diffusion_model.named_modules():
+        if name.endswith(".ff"):
+            path = f"diffusion_model.{name}.forward"
+            own = model.get_model_object(path)
+            model.add_object_patch(path, lambda *args, own=own, **kwargs: scaled(own(*args, **kwargs)))
+
+
+def in_hooks(model: ModelPatcher, scaled: Callable) -> None:
+    def outer_sample(executor, *args, **kwargs):
+        handles = [module.register_forward_hook(lambda _, __, out: scaled(out))
+                   for name, module in model.model.diffusion_model.named_modules() if name.endswith(".ff")]
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hooks that count", outer_sample)
+
+
+def in_a_patch_from_a_wrapper(model: ModelPatcher, scaled: Callable) -> None:
+    def bring(executor, x, timesteps, context, y, control, options, **kwargs):
+        patches = {**options.get("patches", {}), "attn2_output_patch": [
+            *options.get("patches", {}).get("attn2_output_patch", []), lambda out, _: scaled(out)]}
+        return executor(x, timesteps, context, y, control, {**options, "patches": patches}, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a patch that counts", bring)
+
+
 def scaled_by_chance(draw: Callable[[], float]) -> Neighbour:
     """Queries are scaled by a random number in every call of a patch."""
     def attach(model: ModelPatcher) -> ModelPatcher:
@@ -655,6 +700,8 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "numpy's random numbers": scaled_by_chance(np.random.rand), "kept in slots": kept_in_slots,
     "kept on a module": kept_on_a_module, "hooks": hooked, "a block of another class": block_of_another_class,
     "a patch from a wrapper": patched_inside,
+    "forwards that count": counting(in_forwards), "hooks that count": counting(in_hooks),
+    "a patch from a wrapper that counts": counting(in_a_patch_from_a_wrapper),
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",

@@ -109,20 +109,21 @@ class PrefixStore(Uncopied):
 
     @contextmanager
     def recording(self, units: Units, options: dict, batch: int, entry: Entry | None = None,
-                  others: Sequence = ()) -> Iterator[None]:
+                  others: Sequence = ()) -> Iterator[Callable[[Sequence], None]]:
         """Hooks for one forward of a network with this batch and these transformer_options, made without PAG. `entry`
-        notes what enters it; `others` is what acts inside its units."""
+        notes what enters it; `others` is what acts inside its units, and what it yields is to be called with more of
+        it."""
         uuids, conds = options["uuids"], options["cond_or_uncond"]
         with self.lock:
             for uuid, index in zip(uuids, conds, strict=True):
                 self.seen[index].add(uuid)
         wanted = [row for row, index in enumerate(conds) if index == self.index]
         if not wanted:
-            yield
+            yield lambda others: None
             return
         recorder = _Recorder(self, units, wanted, len(uuids), batch, snapshot(others))
         with self._recording(recorder, entry):
-            yield
+            yield recorder.watch
         with self.lock:
             for row, kept in zip(wanted, recorder.kept, strict=True):
                 kept.entered = entry and entry.of_row(row)
@@ -257,6 +258,10 @@ class _Recorder:
         self.pinned: set[tuple[int, int]] = set()
         self.done = False
         self.problem = ""
+
+    def watch(self, others: Sequence) -> None:
+        """What these remember from now on counts, too."""
+        self.before = {**snapshot(others), **self.before}
 
     def leave(self, index: int) -> Callable:
         def hook(module, args, kwargs, output) -> None:

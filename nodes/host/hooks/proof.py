@@ -14,6 +14,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 
 import comfy.model_management
@@ -68,6 +69,31 @@ class Proof(Uncopied):
             self.pause = self.rest = 2 * self.pause
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How functions of others are tried.
+
+    Attributes:
+        calls: in so many of their calls in a forward, and in one unit; None: in all.
+        is_in_turn: whether they are not tried everywhere in every forward.
+        is_told: whether the unit has to be tried where they are given rows that cannot be told.
+        lays_out: whether it is such functions that lay the rows out anew.
+        calls_others: whether they may call any other function of others.
+    """
+
+    calls: int | None = None
+    is_in_turn: bool = False
+    is_told: bool = True
+    lays_out: bool = False
+    calls_others: bool = False
+
+
+PATCH, HOOK = Kind(lays_out=True), Kind()
+ATTENTION, TEXT_ATTENTION = Kind(calls=1, is_in_turn=True), Kind()
+OVERRIDE = Kind(calls=2, is_in_turn=True, is_told=False)  # those to the image and to the text show in two calls
+FORWARD = Kind(is_in_turn=True, calls_others=True)
+
+
 class Trials:
     """In one forward of the host's own: what others have put into the units before `first` is tried.
 
@@ -82,7 +108,7 @@ class Trials:
         options: the transformer_options of the forward.
         batch: the first axis of what the network is given.
         others: what other nodes have attached that acts inside the units; it remembers nothing of a trial.
-        state: what among these is no function.
+        state: what among these every one may reach: an attention override, and what is no function.
         tell: is told of each trial whether it gave the same, [] on its device (asking would wait for it), and whether
             it was due by turn, so that a difference may have been there in earlier forwards.
     """
@@ -121,23 +147,19 @@ class Trials:
                 stack.callback(unit.register_forward_hook(self._leave, prepend=True).remove)
             for of_module, key in hooks:
                 stack.callback(of_module.__setitem__, key, of_module[key])
-                of_module[key] = self.tried(of_module[key])
+                of_module[key] = self.tried(of_module[key], HOOK)
             for module in replaced if self.are_all_due else replaced and [_in_turn(replaced, self.proof.turn)]:
-                stack.enter_context(other_forward(module, partial(self.tried, in_turn=True)))
+                stack.enter_context(other_forward(module, partial(self.tried, kind=FORWARD)))
             yield
         self.proof.turn += 1
 
-    def tried(self, function: Callable, calls: int | None = None, is_told: bool = True, in_turn: bool = False,
-              is_patch: bool = False) -> Callable:
-        """A function of others, tried in its first `calls` of a forward and in one unit (None: in all its calls).
-        `is_told`: where it is given rows that cannot be told, the unit has to be tried; `in_turn`: it is not tried in
-        every forward; `is_patch`: it is a patch, such as those that lay the rows out anew."""
+    def tried(self, function: Callable, kind: Kind) -> Callable:
+        """A function of others, tried as its kind is."""
         if isinstance(function, _Tried):
             return function
-        self.is_saving |= is_told
+        self.is_saving |= kind.is_told
         # Where nothing is compiled torch._dynamo need not be there, and its import takes seconds.
-        kind = _outside_graphs() if "torch._dynamo" in sys.modules else _Tried
-        return kind(self, function, calls, is_told, in_turn or calls is not None, is_patch)
+        return (_outside_graphs() if "torch._dynamo" in sys.modules else _Tried)(self, function, kind)
 
     def _enter(self, index: int) -> Callable:
         def hook(unit, args, kwargs) -> None:
@@ -209,10 +231,8 @@ class Trials:
 class _Tried:
     """A function of others in one forward, given tensors and a forward's options, or what is made of them."""
 
-    def __init__(self, trials: Trials, function: Callable, calls: int | None, is_told: bool, in_turn: bool,
-                 is_patch: bool) -> None:
-        self.trials, self.function, self.calls, self.is_told, self.in_turn = trials, function, calls, is_told, in_turn
-        self.is_patch = is_patch
+    def __init__(self, trials: Trials, function: Callable, kind: Kind) -> None:
+        self.trials, self.function, self.kind = trials, function, kind
 
     def __call__(self, *args, **kwargs):
         trials = self.trials
@@ -220,27 +240,28 @@ class _Tried:
         if trials.unit is None or first is None or not self._is_due():
             return self.function(*args, **kwargs)
         if first.shape[0] != trials.batch:
-            trials.is_unclear |= self.is_told
-            trials.is_beside |= self.is_told and not self.is_patch
+            trials.is_unclear |= self.kind.is_told
+            trials.is_beside |= self.kind.is_told and not self.kind.lays_out
             return self.function(*args, **kwargs)
         cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
+        inside = trials.others if self.kind.calls_others else trials.state
         # Before the call itself, for others may count.
         alone = tensors_in(trials.alone(lambda: self.function(*cut_args, **cut_kwargs), first,
-                                        [self.function, *trials.state], trials.own))
+                                        [self.function, *inside], trials.own))
         out = self.function(*args, **kwargs)
         got = [trials.cut(t) if t.shape[0] == trials.batch else t for t in tensors_in(out)]
         if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):
             trials.is_unclear = True
         else:
-            trials.agree(alone, got, self.in_turn)
+            trials.agree(alone, got, self.kind.is_in_turn)
         return out
 
     def _is_due(self) -> bool:
-        if self.calls is None or self.trials.are_all_due or self.trials.unit == self.trials.turn:
+        if self.kind.calls is None or self.trials.are_all_due or self.trials.unit == self.trials.turn:
             return True
         code = _code(self.function)
         self.trials.calls[code] += 1
-        return self.trials.calls[code] <= self.calls
+        return self.trials.calls[code] <= self.kind.calls
 
     def _cut(self, value):
         trials = self.trials

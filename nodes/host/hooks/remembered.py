@@ -69,6 +69,9 @@ def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
                 found[id(module)] = module, _content_of(module)
                 for value in found[id(module)][1].values():
                     _visit(value, found, _DEPTH)
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+                if is_others_hook(hook):
+                    _visit(hook, found, _DEPTH)
     return found
 
 
@@ -242,6 +245,12 @@ def _pack(module: str | None) -> str:
 
 
 @cache
+def is_others_hook(hook) -> bool:
+    """Whether a hook of a network's module is another pack's."""
+    function = getattr(hook, "func", hook)
+    return is_others(getattr(function, "__module__", type(function).__module__))
+
+
 def is_others(module: str | None) -> bool:
     """Whether a module of Python is another pack's, by its name."""
     return module is not None and not any(module == other or module.startswith(f"{other}.") for other in _NOT_STATE)

@@ -26,8 +26,8 @@ from ..models.units import Units
 from .control import Conds, with_noted_controls
 from .neighbours import (
     KEY,
+    in_reach,
     in_units,
-    kept_in,
     other_hooks,
     sees_samples,
     with_tried,
@@ -212,22 +212,28 @@ class PlainForwards(Forwards):
                 yield options
             return
         with ExitStack() as stack:
-            others, given, forwards = in_units(options), options, []
+            others, given = in_units(options), options
             rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
             if first and rows and run.proof.is_given is not False:
                 replaced = run.networks.other_forwards(network, units, first)
-                forwards = [module.forward for module in replaced]  # they may remember something, as patches do
                 hooks = list(other_hooks(units.modules[:first]))
+                # They may remember something, as patches do.
+                others += [*(module.forward for module in replaced), *(of_module[key] for of_module, key in hooks)]
                 store.has_to_prove |= run.proof.is_given is None and bool(replaced)
                 store.keeps_all |= bool(hooks)
-                if others or replaced or hooks or wraps_network(options):
-                    trials = Trials(units, first, rows, options, x.shape[0], others, kept_in(options), run.proof,
+                if others or wraps_network(options):
+                    trials = Trials(units, first, rows, options, x.shape[0], others, in_reach(options), run.proof,
                                     store.answers.add)
-                    # Wrappers around the network may bring more.
-                    given = inside(with_tried(options, trials), f"{KEY}_trials", lambda options: with_tried(
-                        options, trials))
+
+                    def tried(options: dict) -> dict:
+                        brought = in_units(options)  # by wrappers around the network
+                        trials.others += brought
+                        watch(brought)
+                        return with_tried(options, trials)
+
+                    given = inside(with_tried(options, trials), f"{KEY}_trials", tried)
                     stack.enter_context(trials.around(replaced, hooks))
-            stack.enter_context(store.recording(units, options, x.shape[0], entry, [*others, *forwards]))
+            watch = stack.enter_context(store.recording(units, options, x.shape[0], entry, others))
             yield noting(given, KEY, entry.note) if entry else given
 
 

@@ -17,9 +17,10 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
 
+from ..hooks import proof
 from ..hooks.attention import OVERRIDE
 from ..hooks.proof import Trials
-from ..hooks.remembered import is_others
+from ..hooks.remembered import is_others, is_others_hook
 
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
@@ -27,7 +28,7 @@ FUNCTION_WRAPPER = "model_function_wrapper"
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 PRE_CFG, POST_CFG = "sampler_pre_cfg_function", "sampler_post_cfg_function"
 COMPILED = "the model is compiled"
-_ATTENTIONS = {"attn1": 1, "attn2": None}  # in patches_replace: in how many calls they are tried; None: in all
+_ATTENTIONS = {"attn1": proof.ATTENTION, "attn2": proof.TEXT_ATTENTION}  # in patches_replace
 _FRAMES = (SpatialVideoTransformer, VideoResBlock)
 _SAMPLE_WISE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm)
 # In transformer_options: the host's own, and what its networks leave there for the blocks of a forward, which older
@@ -145,8 +146,7 @@ def other_hooks(modules: Iterable[nn.Module]) -> Iterator[tuple[dict, int]]:
         for part in module.modules():
             for hooks in (part._forward_pre_hooks, part._forward_hooks):
                 for key, hook in hooks.items():
-                    function = getattr(hook, "func", hook)
-                    if is_others(getattr(function, "__module__", type(function).__module__)):
+                    if is_others_hook(hook):
                         yield hooks, key
 
 
@@ -191,6 +191,11 @@ def in_units(options: dict) -> list:
     return found + kept_in(options)
 
 
+def in_reach(options: dict) -> list:
+    """Of these, what any of them may call or look at."""
+    return kept_in(options) + ([options[OVERRIDE]] if OVERRIDE in options else [])
+
+
 def kept_in(options: dict) -> list:
     """What other nodes may keep in the transformer_options of a forward."""
     return [value for name, value in options.items() if isinstance(value, (dict, list)) and name not in _HOSTS]
@@ -204,20 +209,19 @@ def with_tried(options: dict, trials: Trials) -> dict:
         if changed := change(options.get(kind, {}), trials):
             tried[kind] = {**options[kind], **changed}
     if OVERRIDE in options:
-        # Two calls, in which the attention to the image and that to the text show.
-        tried[OVERRIDE] = trials.tried(options[OVERRIDE], 2, is_told=False)
+        tried[OVERRIDE] = trials.tried(options[OVERRIDE], proof.OVERRIDE)
     return {**options, **tried}
 
 
 def _tried_patches(patches: dict, trials: Trials) -> dict:
-    return {name: [trials.tried(patch, is_patch=True) for patch in found] for name, found in patches.items()
+    return {name: [trials.tried(patch, proof.PATCH) for patch in found] for name, found in patches.items()
             if found and _is_in_units(name)}
 
 
 def _tried_replacements(replaced: dict, trials: Trials) -> dict:
     """An attention to the text costs little, and one to the image much."""
-    return {name: {key: trials.tried(function, calls) for key, function in replaced[name].items()}
-            for name, calls in _ATTENTIONS.items() if replaced.get(name)}
+    return {name: {key: trials.tried(function, kind) for key, function in replaced[name].items()}
+            for name, kind in _ATTENTIONS.items() if replaced.get(name)}
 
 
 def _is_in_units(patch: str) -> bool:
