@@ -244,13 +244,13 @@ def _pack(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-@cache
 def is_others_hook(hook) -> bool:
     """Whether a hook of a network's module is another pack's."""
     function = getattr(hook, "func", hook)
     return is_others(getattr(function, "__module__", type(function).__module__))
 
 
+@cache
 def is_others(module: str | None) -> bool:
     """Whether a module of Python is another pack's, by its name."""
     return module is not None and not any(module == other or module.startswith(f"{other}.") for other in _NOT_STATE)
