@@ -16,7 +16,7 @@ from ..models.families import result_axis
 from ..models.units import Units
 from .compiled import other_forward
 from .entry import Answers, agree, excerpts, is_same
-from .kept import Blank, Kept
+from .recorder import Blank, Kept
 from .remembered import put
 from .rows import merged, tensors_in
 
