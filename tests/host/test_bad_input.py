@@ -191,6 +191,20 @@ def test_a_prompt_of_another_model_on_every_kind_of_network(how):
         replace(run, positive=wide).model_patch(how.build(), SCALE, "auto", PAGOptions("skip_block"))
 
 
+@pytest.mark.parametrize("error", [
+    IndexError("list index out of range"), RuntimeError("The size of tensor a (7) must match"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (14x32 and 768x32)")], ids=str)
+def test_what_another_node_fails_at_is_not_put_down_to_the_inputs(error):
+    def fail(*_):
+        raise error
+
+    model = models.sd15().clone()
+    model.set_model_attn2_patch(fail)
+    with pytest.raises(type(error)) as found:
+        Run().model_patch(model, SCALE)
+    assert found.value is error
+
+
 @pytest.mark.parametrize("how", [how for how in [*SAMPLED, *SAMPLED_BLOCKS] if how.name in (
     "SD 1.5", "SVD", "SD3.5 medium", "AuraFlow", "Flux", "Hunyuan3D 2", "PixelDiT", "Stable Cascade B", "Stable Audio",
     "ACE-Step 1", "ACE-Step 1.5")], ids=lambda how: how.name)

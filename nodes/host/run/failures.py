@@ -7,12 +7,16 @@ Networks say it in the words of torch.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
+
+from ..hooks.remembered import is_others
 
 # Of a linear layer and of a norm, the first layers that a prompt meets.
 _SHAPES = (re.compile(r"cannot be multiplied \(\d+x(?P<given>\d+) and (?P<expected>\d+)x\d+\)"),
            re.compile(r"normalized_shape=\[(?P<expected>\d+)\].* size ?\[[\d, ]*\b(?P<given>\d+)\]"))
 
+_LIBRARIES = ("torch", "einops")
 _ABSENT = re.compile(r"NoneType|required positional argument")  # in the words of Python, and of torch's functions
 _DIMENSIONS = re.compile(r"dimension|\bsizes?\b|\bshapes?\b|values to unpack|index out of range", re.IGNORECASE)
 _TEXTS = {"cross_attn": "", "pooled_output": " (pooled output)"}
@@ -27,10 +31,19 @@ def explain(error: Exception, conds: Mapping[str, Sequence[dict] | None], latent
         latents: shapes of what is sampled: one, or several in one.
         dimensions: of the latents that the model is made for, without batch and channels; None where not known.
     """
+    if _is_in_other_code(error):
+        return
     if type(error) in (RuntimeError, TypeError, AttributeError):  # torch's or Python's own words
         _explain_prompts(error, conds)
     if type(error) in (RuntimeError, ValueError, IndexError) or type(error).__name__ == "EinopsError":
         _explain_latents(error, latents, dimensions)
+
+
+def _is_in_other_code(error: Exception) -> bool:
+    """Whether it was another pack's code that failed, on its own or in a call of a library."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [name for name in names if name.partition(".")[0] not in _LIBRARIES]
+    return bool(own) and is_others(own[-1])
 
 
 def _explain_prompts(error: Exception, conds: Mapping[str, Sequence[dict] | None]) -> None:
