@@ -529,6 +529,7 @@ def block_of_another_class(model: ModelPatcher) -> ModelPatcher:
     path = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
     block = copy.copy(model.get_model_object(path))
     block.__class__ = _ByIndex
+    vars(block).pop("forward", None)  # the host leaves the module's own there, where a patch of it was taken back
     model = model.clone()
     model.add_object_patch(path, block)
     return model

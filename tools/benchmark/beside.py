@@ -26,7 +26,7 @@ from pag_pack.pag_core.settings import PAGOptions
 import nodes
 
 UNDISTURBED = "no other node"
-SD15, FLUX, WAN = FAMILIES
+SHOWN = SD15, FLUX, WAN = "SD 1.5", "Flux", "Wan"
 
 
 def report(only: str = "") -> list[dict]:
@@ -50,10 +50,10 @@ def ratio(family: str, set_up: SetUp, layer: str | None = None, options: PAGOpti
 
 def table(rows: list[dict]) -> str:
     lines = ["", "FLOPs of CFG + PAG divided by CFG, together with other nodes", "",
-             "| setup | " + " | ".join(FAMILIES) + " |", "|---|" + "---:|" * len(FAMILIES)]
+             "| setup | " + " | ".join(SHOWN) + " |", "|---|" + "---:|" * len(SHOWN)]
     ratios = {(row["set_up"], row["family"]): row["ratio"] for row in rows}
     for what in dict.fromkeys(row["set_up"] for row in rows):
-        cells = (ratios.get((what, family)) for family in FAMILIES)
+        cells = (ratios.get((what, family)) for family in SHOWN)
         lines.append(f"| {what} | " + " | ".join("" if cell is None else f"{cell:.3f}" for cell in cells) + " |")
     return "\n".join(lines)
 
