@@ -92,7 +92,7 @@ def test_every_entry_makes_sense():
 @pytest.mark.parametrize("language", ["en", "zh", "ko"])
 def test_the_help_page_lists_what_is_published(language):
     page = (ROOT / "web" / "docs" / "PAGLayers" / f"{language}.md").read_text(encoding="utf-8")
-    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    rows = re.findall(r"^- (.+?): (`[^`]+`) · (.+?) · (.+)$", page, re.MULTILINE)
     assert len(rows) == len(_DEFAULTS)
     for (_, published), (model, layers, how, source) in zip(_DEFAULTS, rows, strict=True):
         settings = str(published).partition(": ")[0]
