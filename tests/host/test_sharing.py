@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import set_model_options_patch_replace
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +21,8 @@ from .imitations import (
     cross_attention,
     from_a_pair,
     mirrored_copy,
+    of_index_0,
+    of_the_last_row,
     one_by_one,
     overridden,
     tile_major,
@@ -191,9 +194,54 @@ def test_samples_of_one_latent_under_two_texts_are_told_apart():
                  negative=models.conditioning(2, tokens=154))
 
 
-def test_patches_that_count_on_the_place_of_a_row_are_not_trusted_where_rows_are_moved():
+def tiles_in_two_calls(function, inputs: dict) -> torch.Tensor:
+    return torch.cat([tile_major(function, {**inputs, "input": half}) for half in inputs["input"].chunk(2, dim=-1)], -1)
+
+
+def another_forward(model):
+    """Of a module inside a block."""
+    norm = model.model.diffusion_model.input_blocks[1][1].norm
+    model.add_object_patch("diffusion_model.input_blocks.1.1.norm.forward", lambda x: 0.9 * type(norm).forward(norm, x))
+    return model
+
+
+def hook(model):
+    """For the length of a run, on a module inside a block."""
+    def outer_sample(executor, *args, **kwargs):
+        module = model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2
+        handle = module.register_forward_hook(lambda _, __, out: 0.9 * out)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            handle.remove()
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hook", outer_sample)
+    return model
+
+
+ON_MOVED_ROWS = {"an override": override, "an override that counts": counting_override,
+                 "an attention patch": attention_patch, "a forward": another_forward, "a hook": hook,
+                 "HyperTile": MODELS["HyperTile on another layer"]}
+
+
+@pytest.mark.parametrize(("layout", "change"), [
+    *((tile_major, change) for change in ON_MOVED_ROWS),
+    *((layout, "an override") for layout in (tiles_in_two_calls, mirrored_copy, backwards))],
+    ids=lambda value: getattr(value, "__name__", value))
+def test_patches_are_tried_for_the_conditional_samples_where_rows_are_moved(layout, change):
+    """Which these are shows in the first step, where nothing is shared; of a layout without a trace in the second."""
+    steps, learning = 6, 2 if layout is backwards else 1
+    run, model = sampled("sd15", steps=steps), ON_MOVED_ROWS[change](wrapped(layout)(models.sd15()))
+    cost, result = flops(lambda: run.model_patch(model, SCALE, "m0"))
+    saved = 1.5 - cost / flops(lambda: run.ksampler(model))[0]
+    assert saved >= (1.5 - undisturbed("sd15") - 0.03) * (steps - learning) / steps
+    assert relative_error(result, run.model_patch(model, SCALE, "m0", WHOLE)) < 1e-4
+
+
+@pytest.mark.parametrize("rule", [from_a_pair, of_index_0, of_the_last_row], ids=lambda function: function.__name__)
+def test_patches_that_count_on_the_place_of_a_row_are_not_trusted_where_rows_are_moved(rule):
     """They give a tile another image prompt by where it stands among all."""
-    run, model = sampled("sd15"), cross_attention(from_a_pair)(wrapped(tile_major)(models.sd15()))
+    run, model = sampled("sd15", steps=4), cross_attention(rule)(wrapped(tile_major)(models.sd15()))
     assert relative_error(run.model_patch(model, SCALE), run.model_patch(model, SCALE, options=WHOLE)) < 1e-4
 
 

@@ -33,8 +33,9 @@ What costs more, and why; the log of each run says so too:
 - 1.50 or a little more when the perturbed rows cannot start from the conditional rows' state, because the pack draws
   random numbers in each call (reference adain) or averages over the batch (Enhance-A-Video). Part of PAG's effect then
   comes from this difference, as with ComfyUI's own PAG node.
-- 1.50 when the pack rearranges the batch (TiledDiffusion with several tiles at a time) and another patch or attention
-  override acts inside the blocks. Without one, each tile starts from the state of the tile with the same inputs.
+- 1.50 in the first step when the pack rearranges the batch (TiledDiffusion with several tiles at a time) and another
+  patch or attention override acts inside the blocks; in all steps if that goes by a tile's place in the batch. Without
+  one, each tile starts from the state of the tile with the same inputs.
 - A little more when the pack's patches change the number of rows or compute much (attention couple): to find out
   whether they treat all rows alike, a block, or what the patch computes, runs for the conditional rows alone as well.
 - Functions that compute a whole attention or replace a module's forward are tried in all blocks in the first step.

@@ -24,18 +24,20 @@ class _Forward:
 
     Args:
         full: the batch of all rows, the first axis of what the network is given.
+        options: makes those of the plain rows from a forward's.
     """
 
-    def __init__(self, plan: RowPlan, full: int) -> None:
+    def __init__(self, plan: RowPlan, full: int, options: Callable[[dict], dict]) -> None:
         self.plan = plan
         self.full = full
+        self.options = options
         self.plain = full // len(plan.places) * len(plan.plain)
 
     def leave_out(self, value, argument: str | int, axes: Mapping[str | int, int | None]):
         """`value`, an argument of a unit, with the plain rows only; `axes` as in `Family`. UnclearError where it may
         hold rows in a way that these do not say."""
         if isinstance(value, dict) and "uuids" in value:
-            return options_of_rows(value, self.plan.plain, len(self.plan.places))
+            return self.options(value)
         if argument not in axes:
             return map_tensors(value, lambda t: self.plan.leave_out(t) if holds_rows(t, self.full) else t)
         axis = axes[argument]
@@ -55,13 +57,14 @@ class _Forward:
                            if axis is not None and t.ndim > axis and t.shape[axis] % self.plain == 0 else t)
 
 
-def plain_rows(plan: RowPlan, batch: int, units: Units, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A unit's arguments with the plan's plain rows only.
+def plain_rows(plan: RowPlan, batch: int, units: Units, args: tuple, kwargs: dict,
+               options: Callable[[dict], dict]) -> tuple[tuple, dict]:
+    """A unit's arguments with the plan's plain rows only, and what `options` makes of a forward's options.
 
     Raises:
         UnclearError: where a tensor may hold rows in a way that nobody says.
     """
-    return _Forward(plan, batch).left_out(args, kwargs, units.axes)
+    return _Forward(plan, batch, options).left_out(args, kwargs, units.axes)
 
 
 class JointPrefix:
@@ -95,7 +98,7 @@ class JointPrefix:
             self.decline(SPLIT_BATCH)
             yield
             return
-        self.forward = _Forward(plan, batch)
+        self.forward = _Forward(plan, batch, lambda given: options_of_rows(given, plan.plain, len(plan.places)))
         self.uuids = options["uuids"]
         with self.unit, ExitStack() as stack:
             for unit in self.units.modules[:self.first]:

@@ -83,16 +83,18 @@ class PrefixStore(Uncopied):
                 self.rows[uuids[row]].append(kept)
 
     @contextmanager
-    def recording_samples(self, units: Units, batch: int, entry: Entry) -> Iterator[None]:
-        """The same for a forward of which nothing says what row a sample is of; all samples are kept."""
-        recorder = Recorder(units, list(range(batch)), batch, batch, {}, self.keeps_all, self.has_room)
+    def recording_samples(self, units: Units, batch: int, entry: Entry, others: Sequence = (), number: int = 0,
+                          tried: tuple[int, ...] | None = None) -> Iterator[None]:
+        """The same for a forward of which nothing says what row a sample is of; all samples are kept. `number` and
+        `tried` as of `Sampled`."""
+        recorder = Recorder(units, list(range(batch)), batch, batch, snapshot(others), self.keeps_all, self.has_room)
         with self._recording(recorder, entry):
             yield
         for sample, kept in enumerate(recorder.kept):
             kept.entered = entry.of_row(sample)
         if all(kept.is_complete for kept in recorder.kept):
             with self.lock:
-                self.samples.append(Sampled(entry, recorder.kept))
+                self.samples.append(Sampled(entry, recorder.kept, number, tried))
 
     @contextmanager
     def _recording(self, recorder: Recorder, entry: Entry | None) -> Iterator[None]:

@@ -21,10 +21,17 @@ _FACTORS = 0x9E3779B97F4A7C15 - 2**64, 0x94D049BB133111EB - 2**64  # of splitmix
 
 @dataclass
 class Sampled:
-    """What each sample of one forward entered with, and what is kept of it; both in the batch's order."""
+    """What each sample of one forward entered with, and what is kept of it; both in the batch's order.
+
+    Attributes:
+        number: of the forward among those of the host's call.
+        tried: the samples that others' code was tried for, in this order; None where no such code acts.
+    """
 
     entry: Entry
     kept: Sequence[Any]
+    number: int = 0
+    tried: tuple[int, ...] | None = None
     digests: dict[tuple[int, torch.Size], torch.Tensor] = field(default_factory=dict)  # {(input, its form): [n]}
 
     def digest(self, place: int, values: torch.Tensor) -> torch.Tensor:
@@ -36,14 +43,14 @@ class Sampled:
         return self.digests[key]
 
 
-def matched(entry: Entry, known: Sequence[Sampled]) -> list | None:
-    """What is kept of samples that entered as these did, one for each; None where there is none for one of them. The
-    CPU waits for the device once."""
+def matched(entry: Entry, known: Sequence[Sampled]) -> list[tuple[Sampled, int]] | None:
+    """Samples that entered as these did, one for each: the forward and the place in it. None where there is none for
+    one of them. The CPU waits for the device once."""
     mine = Sampled(entry, ())
     alike = torch.cat([_alike(mine, one) for one in known], dim=1)
     places = torch.where(alike.any(1), alike.byte().argmax(1), -1).cpu().tolist()
-    kept = [sample for one in known for sample in one.kept]
-    return None if -1 in places else [kept[place] for place in places]
+    samples = [(one, place) for one in known for place in range(one.entry.batch)]
+    return None if -1 in places else [samples[place] for place in places]
 
 
 def _alike(mine: Sampled, other: Sampled) -> torch.Tensor:

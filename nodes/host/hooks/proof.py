@@ -111,14 +111,17 @@ class Trials:
         state: what among these every one may reach: an attention override, and what is no function.
         tell: is told of each trial whether it gave the same, [] on its device (asking would wait for it), and whether
             it was due by turn, so that a difference may have been there in earlier forwards.
+        samples: where another node rearranges the batch, the places of the rows' samples in it.
     """
 
     def __init__(self, units: Units, first: int, rows: list[int], options: dict, batch: int, others: list,
-                 state: Sequence, proof: Proof, tell: Callable[[torch.Tensor, bool], None]) -> None:
+                 state: Sequence, proof: Proof, tell: Callable[[torch.Tensor, bool], None],
+                 samples: tuple[int, ...] = ()) -> None:
         self.units, self.first, self.batch, self.tell = units, first, batch, tell
         self.are_all_due = proof.turn == 0 or proof.has_differed
         self.uuids, self.others, self.state, self.proof = options["uuids"], others, state, proof
-        self.plan = RowPlan(tuple(rows), tuple(range(len(self.uuids))))
+        self.rows = rows
+        self.plan = RowPlan(samples or tuple(rows), tuple(range(batch if samples else len(self.uuids))))
         attentions = [index for index, unit in enumerate(units.modules[:first]) if isinstance(unit, SELF_ATTENTION)]
         self.turn = _in_turn(attentions or range(first), proof.turn)
         self.whole = _in_turn(sorted(index for index in proof.unclear if index < first), proof.turn)  # to be tried
@@ -169,8 +172,8 @@ class Trials:
             if self.is_saving:
                 with suppress(UnclearError):
                     # Copies, for the unit may change what it is given.
-                    self.given = _mapped(plain_rows(self.plan, self.batch, self.units, args, kwargs), torch.clone,
-                                         _as_weak)
+                    self.given = _mapped(plain_rows(self.plan, self.batch, self.units, args, kwargs, self._as_weak),
+                                         torch.clone, lambda options: options)
         return hook
 
     def _leave(self, unit, args, output) -> None:
@@ -190,7 +193,7 @@ class Trials:
         self.has_found |= is_new
         alone = None
         if given is not None:
-            with running(self.uuids, self.plan.plain):
+            with running(self.uuids, self.rows):
                 alone = self.alone(lambda: unit.forward(*given[0], **given[1]), output, self.others, {})
         axis = result_axis(self.units.axes)
         self.agree(tensors_in(alone), [self.cut(t, axis) for t in tensors_in(output)], not is_new)
@@ -216,9 +219,13 @@ class Trials:
     def options(self, given: dict) -> dict:
         """A forward's options for the rows alone, the same in all trials of a unit: patches hand on things in them."""
         if id(given) not in self.cut_options:
-            cut = options_of_rows(given, self.plan.plain, len(self.plan.places))
-            self.cut_options[id(given)] = given, _as_weak(cut)
+            self.cut_options[id(given)] = given, self._as_weak(given)
         return self.cut_options[id(given)][1]
+
+    def _as_weak(self, options: dict) -> dict:
+        """A forward's options as in a call of the rows' weak ones alone, which others see under the index 0; some
+        guiders give the conditional rows another one."""
+        return {**options_of_rows(options, self.rows, len(self.uuids)), "cond_or_uncond": [0] * len(self.rows)}
 
     def agree(self, alone: list[torch.Tensor], among_all: list[torch.Tensor], in_turn: bool) -> None:
         by_turn = in_turn and not self.are_all_due
@@ -276,12 +283,6 @@ def _outside_graphs() -> type[_Tried]:
 
 def _is_options(value) -> bool:
     return isinstance(value, dict) and "uuids" in value
-
-
-def _as_weak(options: dict) -> dict:
-    """A forward's options as in a call of weak rows alone, which others see under the index 0; some guiders give the
-    conditional rows another one."""
-    return {**options, "cond_or_uncond": [0] * len(options["cond_or_uncond"])}
 
 
 def _mapped(value, change: Callable[[torch.Tensor], torch.Tensor], options: Callable[[dict], dict]):

@@ -14,31 +14,18 @@ from dataclasses import replace
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..hooks.blocks import BlockPatch
 from ..hooks.compiled import as_written, uncompiled
-from ..hooks.entry import Entry, inside, noting
+from ..hooks.entry import Entry
 from ..hooks.joint import JointPrefix
-from ..hooks.kept import PrefixStore
-from ..hooks.proof import Trials
 from ..hooks.uncopied import Uncopied
 from ..models.structure import unwrapped
 from ..models.units import Units
-from .control import Conds, with_noted_controls
-from .neighbours import (
-    KEY,
-    in_reach,
-    in_units,
-    other_hooks,
-    sees_samples,
-    with_tried,
-    wraps_network,
-)
+from .control import Conds
+from .neighbours import KEY
 
 ENTRY = ("another node rearranges the batch, or gives the network different inputs for the perturbed rows than for the "
          "conditional ones")
-PACKED = "the network uses a batch layout of its own"
 MOVED = "another node calls the model without telling which rows the batch contains"
-UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
 
 
 class Forwards(Uncopied, ABC):
@@ -165,76 +152,6 @@ class JointForwards(Forwards):
                 beside = JointPrefix(replace(units, modules=units.beside), len(units.beside), every, decline)
                 stack.enter_context(beside.around(options, x.shape[0]))
             yield self.perturbed(stack, network, options)
-
-
-class PlainForwards(Forwards):
-    """Of the host's own call, whose conditional rows leave their state in `store`."""
-
-    def __init__(self, step, store: PrefixStore) -> None:
-        super().__init__((step,))
-        self.store = store
-
-    def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
-        self.store.note_input(conds, x)
-        return with_noted_controls(conds, self.store)
-
-    @contextmanager
-    def around(self, network, units, options, x, control, entry) -> Iterator[dict]:
-        run, store = self.run, self.store
-        with ExitStack() as stack:
-            for step in self.passes if units else ():
-                if isinstance(step.patch, BlockPatch):
-                    stack.enter_context(step.patch.learning(network))
-            if units and run.found.is_by_shape and max(store.firsts):
-                stack.enter_context(run.forms.watching([("", unit) for unit in units.modules[:max(store.firsts)]]))
-            stack.enter_context(store.watching(units))
-            yield stack.enter_context(self._recorded(network, units, options, x, control, entry))
-
-    @contextmanager
-    def _recorded(self, network, units, options, x, control, entry) -> Iterator[dict]:
-        run, store = self.run, self.store
-        first = max(store.firsts)
-        is_told = names_rows(options, x)
-        is_moved = entry is not None and run.is_moved is not False and (
-            run.is_moved or not is_told or self.is_moved(options, x))
-        packed = run.found.is_apart and (is_moved or (is_told and len(options["uuids"]) > 1))
-        if units is None or packed or not (is_told or is_moved):
-            store.lost.add(PACKED if packed else MOVED if not is_told else UNKNOWN_NETWORK)
-            yield options
-            return
-        if entry and is_moved:
-            if sees_samples(options, units.modules[:first]):
-                store.lost.add(ENTRY)
-                yield options
-                return
-            entry.by_sample(control)
-            with store.recording_samples(units, x.shape[0], entry):
-                yield options
-            return
-        with ExitStack() as stack:
-            others, given = in_units(options), options
-            rows = [row for row, index in enumerate(options["cond_or_uncond"]) if index == store.index]
-            if first and rows and run.proof.is_given is not False:
-                replaced = run.networks.other_forwards(network, units, first)
-                hooks = list(other_hooks(units.modules[:first]))
-                # They may remember something, as patches do.
-                others += [*(module.forward for module in replaced), *(of_module[key] for of_module, key in hooks)]
-                store.has_to_prove |= run.proof.is_given is None and bool(replaced)
-                store.keeps_all |= bool(hooks)
-                if others or wraps_network(options):
-                    trials = Trials(units, first, rows, options, x.shape[0], others, in_reach(options), run.proof,
-                                    store.answers.add)
-
-                    def tried(options: dict) -> dict:
-                        brought = in_units(options)  # by wrappers around the network
-                        trials.others += brought
-                        watch(brought)
-                        return with_tried(options, trials)
-
-                    given = inside(with_tried(options, trials), f"{KEY}_trials", tried)
-                    stack.enter_context(trials.around(replaced, hooks))
-            watch = stack.enter_context(store.recording(units, options, x.shape[0], entry, others))
-            yield noting(given, KEY, entry.note) if entry else given
 
 
 def names_rows(options: dict, x: torch.Tensor) -> bool:

@@ -162,14 +162,13 @@ def wraps_network(options: dict) -> bool:
 
 
 def sees_samples(options: dict, modules: Sequence[nn.Module]) -> bool:
-    """Whether anything in these modules may treat a sample by what others there are, by where it is, or by chance, for
-    the transformer_options of a forward: another node's code, or layers of frames, which see each other."""
+    """Whether anything in these modules or around the network may treat a sample by what others there are, or by where
+    it is, and cannot be tried for some samples alone: layers of frames, which see each other, modules of another
+    node's, or a wrapper, by the transformer_options of a forward."""
     def is_known(part: nn.Module) -> bool:
         return isinstance(part, _SAMPLE_WISE) or not (isinstance(part, _FRAMES) or is_others(type(part).__module__))
 
-    return bool(in_units(options) or wraps_network(options) or any(True for _ in other_hooks(modules))
-                or any(other_forwards(module) for module in modules)
-                or not all(is_known(part) for module in modules for part in module.modules()))
+    return wraps_network(options) or not all(is_known(part) for module in modules for part in module.modules())
 
 
 def looks_between_units(model_options: dict) -> bool:

@@ -34,7 +34,6 @@ from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .failures import explain
-from .forwards import PlainForwards
 from .guiders import asked
 from .latents import Shapes, Weights, check_mask
 from .negative import check_negative, with_weak_negative
@@ -49,6 +48,7 @@ from .neighbours import (
     wrappers_around_calls,
 )
 from .observation import Observer, observed_callback, watched_step
+from .plain_forwards import PlainForwards
 from .preview import delta_preview
 from .run import Proof, Run
 from .uuids import make_distinct

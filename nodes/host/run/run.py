@@ -41,6 +41,8 @@ class Run(Uncopied):
         store: what the conditional rows of the step that runs left behind.
         apart: why all further weak rows run in calls of their own; None where they need not.
         is_moved: whether a wrapper moves rows, and samples are told by what enters; None where it is not known yet.
+        conditional_samples: {a forward of the host's call in which a wrapper moves rows: the places of what became the
+            conditional rows' samples, in the order of the weak rows'}.
         cond_index: of the conditional rows in the host's calls.
     """
 
@@ -65,6 +67,7 @@ class Run(Uncopied):
         self.store: PrefixStore | None = None
         self.apart: str | None = None
         self.is_moved: bool | None = None
+        self.conditional_samples: dict[int, tuple[int, ...]] = {}
         self.cond_index = 0
         self._fits: bool | None = None
 

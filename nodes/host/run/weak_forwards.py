@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -10,7 +10,7 @@ import torch
 
 from ..hooks.entry import Entry, noting
 from ..hooks.kept import PrefixStore
-from ..hooks.matched import matched
+from ..hooks.matched import Sampled, matched
 from ..hooks.replay import Replay
 from ..models.units import Units
 from .control import Conds, with_kept_controls
@@ -18,6 +18,8 @@ from .forwards import ENTRY, MOVED, Forwards, names_rows
 from .neighbours import FUNCTION_WRAPPER, KEY
 
 CHANCE = "another node's patch depends on the other rows of the batch, or on random numbers"
+LEARNING = ("another node rearranges the batch, and which of its samples are the conditional rows' shows only from one "
+            "step to the next")
 DOES_MORE = "the network's blocks may do more than pass on what they return"
 NOT_RUN = "the conditional rows did not pass through the network in this step"
 STATEFUL = "the network keeps tensors between calls"
@@ -75,11 +77,14 @@ class WeakForwards(Forwards):
             self._watch_altered(stack, units)
             options = self.perturbed(stack, network, options)
             kept = store and store.take(options["uuids"], step.sources)
+            is_tried = False
             by_sample = bool(store and store.samples and entry and (kept is None or self.is_moved(options, x)))
             if store and entry and by_sample:
                 entry.by_sample(control)
-                kept = matched(entry, store.samples)
+                found = matched(entry, store.samples)
+                kept = None if found is None else [one.kept[place] for one, place in found]
                 self.run.is_moved = kept is not None
+                is_tried = self._is_tried(found or ())
             if store is not None and step.first_unit and units is not None:
                 if store.answers.always and self.run.proof.is_given is None:  # later: on the way; see `Replay`
                     self.run.proof.add(store.answers.ask())
@@ -94,6 +99,8 @@ class WeakForwards(Forwards):
                 elif kept is None:
                     for reason in store.lost or {ENTRY if by_sample else NOT_RUN}:
                         self.decline(reason)
+                elif by_sample and not is_tried:
+                    self.decline(LEARNING)
                 elif entry and not entry.is_alike(kept, int(by_sample)):
                     self.run.is_moved = self.run.is_moved is None  # from the next step on they are told by what enters
                     self.decline(ENTRY)
@@ -104,6 +111,16 @@ class WeakForwards(Forwards):
                     if entry and not by_sample:
                         options = noting(options, KEY, self._checking(entry, kept, replay.run_all))
             yield options
+
+    def _is_tried(self, found: Sequence[tuple[Sampled, int]]) -> bool:
+        """Whether others' code, where any acts on these samples of the host's call, was tried for just them. If not, it
+        will be in the next evaluation."""
+        if all(one.tried is None for one, _ in found):
+            return True
+        places, (first, *others) = tuple(place for _, place in found), dict.fromkeys(one.number for one, _ in found)
+        if not others:
+            self.run.conditional_samples[first] = places
+        return not others and places == found[0][0].tried
 
     def _differs(self) -> str:
         self.run.proof.add(False)
