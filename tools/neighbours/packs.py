@@ -27,10 +27,19 @@ def ipadapter() -> SetUps:
 
 
 def tiled_diffusion() -> SetUps:
-    return {f"{method}, tiles in batches of {batch}": ("SD 1.5", patch(
-        "TiledDiffusion", method=method, tile_width=128, tile_height=128, tile_overlap=64, tile_batch_size=batch))
-        for method, batch in (("MultiDiffusion", 4), ("MultiDiffusion", 1), ("Mixture of Diffusers", 4),
-                              ("SpotDiffusion", 4))}
+    def tiles(method: str, batch: int) -> Callable:
+        return patch("TiledDiffusion", method=method, tile_width=128, tile_height=128, tile_overlap=64,
+                     tile_batch_size=batch)
+
+    def with_hypertile(scene: Scene) -> None:
+        patch("HyperTile", tile_size=32, swap_size=2, max_depth=0, scale_depth=False)(scene)
+        tiles("MultiDiffusion", 4)(scene)
+        scene.steps = 8  # in the first nothing is shared
+
+    return {**{f"{method}, tiles in batches of {batch}": ("SD 1.5", tiles(method, batch))
+               for method, batch in (("MultiDiffusion", 4), ("MultiDiffusion", 1), ("Mixture of Diffusers", 4),
+                                     ("SpotDiffusion", 4))},
+            "MultiDiffusion, tiles in batches of 4, with HyperTile (8 steps)": ("SD 1.5", with_hypertile)}
 
 
 def masked_pair(scene: Scene) -> list:
