@@ -88,6 +88,30 @@ def test_equals_a_separate_pass_with_the_full_map(family, cfg):
     assert max(errors(run.ksampler(model), expected)) > 1e-3, "PAG must do something"
 
 
+def with_others_forwards(model: ModelPatcher) -> ModelPatcher:
+    """As patches of a feed-forward or an attention: every part of the blocks has a forward of another node's, which
+    changes nothing."""
+    model = model.clone()
+    for name, block in model.model.diffusion_model.named_modules():
+        if name.rpartition(".")[2].isdigit():
+            for child in dict(block.named_children()):
+                path = f"diffusion_model.{name}.{child}.forward"
+                own = model.get_model_object(path)
+                model.add_object_patch(path, lambda *args, own=own, **kwargs: own(*args, **kwargs))
+    return model
+
+
+@pytest.mark.in_turn("cfg")
+@pytest.mark.parametrize("cfg", CFG)
+def test_beside_forwards_of_others_in_the_blocks(family, cfg):
+    """In the first step the conditional rows' blocks are run for the perturbed rows, too, to see that they give the
+    same; many blocks change their input in place."""
+    how, model = family
+    layer, run = how.reference.layers[-1], sampled(how, cfg, 1)
+    beside = run.model_patch(with_others_forwards(model), SCALE, layer)
+    assert max(errors(beside, run.model_patch(model, SCALE, layer))) <= 1e-4
+
+
 @pytest.mark.slow
 def test_scale_zero_is_the_plain_model_bit_for_bit(family):
     how, model = family

@@ -91,10 +91,11 @@ class Replay:
             self._compare(index, place, args, kwargs)
             if self.proof and index < self.proof[0]:
                 return forward(*args, **kwargs)
+            outputs = [row.outputs[index][place] for row in self.kept]
+            if self.proof and index == self.proof[0]:
+                return self._proven(forward(*args, **kwargs), self._joined(outputs))
             given = {**dict(enumerate(args)), **kwargs}
-            own = [given.get(key) for key in self.kept[0].in_place[index][place]]
-            kept = self._joined([row.outputs[index][place] for row in self.kept], own)
-            return self._proven(forward(*args, **kwargs), kept) if self.proof and index == self.proof[0] else kept
+            return self._joined(outputs, [given.get(key) for key in self.kept[0].in_place[index][place]])
         return run
 
     def _proven(self, output, kept):
