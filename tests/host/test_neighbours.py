@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import comfy.hooks
 import comfy.samplers
@@ -16,6 +18,8 @@ from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from pag_pack.pag_core.settings import PAGOptions
 
+import nodes
+
 from . import models
 from .imitations import (
     CHANGES_NOTHING,
@@ -23,7 +27,9 @@ from .imitations import (
     NEIGHBOURS,
     call,
     couple,
+    noise,
     rows_mixed,
+    rows_of,
     tiles_with_residuals,
     with_residuals,
     without_options,
@@ -31,6 +37,7 @@ from .imitations import (
 )
 from .runs import Run, identity, latent_run, patched, relative_error
 from .test_composition import Hint
+from .test_without_prompt import control_net
 
 SCALE = 2.0
 LAYERS = {"m0": ("middle", 0, 0), "output.2": ("output", 2, 0)}
@@ -198,6 +205,48 @@ def test_a_wrapper_gets_what_a_control_net_gave_and_it_runs_once(beside, place, 
     result = run.ksampler(guided(beside(models.sd15()), chain))
     assert hint.calls == run.steps
     assert relative_error(result, run.ksampler(separate(beside(models.sd15()), chain))) <= 1e-4
+
+
+class AskedInTiles:
+    """A node that asks the ControlNets itself, for tiles: it has the host hand on the objects in a call's options."""
+
+    def __init__(self, monkeypatch) -> None:
+        monkeypatch.setattr(comfy.samplers, "get_area_and_mult", partial(self.area, comfy.samplers.get_area_and_mult))
+
+    @staticmethod
+    def area(host: Callable, conds: dict, *args):
+        control = conds.get("control")
+        if control is not None:
+            if not hasattr(control, "ask"):
+                control.ask = control.get_control
+            control.get_control = lambda *_: control
+        return host(conds, *args)
+
+    @staticmethod
+    def tiles(function: Callable, inputs: dict) -> torch.Tensor:
+        left, right = inputs["input"].chunk(2, dim=-1)
+        both = rows_of(inputs, lambda value: torch.cat((value, value)))
+        both["input"] = torch.cat((left, right))
+        control, options = inputs["c"]["control"], inputs["c"]["transformer_options"]
+        control.cond_hint = torch.cat([half.expand(len(left), *half.shape[1:]) for half in
+                                       control.cond_hint_original.chunk(2, dim=-1)])
+        both["c"]["control"] = control.ask(both["input"], both["timestep"], both["c"], len(options["uuids"]), options)
+        return torch.cat(call(function, both).chunk(2), dim=-1)
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+def test_a_control_net_that_a_wrapper_asks_runs_once(cfg, batch, chain, monkeypatch):
+    net, ran = control_net(), []
+    network = net.control_model
+    network.forward = lambda *args, **kwargs: ran.append(1) or type(network).forward(network, *args, **kwargs)
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        models.conditioning(1), models.conditioning(2), net, noise(1, 1, 64, 64, 3).sigmoid(), 0.5, 0.0, 1.0)
+    run = Run(cfg, 2, latent=models.empty_latent(batch, 8, 8), positive=positive, negative=negative)
+    model = wrapped(AskedInTiles(monkeypatch).tiles)(models.sd15())
+    result = run.ksampler(guided(model, chain))
+    assert len(ran) == run.steps
+    assert relative_error(result, run.ksampler(separate(model, chain))) <= 1e-4
+    assert relative_error(result, run.ksampler(model)) > 1e-3
 
 
 @pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import comfy.cldm.cldm
 import comfy.controlnet
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -20,7 +18,7 @@ from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from neighbours.measuring import Scene, SetUp, counted_flops
-from neighbours.models import CONTEXT, FAMILIES
+from neighbours.models import FAMILIES, control_net
 from pag_pack.pag_core.settings import PAGOptions
 
 import nodes
@@ -116,18 +114,9 @@ def _compiled_blocks(model) -> None:
 def _control(residuals: str) -> SetUp:
     """The host's ControlNet of SD 1.5, or a T2I adapter's residuals for the encoder."""
     def set_up(scene: Scene) -> None:
-        with torch.inference_mode(False):
-            network = comfy.cldm.cldm.ControlNet(
-                image_size=32, in_channels=4, model_channels=32, hint_channels=3, num_res_blocks=[2] * 4,
-                channel_mult=[1, 2, 4, 4], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1, num_heads=4,
-                context_dim=CONTEXT, use_spatial_transformer=True, legacy=False, dtype=torch.float32,
-                operations=comfy.ops.disable_weight_init).requires_grad_(False)
-            for weight in network.parameters():
-                weight.normal_(0.0, 0.02)
-        net = comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
         hint = torch.rand(1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3)
         scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-            scene.positive, scene.negative, net, hint, 0.5, 0.0, 1.0)
+            scene.positive, scene.negative, control_net(), hint, 0.5, 0.0, 1.0)
     return set_up if residuals == "decoder" else _adapter
 
 

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.model_base
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -63,6 +66,19 @@ def sd15() -> ModelPatcher:
         "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False, "legacy": False})
     config.unet_config["num_heads"] = 4
     return _patcher(config, comfy.model_base.BaseModel)
+
+
+def control_net() -> comfy.controlnet.ControlNet:
+    """The host's ControlNet for `sd15`."""
+    with torch.inference_mode(False):
+        network = comfy.cldm.cldm.ControlNet(
+            image_size=32, in_channels=4, model_channels=32, hint_channels=3, num_res_blocks=[2] * 4,
+            channel_mult=[1, 2, 4, 4], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1, num_heads=4,
+            context_dim=CONTEXT, use_spatial_transformer=True, legacy=False, dtype=torch.float32,
+            operations=comfy.ops.disable_weight_init).requires_grad_(False)
+        for weight in network.parameters():
+            weight.normal_(0.0, 0.02)
+    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
 
 
 def flux() -> ModelPatcher:

@@ -36,10 +36,23 @@ def tiled_diffusion() -> SetUps:
         tiles("MultiDiffusion", 4)(scene)
         scene.steps = 8  # in the first nothing is shared
 
+    def with_control_net(scene: Scene) -> None:
+        import torch
+
+        import nodes
+
+        from .models import control_net
+
+        picture = torch.rand(1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3)
+        scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
+            scene.positive, scene.negative, control_net(), picture, 0.5, 0.0, 1.0)
+        tiles("MultiDiffusion", 4)(scene)
+
     return {**{f"{method}, tiles in batches of {batch}": ("SD 1.5", tiles(method, batch))
                for method, batch in (("MultiDiffusion", 4), ("MultiDiffusion", 1), ("Mixture of Diffusers", 4),
                                      ("SpotDiffusion", 4))},
-            "MultiDiffusion, tiles in batches of 4, with HyperTile (8 steps)": ("SD 1.5", with_hypertile)}
+            "MultiDiffusion, tiles in batches of 4, with HyperTile (8 steps)": ("SD 1.5", with_hypertile),
+            "MultiDiffusion, tiles in batches of 4, with a ControlNet": ("SD 1.5", with_control_net)}
 
 
 def masked_pair(scene: Scene) -> list:

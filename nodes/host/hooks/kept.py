@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
 import torch
+from torch import nn
 
 from ..models.units import Units
 from .entry import Answers, Entry
@@ -50,6 +51,8 @@ class PrefixStore(Uncopied):
         self.taken: Counter[UUID] = Counter()  # how many of a row's were, in the weak rows' call that runs
         self.inputs: dict[UUID, torch.Tensor] = {}  # {row: the latent of its first call}
         self.controls: dict[UUID, list[dict[str, list]]] = defaultdict(list)  # {row: what its ControlNet gave it}
+        self.asks_later = False  # whether another node asks ControlNets inside its wrapper
+        self.of_networks: dict[nn.Module, list[tuple[list, Sampled]]] = defaultdict(list)  # what theirs gave there
         self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
         self.answers = Answers()  # whether others' code in the units gave these rows alone the same
@@ -128,7 +131,10 @@ class PrefixStore(Uncopied):
 
     def note_control(self, control: dict[str, list], batch: int, options: dict) -> None:
         """A ControlNet has given this, {place: residuals}, to a batch with these transformer_options."""
-        uuids, conds = options["uuids"], options["cond_or_uncond"]
+        uuids, conds = options.get("uuids") or (), options.get("cond_or_uncond") or ()
+        latent = next((self.inputs[uuid] for uuid in uuids if uuid in self.inputs), None)
+        if latent is None or batch != len(uuids) * latent.shape[0]:
+            return  # a wrapper has rearranged the batch
         hints = [hint for place in control.values() for hint in place if hint is not None]
         if not all(hint.shape[0] in (1, batch) for hint in hints):
             return

@@ -5,9 +5,12 @@ It is noted where the ControlNet gives it: a wrapper may go on to change it, and
 
 from __future__ import annotations
 
+import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from copy import copy
+from functools import cache, partial
+from typing import Any
 from uuid import UUID
 
 import torch
@@ -19,17 +22,16 @@ Conds = list["list[dict] | None"]  # what the host's call is given: the conditio
 
 def with_noted_controls(conds: Conds, store: PrefixStore) -> Conds:
     """The conditionings of the host's own call, whose ControlNets leave in `store` what they give."""
-    return _with_stand_ins(conds, lambda control: NotedControl(control, store))
+    return _with_stand_ins(conds, _Noting(store))
 
 
 def with_kept_controls(conds: Conds, store: PrefixStore, sources: Mapping[UUID, UUID]) -> Conds:
     """The weak rows' conditionings of one call, with each ControlNet replaced by what it gave their conditional rows.
     """
-    used: Counter = Counter()
-    return _with_stand_ins(conds, lambda control: KeptControl(control, store, sources, used))
+    return _with_stand_ins(conds, _Keeping(store, sources))
 
 
-def _with_stand_ins(conds: Conds, stand_in: Callable) -> Conds:
+def _with_stand_ins(conds: Conds, asking: _Asking) -> Conds:
     """One stand-in for each ControlNet: only rows that share one can share a call."""
     made: dict[int, object] = {}
 
@@ -38,60 +40,89 @@ def _with_stand_ins(conds: Conds, stand_in: Callable) -> Conds:
         if control is None:
             return cond
         if id(control) not in made:
-            made[id(control)] = stand_in(control)
+            made[id(control)] = _stand_in(control, asking)
         return {**cond, "control": made[id(control)]}
 
     return [rows and [changed(cond) for cond in rows] for rows in conds]
 
 
-class _StandIn:
-    """Stands for a ControlNet in one call."""
-
-    def __init__(self, control) -> None:
-        self.control = control
-
-    def get_instance_for_device(self, device: torch.device) -> _StandIn:
-        """As the ControlNet's own; with what this one knows."""
-        other = copy(self)
-        other.control = self.control.get_instance_for_device(device)
-        return other
+def _stand_in(control, asking: _Asking):
+    """An object of the ControlNet's class, with its very attributes, for others read and set these. Only its
+    get_control is another."""
+    stand_in = object.__new__(_class_of(type(control)))
+    stand_in.__dict__ = control.__dict__
+    stand_in.pag_asking, stand_in.pag_is_replaced = asking, False
+    return stand_in
 
 
-class NotedControl(_StandIn):
-    """Of the host: what it gives is noted."""
+@cache
+def _class_of(kind: type) -> type:
+    """That of the stand-ins for ControlNets of this class."""
+    def get_control(self) -> Callable:
+        own = vars(self).get("get_control")
+        return own if self.pag_is_replaced else partial(self.pag_asking, own or partial(kind.get_control, self))
 
-    def __init__(self, control, store: PrefixStore) -> None:
-        super().__init__(control)
-        self.store = store
+    def replace(self, function: Callable) -> None:
+        vars(self)["get_control"], self.pag_is_replaced = function, True
+        self.pag_asking.by_another()
 
-    def get_control(self, x_noisy: torch.Tensor, t, cond, batched_number: int, transformer_options: dict):
-        """As the ControlNet's own: {"input" or "middle" or "output": residuals}."""
-        given = self.control.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        if isinstance(given, dict):  # a node that cuts pictures into tiles may ask for it only later
-            self.store.note_control(given, x_noisy.shape[0], transformer_options)
+    def get_instance_for_device(self, device: torch.device):
+        """As the ControlNet's own, of which there is one for each GPU."""
+        return _stand_in(kind.get_instance_for_device(self, device), self.pag_asking)
+
+    return type(kind.__name__, (kind,), {
+        "__slots__": ("pag_asking", "pag_is_replaced"), "get_control": property(get_control, replace),
+        "get_instance_for_device": get_instance_for_device})
+
+
+class _Asking(ABC):
+    """How the ControlNets of one call are asked. Others may hold on to it, but not to what it knows."""
+
+    def __init__(self, store: PrefixStore) -> None:
+        self._store = weakref.ref(store)
+
+    @abstractmethod
+    def __call__(self, ask: Callable, x_noisy: torch.Tensor, t, cond, batched_number: int,
+                 transformer_options: dict) -> Any:
+        """As a ControlNet's get_control, with the one that was there: {"input" or "middle" or "output": residuals}."""
+
+    def by_another(self) -> None:
+        """Another node asks in the host's place, and later."""
+        store = self._store()
+        if store is not None:
+            store.asks_later = True
+
+
+class _Noting(_Asking):
+    """Of the host: what it is given is noted."""
+
+    def __call__(self, ask, x_noisy, t, cond, batched_number, transformer_options):
+        given, store = ask(x_noisy, t, cond, batched_number, transformer_options), self._store()
+        if not isinstance(given, dict):
+            if given is not None:  # the ControlNet itself
+                self.by_another()
+        elif store is not None:
+            store.note_control(given, x_noisy.shape[0], transformer_options)
         return given
 
 
-class KeptControl(_StandIn):
-    """Of the weak rows: what the ControlNet gave their conditional rows.
+class _Keeping(_Asking):
+    """Of the weak rows: they are given what the ControlNet gave their conditional rows."""
 
-    Args:
-        used: how often a row has asked in this call.
-    """
+    def __init__(self, store: PrefixStore, sources: Mapping[UUID, UUID]) -> None:
+        super().__init__(store)
+        self.sources = sources
+        self.used: Counter = Counter()  # how often a row has asked in this call
 
-    def __init__(self, control, store: PrefixStore, sources: Mapping[UUID, UUID], used: Counter) -> None:
-        super().__init__(control)
-        self.store, self.sources, self.used = store, sources, used
-
-    def get_control(self, x_noisy: torch.Tensor, t, cond, batched_number: int, transformer_options: dict):
-        """As the ControlNet's own."""
-        rows = [self.sources.get(uuid) for uuid in transformer_options["uuids"]]
+    def __call__(self, ask, x_noisy, t, cond, batched_number, transformer_options):
+        store = self._store()
+        rows = [self.sources.get(uuid) for uuid in transformer_options.get("uuids") or ()]
         places = [self.used[row] for row in rows]
         self.used.update(rows)
-        noted = [self.store.controls.get(row, ()) if row else () for row in rows]
+        noted = [store.controls.get(row, ()) if row and store else () for row in rows]
         controls = [found[place] for found, place in zip(noted, places, strict=True) if place < len(found)]
-        if len(controls) < len(rows):
-            return self.control.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        if not rows or len(controls) < len(rows):
+            return ask(x_noisy, t, cond, batched_number, transformer_options)
         return {place: [_joined([control[place][i] for control in controls], x_noisy.device)
                         for i in range(len(hints))]
                 for place, hints in controls[0].items()}

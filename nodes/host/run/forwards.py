@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -55,6 +55,10 @@ class Forwards(Uncopied, ABC):
         """The call's conditionings; it runs them on this latent."""
         return conds
 
+    def around_controls(self, conds: Conds) -> AbstractContextManager:
+        """The hooks of the call's ControlNets, beside those that `changed` gives it."""
+        return nullcontext()
+
     def around_calls(self, wrappers: dict) -> dict:
         """Those of others' CALC_COND_BATCH wrappers that this call runs under."""
         return wrappers
@@ -73,7 +77,8 @@ class Forwards(Uncopied, ABC):
 
     def _calc(self, executor, model, conds, x_in: torch.Tensor, *args):
         self.samples = x_in.shape[0]
-        return executor(model, self.changed(conds, x_in), x_in, *args)
+        with self.around_controls(conds):
+            return executor(model, self.changed(conds, x_in), x_in, *args)
 
     def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
                     **kwargs):

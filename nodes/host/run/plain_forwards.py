@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +13,7 @@ from ..hooks.entry import inside, noting
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Trials
 from .control import Conds, with_noted_controls
+from .control_networks import noting_networks
 from .forwards import ENTRY, MOVED, Forwards, names_rows
 from .neighbours import KEY, in_reach, in_units, other_hooks, sees_samples, with_tried, wraps_network
 
@@ -55,6 +56,9 @@ class PlainForwards(Forwards):
     def changed(self, conds: Conds, x) -> Conds:
         self.store.note_input(conds, x)
         return with_noted_controls(conds, self.store)
+
+    def around_controls(self, conds: Conds) -> AbstractContextManager:
+        return noting_networks(conds, self.store)
 
     @contextmanager
     def around(self, network, units, options, x, control, entry) -> Iterator[dict]:

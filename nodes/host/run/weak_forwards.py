@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from ..hooks.matched import Sampled, matched
 from ..hooks.replay import Replay
 from ..models.units import Units
 from .control import Conds, with_kept_controls
+from .control_networks import keeping_networks
 from .forwards import ENTRY, MOVED, Forwards, names_rows
 from .neighbours import FUNCTION_WRAPPER, KEY
 
@@ -46,6 +47,9 @@ class WeakForwards(Forwards):
 
     def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
         return conds if self.store is None else with_kept_controls(conds, self.store, self.step.sources)
+
+    def around_controls(self, conds: Conds) -> AbstractContextManager:
+        return super().around_controls(conds) if self.store is None else keeping_networks(conds, self.store)
 
     def around_calls(self, wrappers: dict) -> dict:
         return {} if self.is_skipped else wrappers
