@@ -580,24 +580,24 @@ class _Counting(torch.nn.Module):
         return out * (1.0 + 0.05 * (self.calls % 7))
 
 
-def counting(attach: Callable) -> Neighbour:
-    """It tells the seven layers apart by counting its calls, wherever it sits."""
+def counting(attach: Callable, places: int = 7) -> Neighbour:
+    """It tells the layers, or whatever it has so many `places` of, apart by counting its calls, wherever it sits."""
     def neighbour(model: ModelPatcher) -> ModelPatcher:
         model, calls = model.clone(), 0
 
         def scaled(out: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += 1
-            return out * (1.0 + 0.05 * (calls % 7))
+            return out * (1.0 + 0.05 * (calls % places))
 
         attach(model, scaled)
         return model
     return neighbour
 
 
-def in_forwards(model: ModelPatcher, scaled: Callable) -> None:
+def in_forwards(model: ModelPatcher, scaled: Callable, of: str = ".ff") -> None:
     for name, _ in model.model.diffusion_model.named_modules():
-        if name.endswith(".ff"):
+        if name.endswith(of):
             path = f"diffusion_model.{name}.forward"
             own = model.get_model_object(path)
             model.add_object_patch(path, lambda *args, own=own, **kwargs: scaled(own(*args, **kwargs)))
@@ -623,6 +623,29 @@ def in_a_patch_from_a_wrapper(model: ModelPatcher, scaled: Callable) -> None:
         return executor(x, timesteps, context, y, control, {**options, "patches": patches}, **kwargs)
 
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a patch that counts", bring)
+
+
+def count_on_the_network(model: ModelPatcher) -> ModelPatcher:
+    """As with hooks, but the count is an attribute of the network."""
+    network = model.model.diffusion_model
+    network.calls_of_another_pack = 0
+
+    def scaled(out: torch.Tensor) -> torch.Tensor:
+        network.calls_of_another_pack += 1
+        return out * (1.0 + 0.05 * (network.calls_of_another_pack % 7))
+
+    model = model.clone()
+    in_hooks(model, scaled)
+    return model
+
+
+def between_blocks(model: ModelPatcher, scaled: Callable) -> None:
+    model.set_model_input_block_patch(lambda h, options: scaled(h))
+
+
+def in_a_private_method(model: ModelPatcher, scaled: Callable) -> None:
+    own = model.get_model_object("diffusion_model._forward")
+    model.add_object_patch("diffusion_model._forward", lambda *args, **kwargs: scaled(own(*args, **kwargs)))
 
 
 def scaled_by_chance(draw: Callable[[], float]) -> Neighbour:
@@ -702,6 +725,7 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "kept on a module": kept_on_a_module, "hooks": hooked, "a block of another class": block_of_another_class,
     "a patch from a wrapper": patched_inside,
     "forwards that count": counting(in_forwards), "hooks that count": counting(in_hooks),
+    "hooks that count on the network": count_on_the_network,
     "a patch from a wrapper that counts": counting(in_a_patch_from_a_wrapper),
     "a patch that is a module": lambda model: patched("attn2_output_patch", _Counting())(model),
 }

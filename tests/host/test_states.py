@@ -3,6 +3,8 @@ what it is without PAG."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import comfy.samplers
@@ -14,8 +16,20 @@ from comfy.samplers import CFGGuider
 from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
-from .imitations import attention_kept_for_later, call, mean_over_the_batch, wrapped
+from .imitations import (
+    attention_kept_for_later,
+    between_blocks,
+    call,
+    count_on_the_network,
+    counting,
+    in_a_private_method,
+    in_forwards,
+    mean_over_the_batch,
+    wrapped,
+)
 from .runs import Run, identity, patched, relative_error
+from .sampled_families import SAMPLED
+from .test_family_sampling import sampled as of_family
 
 SCALE = 2.0
 
@@ -163,7 +177,12 @@ def test_with_a_range(cache, options):
     assert relative_error(result, run.ksampler(cache(models.sd15()))) > 1e-4
 
 
-@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+COUNTS = {"in single layers": counting(partial(in_forwards, of=".to_out.0"), 5),
+          "between blocks": counting(between_blocks, 5), "on the network": count_on_the_network,
+          "in a private method": counting(in_a_private_method, 5)}
+
+
+@pytest.mark.parametrize("cache", (CACHES | COUNTS).values(), ids=CACHES | COUNTS)
 def test_the_others_remember_what_they_do_without_pag(cache):
     """With a delta of zero weight the picture is the plain one, cached rows and all."""
     run = sampled()
@@ -180,6 +199,92 @@ def test_what_fails_for_these_rows_alone_is_named():
 
     with pytest.raises(RuntimeError, match=r"cannot run together with another node.*fails.*list index out of range"):
         sampled().ksampler(patched(wrapped(fails)(models.sd15()), SCALE))
+
+
+def feedback(read: str, leave: str) -> Callable[[ModelPatcher], ModelPatcher]:
+    """A hook on one module scales by what another one's left in the step before."""
+    def attach(model: ModelPatcher) -> ModelPatcher:
+        kept, network = {}, model.model.diffusion_model
+
+        def outer_sample(executor, *args, **kwargs):
+            handles = [network.get_submodule(read).register_forward_hook(
+                           lambda _, __, out: out * (1.0 + kept.get("mean", 0.0))),
+                       network.get_submodule(leave).register_forward_hook(
+                           lambda _, __, out: kept.update(mean=out.mean().tanh()))]
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "feedback", outer_sample)
+        return model
+    return attach
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("read", ["input_blocks.1.1.transformer_blocks.0.attn2", "time_embed"])
+def test_what_later_blocks_left_for_the_next_step(read, cfg):
+    """In the blocks that are shared, and outside all blocks."""
+    run, beside = sampled(cfg), feedback(read, "output_blocks.3.0")
+    expected, result = (run.model_patch(beside(models.sd15()), SCALE, options=PAGOptions(share_prefix=share))
+                        for share in (False, True))
+    assert relative_error(run.ksampler(beside(models.sd15())), expected) > 1e-3
+    assert relative_error(result, expected) <= 1e-5
+
+
+def test_hooks_that_count_between_the_blocks():
+    """VACE's control blocks run in turn with the blocks, and are left out with them."""
+    how = next(how for how in SAMPLED if how.name == "Wan VACE")
+    run = of_family(how, 4.0, 1)
+
+    def beside() -> ModelPatcher:
+        calls, model = 0, how.build()
+
+        def count(module, args, out: tuple) -> tuple:
+            nonlocal calls
+            calls += 1
+            return (out[0] * (1.0 + 0.05 * (calls % 3)), *out[1:])
+
+        for block in model.model.diffusion_model.vace_blocks:
+            block.register_forward_hook(count)
+        return model
+
+    expected, result = (run.model_patch(beside(), SCALE, "1", PAGOptions(share_prefix=share))
+                        for share in (False, True))
+    assert relative_error(result, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_what_acts_around_the_calls_beside_a_cache_acts_on_every_step(cfg):
+    """Also on one that the cache answers."""
+    def cached(model: ModelPatcher) -> ModelPatcher:
+        calls, kept, model = 0, None, model.clone()
+
+        def answer(executor, *args, **kwargs) -> torch.Tensor:
+            nonlocal calls, kept
+            calls += 1
+            if calls % 2:
+                kept = executor(*args, **kwargs)
+            return kept
+
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a cache", answer)
+        return model
+
+    def scaled(kind: str) -> ModelPatcher:
+        def scale(executor, *args, **kwargs):
+            out = executor(*args, **kwargs)
+            return [1.1 * part for part in out] if isinstance(out, list) else 1.1 * out
+
+        model = models.sd15().clone()
+        model.add_wrapper_with_key(kind, "a factor", scale)
+        return model
+
+    run = sampled(cfg)
+    around_all, around_calls = (run.model_patch(cached(scaled(kind)), SCALE)
+                                for kind in (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH))
+    assert relative_error(around_calls, around_all) <= 1e-5
 
 
 class _Direct(CFGGuider):

@@ -43,6 +43,7 @@ class PrefixStore(Uncopied):
         self.free_memory = free_memory
         self.room: dict[torch.device, float] = {}
         self.firsts: set[int] = set()  # the first altered units of the PAGs
+        self.acts_outside = False  # whether others' code acts in modules that are no part of a unit
         self.has_to_prove = False  # whether the weak rows' units are to be run too, to see that they give the same
         self.is_watched = self.has_run = False  # whether a forward of the host's was, and whether a unit ran in one
         self.index = 0  # of the conditional rows in the host's "cond_or_uncond"
@@ -111,7 +112,7 @@ class PrefixStore(Uncopied):
             for index in range(last + 1 if self.keeps_all else 0):
                 handle = units.modules[index].register_forward_pre_hook(recorder.enter(index), with_kwargs=True)
                 stack.callback(handle.remove)
-            for module in units.beside if last else ():
+            for module in units.beside if last and not self.acts_outside else ():
                 stack.callback(module.register_forward_hook(recorder.leave_beside).remove)
             for first in self.firsts:
                 stack.callback(units.modules[first].register_forward_pre_hook(recorder.reach(first, last)).remove)

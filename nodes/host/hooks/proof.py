@@ -136,19 +136,20 @@ class Trials:
         self.cut_options: dict[int, tuple[dict, dict]] = {}  # {id: (options that others were given, the rows' own)}
 
     @contextmanager
-    def around(self, replaced: Sequence[nn.Module], hooks: Sequence[tuple[dict, int]] = ()) -> Iterator[None]:
+    def around(self, replaced: Sequence[nn.Module],
+               hooks: Sequence[tuple[nn.Module, dict, int]] = ()) -> Iterator[None]:
         """Hooks for the forward.
 
         Args:
             replaced: modules in the units with another forward than the host's.
-            hooks: (the hooks of such a module, the key of one of others).
+            hooks: (a module in the units, its hooks, the key of one of others).
         """
         with ExitStack() as stack:
             for index, unit in enumerate(self.units.modules[:self.first]):
                 stack.callback(unit.register_forward_pre_hook(self._enter(index), with_kwargs=True).remove)
                 # Others' hooks on a unit itself act between the units.
                 stack.callback(unit.register_forward_hook(self._leave, prepend=True).remove)
-            for of_module, key in hooks:
+            for _, of_module, key in hooks:
                 stack.callback(of_module.__setitem__, key, of_module[key])
                 of_module[key] = self.tried(of_module[key], HOOK)
             for module in replaced if self.are_all_due else replaced and [_in_turn(replaced, self.proof.turn)]:
@@ -252,9 +253,10 @@ class _Tried:
             return self.function(*args, **kwargs)
         cut_args, cut_kwargs = self._cut(args), self._cut(kwargs)
         inside = trials.others if self.kind.calls_others else trials.state
+        modules = [value for value in args if isinstance(value, nn.Module)]  # a hook may keep something there
         # Before the call itself, for others may count.
         alone = tensors_in(trials.alone(lambda: self.function(*cut_args, **cut_kwargs), first,
-                                        [self.function, *inside], trials.own))
+                                        [self.function, *modules, *inside], trials.own))
         out = self.function(*args, **kwargs)
         got = [trials.cut(t) if t.shape[0] == trials.batch else t for t in tensors_in(out)]
         if len(alone) == len(got) and any(a.shape != b.shape for a, b in zip(alone, got, strict=True)):

@@ -35,6 +35,7 @@ class Kept:
         inputs: {unit: excerpts of what it was given, for each time that it ran}, where others act between units.
         beside: what the modules beside the units returned, in the order in which they ran; None: there was no room.
         in_place: {unit: for each time that it ran what `changed_in_place` says}.
+        before: what others' code inside the units remembered before the forward.
         remembered: {first altered unit: what others' code inside the units remembers there that it did not before}.
     """
 
@@ -44,6 +45,7 @@ class Kept:
     inputs: dict[int, list] = field(default_factory=lambda: defaultdict(list))
     beside: list | None = field(default_factory=list)
     in_place: dict[int, list[list]] = field(default_factory=lambda: defaultdict(list))
+    before: Snapshot = field(default_factory=dict)
     remembered: dict[int, list[Change]] = field(default_factory=dict)
 
 
@@ -75,7 +77,7 @@ class Recorder:
         self.units, self.before, self.keeps_all, self.has_room = units, before, keeps_all, has_room
         self.wanted, self.rows, self.batch = wanted, rows, batch
         self.are_all = len(wanted) == rows  # then one copy holds them
-        self.kept = [Kept() for _ in wanted]
+        self.kept = [Kept(before=before) for _ in wanted]
         self.latest: int | None = None  # the unit that ran last, whose outputs may turn out to end a prefix
         self.pinned: set[tuple[int, int]] = set()
         self.done = False

@@ -20,6 +20,7 @@ _NOT_STATE = ("torch", "comfy", "comfy_api", "server", "execution", "nodes", "fo
               "functools", "logging", "threading", "asyncio", _OURS)  # modules whose objects are left alone
 _NO_CONTAINERS = (type(None), bool, int, float, str, torch.Tensor, nn.Module)  # what most attributes are, told first
 _DEPTH = 5
+_TORCHS = frozenset(vars(nn.Module()))  # attributes that torch gives every module
 ABSENT = object()
 
 # {what tells a container: (the container, {key: value})}; a container is a cell of a closure, a dict, a list, a set,
@@ -40,7 +41,7 @@ class Value(NamedTuple):
 
     @property
     def is_changed(self) -> bool:
-        return not _is_same(self.then, self.now)
+        return not is_same(self.then, self.now)
 
 
 class _Globals:
@@ -59,19 +60,21 @@ class _Globals:
 
 
 def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
-    """What these remember now; tensors by reference."""
+    """What these remember now; tensors by reference. Of a module of the host's among them that is its attributes."""
     found: Snapshot = {}
     for value in values:
+        if isinstance(value, nn.Module):
+            _of_module(value, found, _DEPTH)
         _visit(value, found, _DEPTH)
     for network in networks:
         for module in network.modules():
-            if module is network or next(module.children(), None) is not None:
+            hooks = [hook for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+                     if is_others_hook(hook)]
+            # Most are single layers, of which nobody's attributes are there.
+            if module is network or hooks or "forward" in vars(module) or next(module.children(), None) is not None:
                 found[id(module)] = module, _content_of(module)
-                for value in found[id(module)][1].values():
+                for value in (*found[id(module)][1].values(), *hooks):
                     _visit(value, found, _DEPTH)
-            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-                if is_others_hook(hook):
-                    _visit(hook, found, _DEPTH)
     return found
 
 
@@ -129,8 +132,13 @@ def _content_of(container) -> Mapping:
             return {}
     if isinstance(container, _Globals):
         return {name: container.values[name] for name in container.names()}
-    if isinstance(container, (nn.Module, type)):
-        return {name: value for name, value in vars(container).items() if not name.startswith("_")}
+    if isinstance(container, nn.Module):
+        # Of single layers the host keeps notes under such names, on weights that it moves.
+        has_parts = next(container.children(), None) is not None
+        return {name: value for name, value in vars(container).items()
+                if name not in _TORCHS and (has_parts or not name.startswith("_"))}
+    if isinstance(container, type):
+        return {name: value for name, value in vars(container).items() if not name.startswith("__")}
     if isinstance(container, dict):
         return dict(container)
     if isinstance(container, (list, set)):
@@ -161,10 +169,10 @@ def put(container, key, value) -> None:
         setattr(container, key, value)
 
 
-def _is_same(a, b) -> bool:
+def is_same(a, b) -> bool:
     """Whether two such values are the same ones."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_is_same, a, b))
+        return len(a) == len(b) and all(map(is_same, a, b))
     return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
 
 
@@ -206,6 +214,8 @@ def _visit(value, found: Snapshot, depth: int) -> None:
     elif isinstance(value, (types.CellType, dict, list, set)):
         found[id(value)] = value, _content_of(value)
         for item in found[id(value)][1].values():
+            if isinstance(value, types.CellType):
+                _of_host_module(item, found)
             _visit(item, found, depth - 1)
     elif isinstance(value, tuple):
         for item in value:
@@ -215,6 +225,8 @@ def _visit(value, found: Snapshot, depth: int) -> None:
             found[id(value)] = value, _content_of(value)
             for item in found[id(value)][1].values():
                 _visit(item, found, depth - 1)
+        for item in vars(value).values() if hasattr(value, "__dict__") else ():
+            _of_host_module(item, found)
         _visit(getattr(value, "__dict__", None), found, depth)
         _visit(type(value), found, depth)
         _visit(vars(type(value)).get("__call__"), found, depth)
@@ -226,6 +238,12 @@ def _of_module(module: nn.Module, found: Snapshot, depth: int) -> None:
         found[id(module)] = module, _content_of(module)
         for item in found[id(module)][1].values():
             _visit(item, found, depth - 1)
+
+
+def _of_host_module(item, found: Snapshot) -> None:
+    """The attributes of a module that another pack's function or object names, for it may keep something there."""
+    if isinstance(item, nn.Module):
+        found.setdefault(id(item), (item, _content_of(item)))
 
 
 @cache

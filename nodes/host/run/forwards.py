@@ -60,8 +60,8 @@ class Forwards(Uncopied, ABC):
         return nullcontext()
 
     def around_calls(self, wrappers: dict) -> dict:
-        """Those of others' CALC_COND_BATCH wrappers that this call runs under."""
-        return wrappers
+        """Those of others' CALC_COND_BATCH wrappers, among all kinds, that this call runs under."""
+        return wrappers.get(WrappersMP.CALC_COND_BATCH, {})
 
     def added_to(self, model_options: dict) -> dict:
         """A copy of the model_options with this in it."""
@@ -71,7 +71,7 @@ class Forwards(Uncopied, ABC):
         apply_model = wrappers[WrappersMP.APPLY_MODEL] = wrappers.get(WrappersMP.APPLY_MODEL, {}).copy()
         apply_model.pop(KEY, None)
         apply_model[KEY] = [self.apply_model]  # last, that is innermost
-        around = self.around_calls(wrappers.get(WrappersMP.CALC_COND_BATCH, {}))
+        around = self.around_calls(wrappers)
         wrappers[WrappersMP.CALC_COND_BATCH] = {**around, KEY: [self._calc]}
         return options
 

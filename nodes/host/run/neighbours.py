@@ -9,6 +9,7 @@ same either way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import comfy.samplers
 from comfy.ldm.modules.attention import SpatialVideoTransformer
@@ -74,7 +75,11 @@ def is_hosts(function: Callable) -> bool:
 
 def attachments(model_options: dict) -> list:
     """All that other nodes have attached, and that may remember something from call to call."""
-    return wrappers_around_calls(model_options) + in_units(model_options.get("transformer_options", {}))
+    options = model_options.get("transformer_options", {})
+    between = [patch for name, found in options.get("patches", {}).items() if not _is_in_units(name) for patch in found]
+    between += [patch for name, found in options.get("patches_replace", {}).items() if name not in _ATTENTIONS
+                for patch in found.values()]
+    return wrappers_around_calls(model_options) + in_units(options) + between
 
 
 def others_in_conds(conds: list[dict]) -> str | None:
@@ -127,6 +132,10 @@ def _is_of_others(part: nn.Module) -> bool:
 def other_forwards(module: nn.Module, network: nn.Module | None = None) -> list[nn.Module]:
     """Those of a module and the modules inside it that another node has given a forward of its own, also by a class of
     its own where the network around them is the host's."""
+    return _with_other_forward(module.modules(), network)
+
+
+def _with_other_forward(parts: Iterable[nn.Module], network: nn.Module | None) -> list[nn.Module]:
     has_others = network is not None and _is_of_host(network)
 
     def is_other(part: nn.Module) -> bool:
@@ -137,17 +146,33 @@ def other_forwards(module: nn.Module, network: nn.Module | None = None) -> list[
         return (own is not None and not hasattr(part, "_orig_mod")
                 and getattr(own, "__func__", own) is not type(part).forward)
 
-    return list(filter(is_other, module.modules()))
+    return list(filter(is_other, parts))
 
 
-def other_hooks(modules: Iterable[nn.Module]) -> Iterator[tuple[dict, int]]:
-    """(the hooks of a module, the key of one that another node has registered) of these and the modules inside."""
-    for module in modules:
-        for part in module.modules():
-            for hooks in (part._forward_pre_hooks, part._forward_hooks):
-                for key, hook in hooks.items():
-                    if is_others_hook(hook):
-                        yield hooks, key
+class OtherHook(NamedTuple):
+    """A hook that another node has registered: the module, its hooks, and the key of this one."""
+
+    module: nn.Module
+    hooks: dict
+    key: int
+
+
+def other_hooks(modules: Iterable[nn.Module]) -> Iterator[OtherHook]:
+    """Those of these modules and the modules inside."""
+    return _other_hooks(part for module in modules for part in module.modules())
+
+
+def _other_hooks(parts: Iterable[nn.Module]) -> Iterator[OtherHook]:
+    for part in parts:
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key, hook in hooks.items():
+                if is_others_hook(hook):
+                    yield OtherHook(part, hooks, key)
+
+
+def others_act_in(parts: Sequence[nn.Module], network: nn.Module) -> bool:
+    """Whether another node's code acts in one of these parts of a network, by a hook or a forward of its own."""
+    return bool(_with_other_forward(parts, network)) or any(True for _ in _other_hooks(parts))
 
 
 def is_compiled(model_options: dict) -> bool:

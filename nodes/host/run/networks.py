@@ -12,7 +12,7 @@ from ..hooks.compiled import CompiledUnits, swapped_in
 from ..models.layers import ModelLayers
 from ..models.structure import unwrapped
 from ..models.units import LayerKey, Units
-from .neighbours import other_code, other_forwards, others_in_network
+from .neighbours import other_code, other_forwards, others_act_in, others_in_network
 
 
 @dataclass
@@ -24,6 +24,7 @@ class _Network:
         replaced: of each unit the modules in which another node's forward runs.
         others: which code of another pack runs in it; None for none.
         is_mixed: whether another node has put code of its own into it.
+        outside: its modules that are no part of a unit.
         swapped: its units as a node has them compiled for the length of a call, once looked up.
     """
 
@@ -31,6 +32,7 @@ class _Network:
     replaced: list[list[torch.nn.Module]]
     others: str | None
     is_mixed: bool
+    outside: list[torch.nn.Module]
     swapped: Units | None = None
 
 
@@ -55,7 +57,9 @@ class Networks:
         if network not in self._known:
             units = self.found.units(network)
             replaced = [other_forwards(unit, network) for unit in units.modules]
-            self._known[network] = _Network(units, replaced, others_in_network(loaded), other_code(network))
+            inside = {part for unit in units.modules for part in unit.modules()}
+            outside = [part for part in network.modules() if part not in inside]
+            self._known[network] = _Network(units, replaced, others_in_network(loaded), other_code(network), outside)
 
     def first(self) -> tuple[torch.nn.Module, Units]:
         """The network that was loaded, and its units."""
@@ -84,6 +88,10 @@ class Networks:
     def are_mixed(self) -> bool:
         """Whether another node has put code of its own into them, which may look at what goes from block to block."""
         return any(known.is_mixed for known in self._known.values())
+
+    def others_act_outside(self, network: torch.nn.Module) -> bool:
+        """Whether another node's code acts in a network, but not in its units."""
+        return others_act_in(self._known[network].outside, network)
 
     def other_forwards(self, network: torch.nn.Module, units: Units, first: int) -> list[torch.nn.Module]:
         """The modules in the units before the `first` in which another node's forward runs. Where the units are

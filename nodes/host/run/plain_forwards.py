@@ -15,7 +15,7 @@ from ..hooks.proof import Trials
 from .control import Conds, with_noted_controls
 from .control_networks import noting_networks
 from .forwards import ENTRY, MOVED, Forwards, names_rows
-from .neighbours import KEY, in_reach, in_units, other_hooks, sees_samples, with_tried, wraps_network
+from .neighbours import KEY, OtherHook, in_reach, in_units, other_hooks, sees_samples, with_tried, wraps_network
 
 PACKED = "the network uses a batch layout of its own"
 UNKNOWN_NETWORK = "the network that runs is not the one that was loaded"
@@ -28,21 +28,21 @@ class Acting:
     Attributes:
         patches: what they have attached, and what it may keep.
         replaced: modules with another forward than the host's.
-        hooks: (the hooks of a module, the key of one of theirs).
+        hooks: theirs.
     """
 
     patches: list
     replaced: list[nn.Module]
-    hooks: list[tuple[dict, int]]
+    hooks: list[OtherHook]
 
     def __bool__(self) -> bool:
         return bool(self.patches or self.replaced or self.hooks)
 
     @property
     def may_remember(self) -> list:
-        """All of it; forwards and hooks may remember something, as patches do."""
-        return [*self.patches, *(module.forward for module in self.replaced),
-                *(of_module[key] for of_module, key in self.hooks)]
+        """All of it; forwards and hooks may remember something, as patches do, also on their modules."""
+        return [*self.patches, *self.replaced, *(module.forward for module in self.replaced),
+                *(part for module, hooks, key in self.hooks for part in (module, hooks[key]))]
 
 
 class PlainForwards(Forwards):
@@ -85,6 +85,8 @@ class PlainForwards(Forwards):
     def _record_rows(self, stack: ExitStack, network, units, options, x, entry) -> dict:
         """Hooks for a forward whose options say which rows its batch has."""
         store, acting = self.store, self._acting(network, units, options)
+        if self.run.networks.others_act_outside(network):
+            store.acts_outside = store.keeps_all = True
         rows = self._conditional(options)
         trials: Trials | None = None
         if rows and (acting or wraps_network(options)):

@@ -18,7 +18,7 @@ from torch import nn
 
 from ....pag_core.attention import PerturbationError
 from ..hooks.chance import draw_again, numbers
-from ..hooks.remembered import ABSENT, Own, Snapshot, again, apart, compared, is_plain, snapshot
+from ..hooks.remembered import ABSENT, Own, Snapshot, again, apart, compared, is_plain, is_same, snapshot
 from ..hooks.replay import PrefixLostError
 
 # (whether a function wrapper runs the network by itself) -> (the prediction, whether anything altered ran for it)
@@ -86,6 +86,11 @@ class Memory:
                 f"model call succeeds without them and fails with them: {cause}. Such nodes count calls, reuse results "
                 f"of one call in the next, or handle pairs of rows only. Remove that node, or PAG.") from cause
         return prediction
+
+    def are_apart(self, before: Snapshot) -> bool:
+        """Whether a call finds something from an earlier one of its own that is another than these containers held."""
+        return any((value.place, value.key) in self.own and is_same(self.own[value.place, value.key][1], value.now)
+                   for value in compared(before) if value.is_changed)
 
     def _at_first(self) -> Own:
         """Whatever has changed since, as it was before the run; but what is empty now was an earlier run's."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ..hooks.entry import Entry, noting
 from ..hooks.kept import PrefixStore
@@ -23,6 +24,7 @@ LEARNING = ("another node rearranges the batch, and which of its samples are the
             "step to the next")
 DOES_MORE = "the network's blocks may do more than pass on what they return"
 NOT_RUN = "the conditional rows did not pass through the network in this step"
+APART = "another node's code in the network's blocks remembers something else of the perturbed rows"
 STATEFUL = "the network keeps tensors between calls"
 
 class WeakForwards(Forwards):
@@ -52,7 +54,12 @@ class WeakForwards(Forwards):
         return super().around_controls(conds) if self.store is None else keeping_networks(conds, self.store)
 
     def around_calls(self, wrappers: dict) -> dict:
-        return {} if self.is_skipped else wrappers
+        around = super().around_calls(wrappers)
+        if not self.is_skipped:
+            return around
+        # That of the cache would begin another step; it has a wrapper around the network under the same key.
+        inside = {*wrappers.get(WrappersMP.APPLY_MODEL, {}), *wrappers.get(WrappersMP.DIFFUSION_MODEL, {})}
+        return {key: found for key, found in around.items() if key not in inside}
 
     def added_to(self, model_options: dict) -> dict:
         options = super().added_to(model_options)
@@ -103,6 +110,8 @@ class WeakForwards(Forwards):
                 elif kept is None:
                     for reason in store.lost or {ENTRY if by_sample else NOT_RUN}:
                         self.decline(reason)
+                elif any(self.run.memory.are_apart(row.before) for row in kept):
+                    self.decline(APART)
                 elif by_sample and not is_tried:
                     self.decline(LEARNING)
                 elif entry and not entry.is_alike(kept, int(by_sample)):
