@@ -648,6 +648,19 @@ def in_a_private_method(model: ModelPatcher, scaled: Callable) -> None:
     model.add_object_patch("diffusion_model._forward", lambda *args, **kwargs: scaled(own(*args, **kwargs)))
 
 
+def method_beside_a_wrapper_that_names_the_network(model: ModelPatcher) -> ModelPatcher:
+    model, network = model.clone(), model.model.diffusion_model
+    own = model.get_model_object("diffusion_model._forward")
+
+    def around(executor, *args) -> list[torch.Tensor]:
+        network.last_of_another_pack = executor(*args)
+        return network.last_of_another_pack
+
+    model.add_object_patch("diffusion_model._forward", lambda *args, **kwargs: 0.8 * own(*args, **kwargs))
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "kept on the network", around)
+    return model
+
+
 def scaled_by_chance(draw: Callable[[], float]) -> Neighbour:
     """Queries are scaled by a random number in every call of a patch."""
     def attach(model: ModelPatcher) -> ModelPatcher:

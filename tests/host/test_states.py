@@ -25,9 +25,10 @@ from .imitations import (
     in_a_private_method,
     in_forwards,
     mean_over_the_batch,
+    method_beside_a_wrapper_that_names_the_network,
     wrapped,
 )
-from .runs import Run, identity, patched, relative_error
+from .runs import Run, host_pag, identity, patched, relative_error
 from .sampled_families import SAMPLED
 from .test_family_sampling import sampled as of_family
 
@@ -177,8 +178,16 @@ def test_with_a_range(cache, options):
     assert relative_error(result, run.ksampler(cache(models.sd15()))) > 1e-4
 
 
+def changed_by(change: Callable, out: torch.Tensor, options: dict) -> torch.Tensor:
+    return change(out)
+
+
 COUNTS = {"in single layers": counting(partial(in_forwards, of=".to_out.0"), 5),
-          "between blocks": counting(between_blocks, 5), "on the network": count_on_the_network,
+          "between blocks": counting(between_blocks, 5), "by hooks, on the network": count_on_the_network,
+          "in a partial": counting(lambda model, scaled: model.set_model_attn1_output_patch(
+              partial(changed_by, scaled)), 5),
+          "in a default": counting(lambda model, scaled: model.set_model_attn1_output_patch(
+              lambda out, options, scaled=scaled: scaled(out)), 5),
           "in a private method": counting(in_a_private_method, 5)}
 
 
@@ -285,6 +294,14 @@ def test_what_acts_around_the_calls_beside_a_cache_acts_on_every_step(cfg):
     around_all, around_calls = (run.model_patch(cached(scaled(kind)), SCALE)
                                 for kind in (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH))
     assert relative_error(around_calls, around_all) <= 1e-5
+
+
+def test_a_method_stays_on_a_network_that_another_wrapper_names():
+    """The host puts it there after the run has begun."""
+    beside = method_beside_a_wrapper_that_names_the_network
+    run = sampled()
+    result = run.ksampler(patched(beside(models.sd15.__wrapped__()), SCALE))
+    assert relative_error(result, run.ksampler(host_pag(beside(models.sd15()), SCALE))) <= 1e-4
 
 
 class _Direct(CFGGuider):

@@ -7,9 +7,10 @@ own pack; the host's objects are left alone.
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -61,21 +62,22 @@ class _Globals:
 
 def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
     """What these remember now; tensors by reference. Of a module of the host's among them that is its attributes."""
-    found: Snapshot = {}
+    walk = _Walk()
     for value in values:
         if isinstance(value, nn.Module):
-            _of_module(value, found, _DEPTH)
-        _visit(value, found, _DEPTH)
+            walk.of_module(value, _DEPTH)
+        walk.visit(value, _DEPTH)
     for network in networks:
         for module in network.modules():
             hooks = [hook for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
                      if is_others_hook(hook)]
             # Most are single layers, of which nobody's attributes are there.
             if module is network or hooks or "forward" in vars(module) or next(module.children(), None) is not None:
-                found[id(module)] = module, _content_of(module)
-                for value in (*found[id(module)][1].values(), *hooks):
-                    _visit(value, found, _DEPTH)
-    return found
+                walk.found[id(module)] = module, _content_of(module)
+                for value in (*walk.found[id(module)][1].values(), *hooks):
+                    walk.visit(value, _DEPTH)
+    walk.finish()
+    return walk.found
 
 
 def again(before: Snapshot) -> Snapshot:
@@ -176,74 +178,92 @@ def is_same(a, b) -> bool:
     return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
 
 
-def _visit(value, found: Snapshot, depth: int) -> None:
-    """Every container in reach of a wrapper's closure and attributes."""
-    if depth and isinstance(value, nn.Module) and is_others(type(value).__module__):
-        _of_module(value, found, depth)
-        return
-    if depth == 0 or isinstance(value, _NO_CONTAINERS) or id(value) in found:
-        return
-    if isinstance(value, types.MethodType):
-        _visit(value.__func__, found, depth)
-        _visit(value.__self__, found, depth)
-        if isinstance(value.__self__, nn.Module) and is_others(value.__func__.__module__):
-            _of_module(value.__self__, found, depth)  # the host's, to which the pack has given a method of its own
-    elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            _visit(cell, found, depth)
-        if is_others(value.__module__) and id(value.__code__) not in found:
-            # Only what the function names, and what is its own pack's, for a module holds much else.
-            names = _Globals(value.__code__, value.__globals__)
-            found[id(value.__code__)] = names, _content_of(names)
-            pack = _pack(value.__module__)
-            for item in found[id(value.__code__)][1].values():
-                if isinstance(item, types.ModuleType):
-                    if _pack(item.__name__) == pack:
-                        for name in value.__code__.co_names:
-                            _visit(vars(item).get(name), found, depth - 1)
-                    continue
-                where = item if isinstance(item, (type, types.FunctionType)) else type(item)
-                if isinstance(item, (dict, list, set)) or _pack(where.__module__) == pack:
-                    _visit(item, found, depth - 1)
-    elif isinstance(value, type):
-        if is_others(value.__module__):
-            found[id(value)] = value, _content_of(value)
-            for item in found[id(value)][1].values():
-                if not callable(item):
-                    _visit(item, found, depth - 1)
-    elif isinstance(value, (types.CellType, dict, list, set)):
-        found[id(value)] = value, _content_of(value)
-        for item in found[id(value)][1].values():
+class _Walk:
+    """To every container in reach of a wrapper's closure and attributes. What is near comes first, so that it is not
+    met at the end of another way."""
+
+    def __init__(self) -> None:
+        self.found: Snapshot = {}
+        self._later: deque[tuple[object, int]] = deque()
+        self._modules: set[nn.Module] = set()  # of which all is found that is in reach of their attributes
+
+    def finish(self) -> None:
+        while self._later:
+            self.visit(*self._later.popleft())
+
+    def visit(self, value, depth: int) -> None:
+        if depth and isinstance(value, nn.Module) and is_others(type(value).__module__):
+            self.of_module(value, depth)
+            return
+        if depth == 0 or isinstance(value, _NO_CONTAINERS) or id(value) in self.found:
+            return
+        if isinstance(value, types.MethodType):
+            self.visit(value.__func__, depth)
+            self.visit(value.__self__, depth)
+            if isinstance(value.__self__, nn.Module) and is_others(value.__func__.__module__):
+                self.of_module(value.__self__, depth)  # the host's, to which the pack has given a method of its own
+        elif isinstance(value, types.FunctionType):
+            defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+            for item in (*(value.__closure__ or ()), *defaults):
+                self.visit(item, depth)
+            self._of_globals(value, depth)
+        elif isinstance(value, partial):
+            for item in (value.func, *value.args, *value.keywords.values()):
+                self.visit(item, depth)
+        elif isinstance(value, type):
+            if is_others(value.__module__):
+                self._visit_later((item for item in self._find(value) if not callable(item)), depth)
+        elif isinstance(value, (types.CellType, dict, list, set)):
+            content = self._find(value)
             if isinstance(value, types.CellType):
-                _of_host_module(item, found)
-            _visit(item, found, depth - 1)
-    elif isinstance(value, tuple):
-        for item in value:
-            _visit(item, found, depth - 1)
-    elif _holds_state(value):
-        if _slots(type(value)):
-            found[id(value)] = value, _content_of(value)
-            for item in found[id(value)][1].values():
-                _visit(item, found, depth - 1)
-        for item in vars(value).values() if hasattr(value, "__dict__") else ():
-            _of_host_module(item, found)
-        _visit(getattr(value, "__dict__", None), found, depth)
-        _visit(type(value), found, depth)
-        _visit(vars(type(value)).get("__call__"), found, depth)
+                self._of_named_modules(content)
+            self._visit_later(content, depth)
+        elif isinstance(value, tuple):
+            self._visit_later(value, depth)
+        elif _holds_state(value):
+            if _slots(type(value)):
+                self._visit_later(self._find(value), depth)
+            self._of_named_modules(getattr(value, "__dict__", {}).values())
+            self.visit(getattr(value, "__dict__", None), depth)
+            self.visit(type(value), depth)
+            self.visit(vars(type(value)).get("__call__"), depth)
 
+    def of_module(self, module: nn.Module, depth: int) -> None:
+        """A network's module, and every container in reach of its attributes."""
+        if module not in self._modules:
+            self._modules.add(module)
+            self._visit_later(self._find(module), depth)
 
-def _of_module(module: nn.Module, found: Snapshot, depth: int) -> None:
-    """A network's module, and every container in reach of its attributes."""
-    if id(module) not in found:
-        found[id(module)] = module, _content_of(module)
-        for item in found[id(module)][1].values():
-            _visit(item, found, depth - 1)
+    def _of_globals(self, function: types.FunctionType, depth: int) -> None:
+        """What a function names of its module, and what is its own pack's, for a module holds much else."""
+        code, pack = function.__code__, _pack(function.__module__)
+        if not is_others(function.__module__) or id(code) in self.found:
+            return
+        names = _Globals(code, function.__globals__)
+        self.found[id(code)] = names, _content_of(names)
+        for item in self.found[id(code)][1].values():
+            if isinstance(item, types.ModuleType):
+                if _pack(item.__name__) == pack:
+                    self._visit_later((vars(item).get(name) for name in code.co_names), depth)
+                continue
+            where = item if isinstance(item, (type, types.FunctionType)) else type(item)
+            if isinstance(item, (dict, list, set)) or _pack(where.__module__) == pack:
+                self._visit_later((item,), depth)
 
+    def _of_named_modules(self, values: Iterable) -> None:
+        """Of the modules that a pack's function or object names the attributes, for it may keep something there."""
+        for value in values:
+            if isinstance(value, nn.Module):
+                self._find(value)
 
-def _of_host_module(item, found: Snapshot) -> None:
-    """The attributes of a module that another pack's function or object names, for it may keep something there."""
-    if isinstance(item, nn.Module):
-        found.setdefault(id(item), (item, _content_of(item)))
+    def _find(self, container) -> Iterable:
+        """Note what a container holds."""
+        if id(container) not in self.found:
+            self.found[id(container)] = container, _content_of(container)
+        return self.found[id(container)][1].values()
+
+    def _visit_later(self, values: Iterable, depth: int) -> None:
+        self._later += ((value, depth - 1) for value in values)
 
 
 @cache

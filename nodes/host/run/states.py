@@ -45,6 +45,9 @@ class Memory:
         """Before a run beside these wrappers, and before a step, for more may have come."""
         more = [wrapper for wrapper in wrappers if all(wrapper is not known for known in self.wrappers)]
         networks = [network for network in networks if network not in self.networks]
+        if networks and not self.networks:  # only now the host has put on their modules what belongs to this run
+            self.start |= again({place: found for place, found in self.start.items()
+                                 if isinstance(found[0], nn.Module)})
         if more or networks:
             self.start = {**snapshot(more, networks), **self.start}
             self.wrappers += more
