@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import random
+import sys
 from collections.abc import Callable
-from types import MethodType, SimpleNamespace
+from types import MethodType, ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import BasicTransformerBlock, optimized_attention
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher, set_model_options_patch_replace
 from comfy.patcher_extension import WrappersMP
 
@@ -535,6 +539,33 @@ def block_of_another_class(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def of_other_classes(model: ModelPatcher) -> ModelPatcher:
+    """As a pack that brings the host's networks along, changed: during the sampling the network and its parts are of
+    its classes, none of which is derived from the host's."""
+    attention, u_net = map(_brought_along, (SpatialTransformer, UNetModel))
+    vars(u_net)["SpatialTransformer"] = attention.SpatialTransformer
+    model = model.clone()
+    for name, part in model.model.diffusion_model.named_modules():
+        for module in (attention, u_net):
+            if type(part).__module__.endswith(module.__name__.rpartition(".")[2]):
+                path = ".".join(filter(None, ("diffusion_model", name, "__class__")))
+                model.add_object_patch(path, getattr(module, type(part).__name__))
+    return model
+
+
+@functools.cache
+def _brought_along(cls: type) -> ModuleType:
+    """Another pack's copy of the module in which the host defines a class."""
+    own = sys.modules[cls.__module__]
+    assert own.__file__
+    spec = importlib.util.spec_from_file_location(f"other_pack.{cls.__module__.rpartition('.')[2]}", own.__file__)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    module.__package__ = own.__package__  # for what it imports
+    spec.loader.exec_module(module)
+    return module
+
+
 def hooked(model: ModelPatcher) -> ModelPatcher:
     """For the length of a run torch's own hooks on a block and on an attention inside one: these mix the rows."""
     network = model.model.diffusion_model.input_blocks[3][1]
@@ -736,6 +767,7 @@ NEIGHBOURS: dict[str, Neighbour] = {
     "Python's random numbers": scaled_by_chance(random.random),
     "numpy's random numbers": scaled_by_chance(np.random.rand), "kept in slots": kept_in_slots,
     "kept on a module": kept_on_a_module, "hooks": hooked, "a block of another class": block_of_another_class,
+    "all of other classes": of_other_classes,
     "a patch from a wrapper": patched_inside,
     "forwards that count": counting(in_forwards), "hooks that count": counting(in_hooks),
     "hooks that count on the network": count_on_the_network,
@@ -744,4 +776,4 @@ NEIGHBOURS: dict[str, Neighbour] = {
 }
 CHANGES_NOTHING = {"one by one", "one more row", "backwards", "counted by index", "kept by index",
                    "a first-block cache", "one by one, around the model", "backwards, around the model",
-                   "filled up, around the model"}
+                   "filled up, around the model", "all of other classes"}

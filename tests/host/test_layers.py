@@ -7,6 +7,7 @@ from pag_pack.pag_core.settings import PAGOptions
 
 from . import models
 from .composed import SEPARATE
+from .imitations import of_other_classes
 from .runs import Run, identity, patched, relative_error, separate_passes
 
 SCALE = 3.0
@@ -135,3 +136,15 @@ def test_a_patch_before_pag_ksampler_adds_to_its_own():
     run = Run()
     chained = run.pag_ksampler(patched(models.sd15(), 1.0, "u0"), 2.0, "m0")
     assert relative_error(chained, run.ksampler(patched(patched(models.sd15(), 1.0, "u0"), 2.0, "m0"))) < 1e-4
+
+
+def test_a_u_net_is_known_by_its_parts_while_another_node_gives_it_other_classes():
+    """For the length of a run, and as long as it stays loaded."""
+    patched = of_other_classes(models.sd15())
+    patched.patch_model(load_weights=False)
+    try:
+        found = model_layers(patched)
+    finally:
+        patched.unpatch_model()
+    assert {layer.name: key for layer, key in found.layers.items()} == SD
+    assert found.auto == "m0"

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..models.families import result_axis
-from ..models.units import SELF_ATTENTION, Units
+from ..models.units import Units, transformer_blocks
 from .chance import other_numbers
 from .compiled import other_forward
 from .entry import agree
@@ -122,7 +122,7 @@ class Trials:
         self.uuids, self.others, self.state, self.proof = options["uuids"], others, state, proof
         self.rows = rows
         self.plan = RowPlan(samples or tuple(rows), tuple(range(batch if samples else len(self.uuids))))
-        attentions = [index for index, unit in enumerate(units.modules[:first]) if isinstance(unit, SELF_ATTENTION)]
+        attentions = [index for index, unit in enumerate(units.modules[:first]) if transformer_blocks(unit)]
         self.turn = _in_turn(attentions or range(first), proof.turn)
         self.whole = _in_turn(sorted(index for index in proof.unclear if index < first), proof.turn)  # to be tried
         self.has_found = False  # a unit in which the rows cannot be told, and which was not known

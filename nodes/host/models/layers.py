@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch.nn import Module
 
@@ -19,7 +17,7 @@ from .defaults import published_for
 from .families import FAMILIES, Family
 from .pass_cost import PassCost, pass_cost
 from .structure import exchange_of, family_by_structure, family_of, group_modules, num_heads, unwrapped
-from .units import LayerKey, TransformerKey, UNetKey, Units, u_net_blocks, units_of
+from .units import LayerKey, TransformerKey, UNetKey, Units, is_u_net, u_net_blocks, units_of
 
 _DRAWS = 32  # of a random share, over which its costs are averaged
 _GROUPS = {"input": "d", "middle": "m", "output": "u"}
@@ -117,13 +115,11 @@ def network_layers(network: Module) -> ModelLayers:
     Raises:
         UnsupportedModelError: if the network is of a family that has none we can reach.
     """
-    family = None
-    if not isinstance(network, (UNetModel, ADMNetwork)):
-        family = family_of(network) or family_by_structure(network)
-    if isinstance(network, UNetModel):
-        name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
-    elif isinstance(network, ADMNetwork):
+    family = None if is_u_net(network) else family_of(network) or family_by_structure(network)
+    if isinstance(network, ADMNetwork):
         name, layers = "ADM", _u_net_layers((*block, 0, heads) for block, heads in network.attention_layers())
+    elif is_u_net(network):
+        name, layers = "U-Net", _u_net_layers(_u_net_attentions(network))
     elif family:
         name, layers = family.name, _transformer_layers(network, family)
     else:
@@ -192,13 +188,13 @@ def _transformer_layers(network: Module, family: Family) -> dict[Layer, Transfor
     return layers
 
 
-def _u_net_attentions(network: UNetModel) -> Iterator[tuple[str, int, int, int]]:
+def _u_net_attentions(network: Module) -> Iterator[tuple[str, int, int, int]]:
     """(block kind, block number, transformer block, heads) of every self-attention of the host's U-Net."""
     for block, layers in u_net_blocks(network):
         for module in layers:
             for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
                 # With disable_self_attn (the x4 upscaler's outer levels) attn1 looks at the text.
-                if isinstance(transformer, BasicTransformerBlock) and not transformer.disable_self_attn:
+                if not getattr(transformer, "disable_self_attn", True):
                     yield *block, index, transformer.n_heads
 
 

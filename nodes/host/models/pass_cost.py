@@ -14,7 +14,6 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
@@ -22,7 +21,7 @@ from ....pag_core import adm
 from .adm_model import ADMNetwork
 from .families import Family
 from .structure import group_modules, weights_of
-from .units import LayerKey, u_net_blocks, units_of
+from .units import LayerKey, transformer_blocks, u_net_blocks, units_of
 
 _TEXT_TOKENS = 77  # of a prompt that a U-Net looks at
 _IMAGE_TOKENS = 4096  # of a transformer at 1024² pixels; videos have more, and then the maps that are saved weigh more
@@ -105,10 +104,10 @@ def _of_u_net(network: nn.Module, keys) -> PassCost:
     for block, layers in u_net_blocks(network):
         for layer in layers:
             positions = resampled(layer, positions)
-            if isinstance(layer, (SpatialTransformer, adm.AttentionBlock)):
+            if parts := transformer_blocks(layer):
                 joins[block] = done
                 maps |= {(*block, index): flops for index, flops in enumerate(_maps(layer, positions))}
-                for index, part in enumerate(getattr(layer, "transformer_blocks", (layer,))):
+                for index, part in enumerate(parts):
                     blocks[(*block, index)] = _flops(part, positions) + maps[(*block, index)]
             done += _flops(layer, positions) + sum(_maps(layer, positions))
     done += _flops(network.out, positions)
@@ -123,7 +122,7 @@ def _native_positions(network: nn.Module) -> int:
         attends_first = (*config.attention_levels, len(config.channel_mult) - 1)[0]  # the middle block always does
         return (config.image_size or 32 << attends_first) ** 2
     # SD 1.x and 2.x attend at all levels but the last; SDXL, at twice the size, not at the first.
-    attends_first = any(isinstance(layer, SpatialTransformer) for layer in network.input_blocks[1])
+    attends_first = any(map(transformer_blocks, network.input_blocks[1]))
     return (64 if attends_first else 128) ** 2
 
 
@@ -145,7 +144,7 @@ def _flops(layer: nn.Module, positions: int) -> float:
             total += 2 * module.in_features * module.out_features * tokens
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             total += 2 * module.in_channels * module.out_channels * math.prod(module.kernel_size) * tokens
-        elif isinstance(module, BasicTransformerBlock):
+        elif hasattr(module, "disable_self_attn"):  # a transformer block
             total += 4 * positions * _TEXT_TOKENS * module.n_heads * module.d_head
     return total
 

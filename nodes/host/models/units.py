@@ -6,11 +6,10 @@ of them, given what those before it returned: transformers keep the last one's o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy.ldm.modules.attention import SpatialTransformer
 from torch import nn
 
 from ....pag_core import adm
@@ -20,7 +19,6 @@ from .structure import group_units, matching
 UNetKey = tuple[str, int, int]  # (block kind, block number, transformer block inside), as in patches_replace
 TransformerKey = tuple[str, int]  # (group, index)
 LayerKey = tuple[Any, ...]  # either of them
-SELF_ATTENTION = (SpatialTransformer, adm.AttentionBlock)  # the layers of U-Nets and ADM that hold it
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,22 @@ def u_net_blocks(network: nn.Module) -> Iterator[tuple[tuple[str, int], nn.Modul
     yield from (((("output", number)), block) for number, block in enumerate(network.output_blocks))
 
 
+def is_u_net(network: nn.Module) -> bool:
+    """Whether a network is built as the host's U-Net. Told by its parts: nodes give it and these classes of their own
+    for a run."""
+    return all(hasattr(network, blocks) for blocks in ("input_blocks", "middle_block", "output_blocks"))
+
+
+def transformer_blocks(layer: nn.Module) -> Iterable[nn.Module]:
+    """Those in a layer of a U-Net; an ADM's attention is its own."""
+    return getattr(layer, "transformer_blocks", (layer,) if isinstance(layer, adm.AttentionBlock) else ())
+
+
 def _of_u_net(network: nn.Module) -> Units:
     modules, places, skips = [], {}, set()
     for block, layers in u_net_blocks(network):
         for layer in layers:
-            if isinstance(layer, SELF_ATTENTION):
-                count = len(getattr(layer, "transformer_blocks", (layer,)))
-                places |= {(*block, index): len(modules) for index in range(count)}
+            places |= {(*block, index): len(modules) for index, _ in enumerate(transformer_blocks(layer))}
             modules.append(layer)
         if block[0] == "input":
             skips.add(len(modules) - 1)

@@ -22,6 +22,7 @@ from ..hooks import proof
 from ..hooks.attention import OVERRIDE
 from ..hooks.proof import Trials
 from ..hooks.remembered import is_others, is_others_hook
+from ..models.units import is_u_net
 
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
 _AROUND_CALLS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
@@ -121,7 +122,7 @@ def other_code(network: nn.Module) -> bool:
 
 
 def _is_of_host(network: nn.Module) -> bool:
-    return any(map(is_hosts, type(network).__mro__))
+    return any(map(is_hosts, type(network).__mro__)) or is_u_net(network)
 
 
 def _is_of_others(part: nn.Module) -> bool:
