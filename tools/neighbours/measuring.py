@@ -126,7 +126,7 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
     # A second copy holds what a pack remembers only where all of the pack is on the model.
     scene = _scene(family, set_up, cfg, batch)
     wraps = "model_function_wrapper" in scene.model.model_options
-    if wraps and (scene.remembers or found.is_twin or problem or relative_error(expected, plain) < SEEN):
+    if scene.remembers or (wraps and (found.is_twin or problem or relative_error(expected, plain) < SEEN)):
         again, twin_problem = _reference(family, set_up, cfg, batch, chain, is_twin=True)
         if not twin_problem:
             found.is_twin |= bool(problem) or relative_error(again, expected) > LIMIT

@@ -129,6 +129,9 @@ def fresh(family: Family) -> ModelPatcher:
 FAMILIES = {
     "SD 1.5": Family(sd15, (4, 16, 24), ("m0", "output.5"), (("middle", 0, 0), ("output", 5, 0)), flow=False),
     "Flux": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"), 96),
+    "Flux, a reference": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"),
+                                192, extras={"reference_latents": [
+                                    torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(3))]}),
     "LTX-Video": Family(ltx, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
                         extras={"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}),
     "LTX-2": Family(ltx_2, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),

@@ -41,6 +41,7 @@ What costs more, and why; the log of each run says so too:
 - Functions that compute a whole attention or replace a module's forward are tried in all blocks in the first step.
   That weighs most in a run of two steps: Enhance-A-Video takes 1.536 over 2 steps, 1.509 over 8 and 1.504 over 20;
   reference adain 1.540 over 2 and 1.519 over 8.
+- A replaced forward of LTX-2's whole block (attention tuner) took 1.661 over 2 steps and 1.601 over 8.
 - MSW-MSA draws random windows in each call, from 20 % of the run on. Of the two steps here, the first shares the
   prefix and the second does not, hence 0.86 passes; over 8 steps FLOPs are 1.464. The perturbed rows draw windows of
   their own, as with ComfyUI's own PAG node.
@@ -55,11 +56,18 @@ What costs more, and why; the log of each run says so too:
 Layers in which a pack adds tokens to the image's self-attention (reference attn, style_aligned_comfy) are not
 perturbed; the run names them.
 
-Read, but not run: ComfyUI_PuLID_Flux_ll, PuLID_ComfyUI and all of ComfyUI_InstantID but its attention need models of
-faces; ComfyUI-IPAdapter-Flux reads an attribute that Flux's blocks no longer have; ComfyUI-FluxRegionAttention and
-ComfyUI-RadialAttn need a GPU. MultimodalGuider fails at cfg 1 with any function after CFG, and
-ComfyUI_smZNodes with any function before CFG where prompts are joined by AND. BrushNet's wrapper
-around the sampling takes one argument less than ComfyUI gives it; the test leaves it out.
+ReSDPatcher of RES4LYF, which gives the U-Net classes of its own, matches for one image (error 0) and fails without PAG
+for two. ReFluxPatcher and ReWanPatcher compute attention without ComfyUI's options, so PAG has no effect beside them;
+the run says that it has none. Post-CFG functions that drop what came before them, as that of ComfyUI-SEGAttention at
+cfg above 1, drop PAG's part too.
+
+Read, but not run: ComfyUI-TripleKSampler and the samplers of was-node-suite-comfyui call ComfyUI's own; ComfyUI_omost
+makes prompts with masks; ComfyUI-vectorscope-cc and comfyui-resharpen change the latent between steps;
+ComfyUI-wanBlockswap and the regions and styles of RES4LYF need a GPU; ComfyUI_PuLID_Flux_ll, PuLID_ComfyUI and all of
+ComfyUI_InstantID but its attention need models of faces; ComfyUI-IPAdapter-Flux reads an attribute that Flux's blocks
+no longer have; ComfyUI-FluxRegionAttention and ComfyUI-RadialAttn need a GPU. MultimodalGuider fails at cfg 1 with any
+function after CFG, and ComfyUI_smZNodes with any function before CFG where prompts are joined by AND. BrushNet's
+wrapper around the sampling takes one argument less than ComfyUI gives it; the test leaves it out.
 
 On ComfyUI 0.16.3, where the Flux forwards of ComfyUI-TeaCache and Comfy-WaveSpeed still run, all set-ups of both match
 (2e-06 at most): TeaCache on Flux takes 1.253, the first-block cache on Flux 1.253 where it is never used and 1.289

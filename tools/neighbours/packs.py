@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .more_packs import MORE, flow_edit, ic_light_native, negative_weights
+from .newer_packs import NEWER, clownshark, kj_on_blocks
 from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ PACKS = {pack.folder: pack for pack in (
     Pack("ComfyUI_IPAdapter_plus", "cubiq", ipadapter),
     Pack("ComfyUI-Advanced-ControlNet", "Kosinkadink", advanced_controlnet),
     Pack("ComfyUI-AnimateDiff-Evolved", "Kosinkadink", evolved_sampling),
-    Pack("ComfyUI-KJNodes", "kijai", kj),
+    Pack("ComfyUI-KJNodes", "kijai", lambda: kj() | kj_on_blocks()),
     Pack("ComfyUI-TeaCache", "welltop-cn", teacache, {"comfy.ldm.lightricks.model.precompute_freqs_cis": None}),
     Pack("Comfy-WaveSpeed", "chengzeyi", wavespeed),
     Pack("ComfyUI-TiledDiffusion", "shiimizu", tiled_diffusion),
@@ -366,7 +367,7 @@ PACKS = {pack.folder: pack for pack in (
     Pack("ComfyUI-bleh", "blepping", on_sd15("BlehDeepShrink", "BlehHyperTile", "BlehBlockCFG",
                                              "BlehContrastiveOrthoCFG")),
     Pack("comfyui_jankhidiffusion", "blepping", hidiffusion),
-    Pack("RES4LYF", "ClownsharkBatwing", samplers),
+    Pack("RES4LYF", "ClownsharkBatwing", lambda: samplers() | clownshark()),
     Pack("ComfyUI-MultiGPU", "pollockjj"),
     Pack("ComfyUI-Impact-Pack", "ltdrdata"),
     Pack("efficiency-nodes-comfyui", "jags111"),
@@ -385,4 +386,5 @@ PACKS = {pack.folder: pack for pack in (
     Pack("ComfyUI-PuLID-Flux", "balazik"),
     Pack("cd-tuner_negpip-ComfyUI", "laksjdjf", negative_weights),
     *MORE,
+    *NEWER,
 )}
