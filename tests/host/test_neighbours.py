@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
 import pytest
@@ -28,6 +29,7 @@ from .imitations import (
     call,
     couple,
     noise,
+    overridden,
     rows_mixed,
     rows_of,
     tiles_with_residuals,
@@ -185,25 +187,16 @@ class Indexed(Hint):
         return {place: [hint / (1 + index[:, None, None, None]) for hint in hints] for place, hints in control.items()}
 
 
-class Counted(Hint):
-    calls = 0
-
-    def get_control(self, *args):
-        self.calls += 1
-        return super().get_control(*args)
-
-
 @pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
 @pytest.mark.parametrize("place", [("middle", 64, 4), ("input", 32, 1)], ids=lambda place: place[0])
 @pytest.mark.parametrize("beside", [
     with_residuals(lambda hint: 0.5 * hint), with_residuals(lambda hint: hint.mul_(0.5)), wrapped(tiles_with_residuals),
 ], ids=["halved", "halved in place", "tiles"])
-def test_a_wrapper_gets_what_a_control_net_gave_and_it_runs_once(beside, place, cfg, batch, chain):
-    hint = Counted(*place)
+def test_a_wrapper_gets_what_a_control_net_gave(beside, place, cfg, batch, chain):
+    hint = Hint(*place)
     texts = [models.conditioning(seed, control=hint, control_apply_to_uncond=False) for seed in (1, 2)]
     run = Run(cfg, 2, latent=models.empty_latent(batch, 16, 16), positive=texts[0], negative=texts[1])
     result = run.ksampler(guided(beside(models.sd15()), chain))
-    assert hint.calls == run.steps
     assert relative_error(result, run.ksampler(separate(beside(models.sd15()), chain))) <= 1e-4
 
 
@@ -234,17 +227,71 @@ class AskedInTiles:
         return torch.cat(call(function, both).chunk(2), dim=-1)
 
 
+def with_control_net(cfg: float, batch: int, pictures: int = 1) -> tuple[Run, list[int]]:
+    """A run with the host's ControlNet and so many different hints, and the hints of each of its network's calls."""
+    net, hints = control_net(), []
+    network = net.control_model
+
+    def forward(*args, hint, **kwargs):
+        hints.append(len(hint))
+        return type(network).forward(network, *args, hint=hint, **kwargs)
+
+    network.forward = forward
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        models.conditioning(1), models.conditioning(2), net, noise(1, pictures, 64, 64, 3).sigmoid(), 0.5, 0.0, 1.0)
+    return Run(cfg, 2, latent=models.empty_latent(batch, 8, 8), positive=positive, negative=negative), hints
+
+
+@pytest.mark.parametrize(("beside", "shares"), [
+    (lambda model: model, True), (overridden, True), (overridden, False)], ids=["alone", "an override", "not shared"])
+def test_the_host_asks_a_control_net_as_without_pag(beside, shares):
+    """It cuts its hints to the rows of a call, and remembers that."""
+    run, hints = with_control_net(5.0, 1, pictures=2)
+    model = beside(models.sd15())
+    run.ksampler(model)
+    plain = hints.copy()
+    hints.clear()
+    run.model_patch(model, SCALE, "m0", PAGOptions(share_prefix=shares))
+    assert hints == plain if shares else hints[::2] == plain
+
+
+class Leaving(comfy.controlnet.ControlBase):
+    """It computes nothing, and leaves what a patch looks for."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        control = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        transformer_options["left"], self.rows = 1.2, len(x_noisy)
+        return control
+
+    def copy(self):
+        return self
+
+
+@pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
+def test_a_control_net_that_leaves_something_for_a_patch(cfg, batch, chain):
+    run, hints = with_control_net(cfg, batch)
+    leaving = Leaving()
+    leaving.set_previous_controlnet(run.positive[0][1]["control"])
+    for text in (run.positive, run.negative):
+        text[0][1]["control"] = leaving
+
+    def patch(out, options):
+        return out * options.get("left", 1.0) * (1.0 if len(out) == leaving.rows else 0.5)
+
+    model = models.sd15().clone()
+    model.set_model_attn1_output_patch(patch)
+    model.set_model_attn2_output_patch(patch)
+    result = run.ksampler(guided(model, chain))
+    assert len(hints) == run.steps
+    assert relative_error(result, run.ksampler(separate(model, chain))) <= 1e-4
+
+
 @pytest.mark.parametrize(("cfg", "batch", "chain"), CASES)
 def test_a_control_net_that_a_wrapper_asks_runs_once(cfg, batch, chain, monkeypatch):
-    net, ran = control_net(), []
-    network = net.control_model
-    network.forward = lambda *args, **kwargs: ran.append(1) or type(network).forward(network, *args, **kwargs)
-    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-        models.conditioning(1), models.conditioning(2), net, noise(1, 1, 64, 64, 3).sigmoid(), 0.5, 0.0, 1.0)
-    run = Run(cfg, 2, latent=models.empty_latent(batch, 8, 8), positive=positive, negative=negative)
+    run, hints = with_control_net(cfg, batch)
     model = wrapped(AskedInTiles(monkeypatch).tiles)(models.sd15())
     result = run.ksampler(guided(model, chain))
-    assert len(ran) == run.steps
+    assert len(hints) == run.steps
     assert relative_error(result, run.ksampler(separate(model, chain))) <= 1e-4
     assert relative_error(result, run.ksampler(model)) > 1e-3
 

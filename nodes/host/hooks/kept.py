@@ -20,7 +20,6 @@ from .entry import Answers, Entry
 from .matched import Sampled
 from .recorder import Kept, Recorder
 from .remembered import snapshot
-from .rows import pick
 from .uncopied import Uncopied
 
 
@@ -51,9 +50,9 @@ class PrefixStore(Uncopied):
         self.rows: dict[UUID, list[Kept]] = defaultdict(list)
         self.taken: Counter[UUID] = Counter()  # how many of a row's were, in the weak rows' call that runs
         self.inputs: dict[UUID, torch.Tensor] = {}  # {row: the latent of its first call}
-        self.controls: dict[UUID, list[dict[str, list]]] = defaultdict(list)  # {row: what its ControlNet gave it}
+        self.controls: dict[tuple[nn.Module, UUID], list] = defaultdict(list)  # {(network of a ControlNet, row): ...}
         self.asks_later = False  # whether another node asks ControlNets inside its wrapper
-        self.of_networks: dict[nn.Module, list[tuple[list, Sampled]]] = defaultdict(list)  # what theirs gave there
+        self.asked: dict[nn.Module, list[tuple[list, Sampled]]] = defaultdict(list)  # what their networks gave there
         self.samples: list[Sampled] = []  # of forwards whose rows nothing names
         self.lost: set[str] = set()  # why something was not kept
         self.answers = Answers()  # whether others' code in the units gave these rows alone the same
@@ -129,29 +128,6 @@ class PrefixStore(Uncopied):
         """A call of the host runs these conditionings on this latent."""
         for cond in (cond for rows in conds for cond in rows or ()):
             self.inputs.setdefault(cond["uuid"], x)
-
-    def note_control(self, control: dict[str, list], batch: int, options: dict) -> None:
-        """A ControlNet has given this, {place: residuals}, to a batch with these transformer_options."""
-        uuids, conds = options.get("uuids") or (), options.get("cond_or_uncond") or ()
-        latent = next((self.inputs[uuid] for uuid in uuids if uuid in self.inputs), None)
-        if latent is None or batch != len(uuids) * latent.shape[0]:
-            return  # a wrapper has rearranged the batch
-        hints = [hint for place in control.values() for hint in place if hint is not None]
-        if not all(hint.shape[0] in (1, batch) for hint in hints):
-            return
-
-        def cut(hint: torch.Tensor | None, row: int) -> torch.Tensor | None:
-            if hint is None:
-                return None
-            samples = batch // len(uuids)
-            part = hint.expand(samples, *hint.shape[1:]) if hint.shape[0] < batch else pick(hint, [row], len(uuids))
-            return part.clone() if self.is_entry_noted else part  # a wrapper may go on to change it in place
-
-        with self.lock:
-            for row, index in enumerate(conds):
-                if index == 0:  # as of the weak rows; a ControlNet may look at it
-                    self.controls[uuids[row]].append({place: [cut(hint, row) for hint in found]
-                                                      for place, found in control.items()})
 
     def take(self, uuids: Collection[UUID], sources: Mapping[UUID, UUID]) -> list[Kept] | None:
         """What the conditional rows of these weak rows left, in the order in which they ran; None where one is missing.

@@ -1,16 +1,16 @@
-"""What a ControlNet (or a T2I adapter) gave a conditional row, given to its weak row: its inputs are the same.
+"""Whom a ControlNet (or a T2I adapter) is asked for, which its network is not told.
 
-It is noted where the ControlNet gives it: a wrapper may go on to change it, and does so in the weak rows' call as well.
+The host asks it before each forward, and names the rows. What its network gives then is noted, and given again to the
+weak rows; see `control_networks`.
 """
 
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any
 from uuid import UUID
 
 import torch
@@ -18,22 +18,44 @@ import torch
 from ..hooks.kept import PrefixStore
 
 Conds = list["list[dict] | None"]  # what the host's call is given: the conditionings of each prompt
+Rows = tuple[tuple[UUID, int], ...]  # their uuids, and indices in "cond_or_uncond"
+
+_rows: ContextVar[Rows] = ContextVar("rows", default=())
 
 
-def with_noted_controls(conds: Conds, store: PrefixStore) -> Conds:
-    """The conditionings of the host's own call, whose ControlNets leave in `store` what they give."""
-    return _with_stand_ins(conds, _Noting(store))
+def asked_for() -> Rows:
+    """The rows for which a ControlNet is asked at the moment, in this thread; () where nobody says."""
+    return _rows.get()
 
 
-def with_kept_controls(conds: Conds, store: PrefixStore, sources: Mapping[UUID, UUID]) -> Conds:
-    """The weak rows' conditionings of one call, with each ControlNet replaced by what it gave their conditional rows.
-    """
-    return _with_stand_ins(conds, _Keeping(store, sources))
+def chained(conds: Conds) -> list:
+    """All ControlNets of these conditionings, also in chains."""
+    found = {}
+    for cond in (cond for rows in conds for cond in rows or ()):
+        control = cond.get("control")
+        while control is not None:
+            found[id(control)] = control
+            control = getattr(control, "previous_controlnet", None)
+    return list(found.values())
 
 
-def _with_stand_ins(conds: Conds, asking: _Asking) -> Conds:
-    """One stand-in for each ControlNet: only rows that share one can share a call."""
-    made: dict[int, object] = {}
+@contextmanager
+def remembering_nothing(conds: Conds) -> Iterator[None]:
+    """For the weak rows' call: afterwards the ControlNets are as before, for they cut their hint to the rows of a
+    call."""
+    before = [(vars(control), dict(vars(control))) for control in chained(conds)]
+    try:
+        yield
+    finally:
+        for own, values in before:
+            own.clear()
+            own.update(values)
+
+
+def with_told_controls(conds: Conds, samples: int, store: PrefixStore | None) -> Conds:
+    """The conditionings of a call whose rows have so many samples, with a stand-in for each ControlNet."""
+    made: dict[int, object] = {}  # one for each, for only rows that share one can share a call
+    asking = _Asking(samples, store)
 
     def changed(cond: dict) -> dict:
         control = cond.get("control")
@@ -75,59 +97,28 @@ def _class_of(kind: type) -> type:
         "get_instance_for_device": get_instance_for_device})
 
 
-class _Asking(ABC):
-    """How the ControlNets of one call are asked. Others may hold on to it, but not to what it knows."""
+class _Asking:
+    """How the ControlNets of one call are asked. Others may hold on to it, but not to what is kept."""
 
-    def __init__(self, store: PrefixStore) -> None:
-        self._store = weakref.ref(store)
+    def __init__(self, samples: int, store: PrefixStore | None) -> None:
+        self.samples = samples
+        self._store = store and weakref.ref(store)
 
-    @abstractmethod
-    def __call__(self, ask: Callable, x_noisy: torch.Tensor, t, cond, batched_number: int,
-                 transformer_options: dict) -> Any:
+    def __call__(self, ask: Callable, x_noisy: torch.Tensor, t, cond, batched_number: int, transformer_options: dict):
         """As a ControlNet's get_control, with the one that was there: {"input" or "middle" or "output": residuals}."""
+        uuids, indices = (transformer_options.get(key) or () for key in ("uuids", "cond_or_uncond"))
+        is_told = x_noisy.shape[0] == len(uuids) * self.samples  # else a wrapper has rearranged the batch
+        before = _rows.set(tuple(zip(uuids, indices, strict=False)) if is_told else ())
+        try:
+            given = ask(x_noisy, t, cond, batched_number, transformer_options)
+        finally:
+            _rows.reset(before)
+        if given is not None and not isinstance(given, dict):  # the ControlNet itself, for a wrapper
+            self.by_another()
+        return given
 
     def by_another(self) -> None:
         """Another node asks in the host's place, and later."""
-        store = self._store()
+        store = self._store and self._store()
         if store is not None:
             store.asks_later = True
-
-
-class _Noting(_Asking):
-    """Of the host: what it is given is noted."""
-
-    def __call__(self, ask, x_noisy, t, cond, batched_number, transformer_options):
-        given, store = ask(x_noisy, t, cond, batched_number, transformer_options), self._store()
-        if not isinstance(given, dict):
-            if given is not None:  # the ControlNet itself
-                self.by_another()
-        elif store is not None:
-            store.note_control(given, x_noisy.shape[0], transformer_options)
-        return given
-
-
-class _Keeping(_Asking):
-    """Of the weak rows: they are given what the ControlNet gave their conditional rows."""
-
-    def __init__(self, store: PrefixStore, sources: Mapping[UUID, UUID]) -> None:
-        super().__init__(store)
-        self.sources = sources
-        self.used: Counter = Counter()  # how often a row has asked in this call
-
-    def __call__(self, ask, x_noisy, t, cond, batched_number, transformer_options):
-        store = self._store()
-        rows = [self.sources.get(uuid) for uuid in transformer_options.get("uuids") or ()]
-        places = [self.used[row] for row in rows]
-        self.used.update(rows)
-        noted = [store.controls.get(row, ()) if row and store else () for row in rows]
-        controls = [found[place] for found, place in zip(noted, places, strict=True) if place < len(found)]
-        if not rows or len(controls) < len(rows):
-            return ask(x_noisy, t, cond, batched_number, transformer_options)
-        return {place: [_joined([control[place][i] for control in controls], x_noisy.device)
-                        for i in range(len(hints))]
-                for place, hints in controls[0].items()}
-
-
-def _joined(hints: list, device: torch.device):
-    """A copy, which a wrapper may change in place."""
-    return None if hints[0] is None else torch.cat([hint.to(device) for hint in hints])

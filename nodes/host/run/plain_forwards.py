@@ -12,7 +12,7 @@ from ..hooks.blocks import BlockPatch
 from ..hooks.entry import inside, noting
 from ..hooks.kept import PrefixStore
 from ..hooks.proof import Trials
-from .control import Conds, with_noted_controls
+from .control import Conds, with_told_controls
 from .control_networks import noting_networks
 from .forwards import ENTRY, MOVED, Forwards, names_rows
 from .neighbours import KEY, OtherHook, in_reach, in_units, other_hooks, sees_samples, with_tried, wraps_network
@@ -55,7 +55,7 @@ class PlainForwards(Forwards):
 
     def changed(self, conds: Conds, x) -> Conds:
         self.store.note_input(conds, x)
-        return with_noted_controls(conds, self.store)
+        return with_told_controls(conds, x.shape[0], self.store)
 
     def around_controls(self, conds: Conds) -> AbstractContextManager:
         return noting_networks(conds, self.store)

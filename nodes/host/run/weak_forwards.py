@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from ..hooks.kept import PrefixStore
 from ..hooks.matched import Sampled, matched
 from ..hooks.replay import Replay
 from ..models.units import Units
-from .control import Conds, with_kept_controls
+from .control import Conds, remembering_nothing, with_told_controls
 from .control_networks import keeping_networks
 from .forwards import ENTRY, MOVED, Forwards, names_rows
 from .neighbours import FUNCTION_WRAPPER, KEY
@@ -48,10 +48,16 @@ class WeakForwards(Forwards):
         self.has_run_altered = False
 
     def changed(self, conds: Conds, x: torch.Tensor) -> Conds:
-        return conds if self.store is None else with_kept_controls(conds, self.store, self.step.sources)
+        return conds if self.store is None else with_told_controls(conds, x.shape[0], None)
 
-    def around_controls(self, conds: Conds) -> AbstractContextManager:
-        return super().around_controls(conds) if self.store is None else keeping_networks(conds, self.store)
+    @contextmanager
+    def around_controls(self, conds: Conds) -> Iterator[None]:
+        with remembering_nothing(conds):
+            if self.store is None:
+                yield
+            else:
+                with keeping_networks(conds, self.store, self.step.sources):
+                    yield
 
     def around_calls(self, wrappers: dict) -> dict:
         around = super().around_calls(wrappers)
