@@ -91,8 +91,10 @@ class Memory:
         return prediction
 
     def are_apart(self, before: Snapshot) -> bool:
-        """Whether a call finds something from an earlier one of its own that is another than these containers held."""
-        return any((value.place, value.key) in self.own and is_same(self.own[value.place, value.key][1], value.now)
+        """Whether a call finds something from an earlier one of its own that is another than these containers held, or
+        another count."""
+        return any((value.place, value.key) in self.own
+                   and (is_plain(value.now) or is_same(self.own[value.place, value.key][1], value.now))
                    for value in compared(before) if value.is_changed)
 
     def _at_first(self) -> Own:
