@@ -41,7 +41,7 @@ What costs more, and why; the log of each run says so too:
 - Functions that compute a whole attention or replace a module's forward are tried in all blocks in the first step.
   That weighs most in a run of two steps: Enhance-A-Video takes 1.536 over 2 steps, 1.509 over 8 and 1.504 over 20;
   reference adain 1.540 over 2 and 1.519 over 8.
-- A replaced forward of LTX-2's whole block (attention tuner) took 1.661 over 2 steps and 1.601 over 8.
+- A replaced forward of a whole block (attention tuner on LTX-2) is tried as one: 1.540 over 2 steps, 1.389 over 8.
 - MSW-MSA draws random windows in each call, from 20 % of the run on. Of the two steps here, the first shares the
   prefix and the second does not, hence 0.86 passes; over 8 steps FLOPs are 1.464. The perturbed rows draw windows of
   their own, as with ComfyUI's own PAG node.
@@ -57,9 +57,9 @@ Layers in which a pack adds tokens to the image's self-attention (reference attn
 perturbed; the run names them.
 
 ReSDPatcher of RES4LYF, which gives the U-Net classes of its own, matches for one image (error 0) and fails without PAG
-for two. ReFluxPatcher and ReWanPatcher compute attention without ComfyUI's options, so PAG has no effect beside them;
-the run says that it has none. Post-CFG functions that drop what came before them, as that of ComfyUI-SEGAttention at
-cfg above 1, drop PAG's part too.
+for two. Beside its ReFluxPatcher, which computes attention without ComfyUI's options, PAG has no effect at cfg 1, and
+the run says that it has none; at cfg 5 the pack fails without PAG. ReWanPatcher was only read. Post-CFG functions that
+drop what came before them, as that of ComfyUI-SEGAttention at cfg above 1, drop PAG's part too.
 
 Read, but not run: ComfyUI-TripleKSampler and the samplers of was-node-suite-comfyui call ComfyUI's own; ComfyUI_omost
 makes prompts with masks; ComfyUI-vectorscope-cc and comfyui-resharpen change the latent between steps;

@@ -175,7 +175,8 @@ def is_same(a, b) -> bool:
     """Whether two such values are the same ones."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
-    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
+    # A method is another object each time that it is taken or bound.
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str, types.MethodType)) and a == b)
 
 
 class _Walk:
