@@ -41,7 +41,7 @@ def keeping_networks(conds: Conds, store: PrefixStore, sources: Mapping[UUID, UU
 @contextmanager
 def _other_forwards(conds: Conds, forward: Callable) -> Iterator[None]:
     networks = {getattr(control, "control_model", None) for control in chained(conds)}
-    networks |= {patcher.model for control in chained(conds) for patcher in control.get_models()}  # on other GPUs, too
+    networks |= {getattr(patcher, "model", None) for control in chained(conds) for patcher in control.get_models()}
     with ExitStack() as stack:
         for network in networks:
             if isinstance(network, nn.Module):
