@@ -566,23 +566,28 @@ def _brought_along(cls: type) -> ModuleType:
     return module
 
 
-def hooked(model: ModelPatcher) -> ModelPatcher:
-    """For the length of a run torch's own hooks on a block and on an attention inside one: these mix the rows."""
-    network = model.model.diffusion_model.input_blocks[3][1]
+def with_hooks(model: ModelPatcher, hooks: dict[str, Callable]) -> ModelPatcher:
+    """This model, for the length of a run with torch's own hooks: {module: what it gives -> what it is to give}."""
+    network = model.model.diffusion_model
 
     def outer_sample(executor, *args, **kwargs):
-        handles = [network.register_forward_hook(lambda _, __, out: 0.9 * out),
-                   network.transformer_blocks[0].attn2.register_forward_hook(
-                       lambda _, __, out: 0.6 * out + 0.4 * out.mean(0, keepdim=True))]
+        handles = [network.get_submodule(name).register_forward_hook(lambda _, __, out, change=change: change(out))
+                   for name, change in hooks.items()]
         try:
             return executor(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
 
-    model = model.clone()
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hooks", outer_sample)
     return model
+
+
+def hooked(model: ModelPatcher) -> ModelPatcher:
+    """Hooks on a block and on an attention inside one: these mix the rows."""
+    return with_hooks(model.clone(), {
+        "input_blocks.3.1": lambda out: 0.9 * out,
+        "input_blocks.3.1.transformer_blocks.0.attn2": lambda out: 0.6 * out + 0.4 * out.mean(0, keepdim=True)})
 
 
 def patched_inside(model: ModelPatcher) -> ModelPatcher:
@@ -635,16 +640,7 @@ def in_forwards(model: ModelPatcher, scaled: Callable, of: str = ".ff") -> None:
 
 
 def in_hooks(model: ModelPatcher, scaled: Callable) -> None:
-    def outer_sample(executor, *args, **kwargs):
-        handles = [module.register_forward_hook(lambda _, __, out: scaled(out))
-                   for name, module in model.model.diffusion_model.named_modules() if name.endswith(".ff")]
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hooks that count", outer_sample)
+    with_hooks(model, {name: scaled for name, _ in model.model.diffusion_model.named_modules() if name.endswith(".ff")})
 
 
 def in_a_patch_from_a_wrapper(model: ModelPatcher, scaled: Callable) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import set_model_options_patch_replace
-from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +26,7 @@ from .imitations import (
     one_by_one,
     overridden,
     tile_major,
+    with_hooks,
     without_rows_names,
     wrapped,
 )
@@ -222,17 +222,8 @@ def rebound(model):
 
 
 def hook(model):
-    """For the length of a run, on a module inside a block."""
-    def outer_sample(executor, *args, **kwargs):
-        module = model.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2
-        handle = module.register_forward_hook(lambda _, __, out: 0.9 * out)
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            handle.remove()
-
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "hook", outer_sample)
-    return model
+    """On a module inside a block."""
+    return with_hooks(model, {"input_blocks.1.1.transformer_blocks.0.attn2": lambda out: 0.9 * out})
 
 
 ON_MOVED_ROWS = {"an override": override, "an override that counts": counting_override,

@@ -26,6 +26,7 @@ from .imitations import (
     in_forwards,
     mean_over_the_batch,
     method_beside_a_wrapper_that_names_the_network,
+    with_hooks,
     wrapped,
 )
 from .runs import Run, host_pag, identity, patched, relative_error
@@ -213,22 +214,9 @@ def test_what_fails_for_these_rows_alone_is_named():
 def feedback(read: str, leave: str) -> Callable[[ModelPatcher], ModelPatcher]:
     """A hook on one module scales by what another one's left in the step before."""
     def attach(model: ModelPatcher) -> ModelPatcher:
-        kept, network = {}, model.model.diffusion_model
-
-        def outer_sample(executor, *args, **kwargs):
-            handles = [network.get_submodule(read).register_forward_hook(
-                           lambda _, __, out: out * (1.0 + kept.get("mean", 0.0))),
-                       network.get_submodule(leave).register_forward_hook(
-                           lambda _, __, out: kept.update(mean=out.mean().tanh()))]
-            try:
-                return executor(*args, **kwargs)
-            finally:
-                for handle in handles:
-                    handle.remove()
-
-        model = model.clone()
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "feedback", outer_sample)
-        return model
+        kept = {}
+        return with_hooks(model.clone(), {read: lambda out: out * (1.0 + kept.get("mean", 0.0)),
+                                          leave: lambda out: kept.update(mean=out.mean().tanh())})
     return attach
 
 
