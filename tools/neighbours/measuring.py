@@ -118,13 +118,13 @@ def measure(name: str, set_up: SetUp) -> Found:
 
 def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float, batch: int, chain: int) -> None:
     try:
-        plain = _scene(family, set_up, cfg, batch).sample()
+        plain = scene_of(family, set_up, cfg, batch).sample()
     except Exception as error:
         found.problems.setdefault("fails without PAG", _words(error))
         return
     expected, problem = _reference(family, set_up, cfg, batch, chain, is_twin=False)
     # A second copy holds what a pack remembers only where all of the pack is on the model.
-    scene = _scene(family, set_up, cfg, batch)
+    scene = scene_of(family, set_up, cfg, batch)
     wraps = "model_function_wrapper" in scene.model.model_options
     if scene.remembers or (wraps and (found.is_twin or problem or relative_error(expected, plain) < SEEN)):
         again, twin_problem = _reference(family, set_up, cfg, batch, chain, is_twin=True)
@@ -134,7 +134,7 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
     if problem:
         found.problems.setdefault("the reference fails", problem)
     try:
-        scene = _scene(family, set_up, cfg, batch)
+        scene = scene_of(family, set_up, cfg, batch)
         scene.model = guided(scene.model, family.layers[:chain])
         result = scene.sample()
     except Exception as error:
@@ -152,9 +152,9 @@ def _reference(family: Family, set_up: SetUp, cfg: float, batch: int, chain: int
                is_twin: bool) -> tuple[torch.Tensor | None, str]:
     """The picture with PAG in a call of its own, or what went wrong."""
     try:
-        scene = _scene(family, set_up, cfg, batch)
+        scene = scene_of(family, set_up, cfg, batch)
         scene.model = separate(family, scene.model, chain, [
-            _scene(family, set_up, cfg, batch, is_twin=True).model for _ in range(chain)] if is_twin else None)
+            scene_of(family, set_up, cfg, batch, is_twin=True).model for _ in range(chain)] if is_twin else None)
         return scene.sample(), ""
     except Exception as error:
         return None, _words(error)
@@ -172,7 +172,7 @@ def _cost(found: Found, family: Family, set_up: SetUp) -> None:
 def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None = None, cfg: float = 5.0,
                   options: PAGOptions | None = None) -> int:
     """FLOPs of a run with CFG and so many PAGs; the first of them in `layer`, where that is another one."""
-    scene = _scene(family, set_up, cfg, 1)
+    scene = scene_of(family, set_up, cfg, 1)
     layers = (layer or family.layers[0], *family.layers[1:])
     scene.model = guided(scene.model, layers[:chain], options)
     with FlopCounterMode(display=False) as counter:
@@ -180,7 +180,8 @@ def counted_flops(family: Family, set_up: SetUp, chain: int, layer: str | None =
     return counter.get_total_flops()
 
 
-def _scene(family: Family, set_up: SetUp, cfg: float, batch: int, *, is_twin: bool = False) -> Scene:
+def scene_of(family: Family, set_up: SetUp, cfg: float, batch: int, *, is_twin: bool = False) -> Scene:
+    """What is sampled beside the pack, made anew."""
     torch.manual_seed(0)
     scene = Scene(fresh(family), {"samples": torch.zeros(batch, *family.latent)}, cfg,
                   scheduler="simple" if family.flow else "normal", positive=prompt(1, **family.extras),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.ldm.flux.controlnet
 import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
@@ -32,17 +33,19 @@ class Family:
     Attributes:
         layers: two, as PAG names them.
         places: where these are in the network: the host's key of an attn1 replacement, or a module's path.
-        image: image tokens at the end of a joint sequence; None: all are the image's.
+        text: text tokens at the start of a joint sequence, before the image's.
         extras: what a prompt must bring besides the text.
+        control: makes a ControlNet of the host's for it, where it has one.
     """
 
     build: Callable[[], ModelPatcher]
     latent: tuple[int, ...]
     layers: tuple[str, str]
     places: tuple
-    image: int | None = None
+    text: int = 0
     flow: bool = True
     extras: dict = field(default_factory=dict)
+    control: Callable[[], comfy.controlnet.ControlNet] | None = None
 
 
 def _patcher(config, model_class: type[comfy.model_base.BaseModel], **options) -> ModelPatcher:
@@ -68,26 +71,35 @@ def sd15() -> ModelPatcher:
     return _patcher(config, comfy.model_base.BaseModel)
 
 
+def _control_net(network: type[torch.nn.Module], config: dict, scale: float, **options) -> comfy.controlnet.ControlNet:
+    with torch.inference_mode(False):
+        made = network(**config, dtype=torch.float32, operations=comfy.ops.disable_weight_init).requires_grad_(False)
+        for weight in made.parameters():
+            weight.normal_(0.0, scale)
+    return comfy.controlnet.ControlNet(made, load_device=torch.device("cpu"), **options)
+
+
 def control_net() -> comfy.controlnet.ControlNet:
     """The host's ControlNet for `sd15`."""
-    with torch.inference_mode(False):
-        network = comfy.cldm.cldm.ControlNet(
-            image_size=32, in_channels=4, model_channels=32, hint_channels=3, num_res_blocks=[2] * 4,
-            channel_mult=[1, 2, 4, 4], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1, num_heads=4,
-            context_dim=CONTEXT, use_spatial_transformer=True, legacy=False, dtype=torch.float32,
-            operations=comfy.ops.disable_weight_init).requires_grad_(False)
-        for weight in network.parameters():
-            weight.normal_(0.0, 0.02)
-    return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
+    return _control_net(comfy.cldm.cldm.ControlNet, {
+        "image_size": 32, "in_channels": 4, "model_channels": 32, "hint_channels": 3, "num_res_blocks": [2] * 4,
+        "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
+        "num_heads": 4, "context_dim": CONTEXT, "use_spatial_transformer": True, "legacy": False}, 0.02)
+
+
+FLUX = {"in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": CONTEXT, "hidden_size": 256,
+        "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 4, "axes_dim": [16, 56, 56],
+        "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}
 
 
 def flux() -> ModelPatcher:
-    config = comfy.supported_models.Flux({
-        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": CONTEXT,
-        "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 4,
-        "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
-        "txt_ids_dims": []})
-    return _patcher(config, comfy.model_base.Flux)
+    return _patcher(comfy.supported_models.Flux({"image_model": "flux", **FLUX}), comfy.model_base.Flux)
+
+
+def flux_control_net() -> comfy.controlnet.ControlNet:
+    """The host's ControlNet for `flux`, after XLabs."""
+    return _control_net(comfy.ldm.flux.controlnet.ControlNetFlux, {**FLUX, "depth": 1, "depth_single_blocks": 1}, 0.05,
+                        extra_conds=["y", "guidance"])
 
 
 def wan() -> ModelPatcher:
@@ -127,11 +139,14 @@ def fresh(family: Family) -> ModelPatcher:
 
 
 FAMILIES = {
-    "SD 1.5": Family(sd15, (4, 16, 24), ("m0", "output.5"), (("middle", 0, 0), ("output", 5, 0)), flow=False),
-    "Flux": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"), 96),
+    "SD 1.5": Family(sd15, (4, 16, 24), ("m0", "output.5"), (("middle", 0, 0), ("output", 5, 0)), flow=False,
+                     control=control_net),
+    "Flux": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"), TEXT,
+                   control=flux_control_net),
     "Flux, a reference": Family(flux, (16, 16, 24), ("single.1", "single.2"), ("single_blocks.1", "single_blocks.2"),
-                                192, extras={"reference_latents": [
-                                    torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(3))]}),
+                                TEXT, extras={"reference_latents": [
+                                    torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(3))]},
+                                control=flux_control_net),
     "LTX-Video": Family(ltx, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
                         extras={"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}),
     "LTX-2": Family(ltx_2, (128, 2, 8, 12), ("3", "4"), ("transformer_blocks.3.attn1", "transformer_blocks.4.attn1"),
@@ -173,10 +188,8 @@ def perturbed(family: Family, model, options: dict, index: int, may_rest: bool =
         inside["seen"] += 1
         if not skip_reshape:
             q, k, v = (t.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        tokens = q.shape[2]
-        text = 0 if family.image is None else tokens - family.image
-        hidden = torch.zeros(tokens, tokens)
-        hidden[text:, text:] = float("-inf")
+        hidden = torch.zeros(q.shape[2], q.shape[2])
+        hidden[family.text:, family.text:] = float("-inf")
         hidden.fill_diagonal_(0.0)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

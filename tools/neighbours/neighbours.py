@@ -23,6 +23,7 @@ from pathlib import Path
 from harness.in_process import ROOT
 
 from neighbours import hosted
+from neighbours.beside import THINGS, beside
 from neighbours.packs import PACKS, Pack
 
 NONE = Pack("none", "", lambda: {f"no other pack, {family}": (family, lambda scene: None)
@@ -90,8 +91,16 @@ def main() -> None:
                         help="only packs whose name contains one of these comma-separated texts")
     parser.add_argument("--json", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--table", type=Path, default=TABLE,
-                        help="file to write the table to (default: %(default)s); not written with --only")
+                        help="file to write the table to (default: %(default)s); not written with --only or --with")
+    parser.add_argument("--with", dest="things", default="", metavar="THINGS",
+                        help="add one of ComfyUI's own features to each setup, one after another: of control_net (on "
+                             "both prompts), areas (two positive prompts, each in an area), times (two, each in a "
+                             "range of steps), mask (a noise mask) and lora (a scheduled LoRA hook on the positive "
+                             "prompt)")
     arguments = parser.parse_args()
+    things = [thing for thing in arguments.things.split(",") if thing]
+    if unknown := sorted(set(things) - set(THINGS)):
+        parser.error(f"--with knows {', '.join(THINGS)}, not {', '.join(unknown)}")
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder} is not a folder. Clone the packs to test into one folder and name it.")
     hosted.start()
@@ -104,21 +113,21 @@ def main() -> None:
             print(f"{name}: not in {arguments.folder}", flush=True)
             found[name] = {"absent": True}
             continue
-        found[name] = {"version": folder and version(folder), **in_a_process(pack, folder)}
+        found[name] = {"version": folder and version(folder), **in_a_process(pack, folder, things)}
         print(f"{name}: " + (found[name].get("cannot_import") or "; ".join(
             f"{row['what']}: {row['verdict']} ({row['error']}, {row['flops']})" for row in found[name]["rows"])),
             flush=True)
         if arguments.json:  # after each, for all of them take a while
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not arguments.only:
+    if not arguments.only and not things:
         arguments.table.parent.mkdir(exist_ok=True)
         arguments.table.write_text(markdown(found), encoding="utf-8")
 
 
-def in_a_process(pack: Pack, folder: Path | None) -> dict:
+def in_a_process(pack: Pack, folder: Path | None, things: list[str]) -> dict:
     """What `_child` finds, in a fork of this process."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, pack, folder))
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, pack, folder, things))
     process.start()
     theirs.close()
     try:
@@ -129,12 +138,12 @@ def in_a_process(pack: Pack, folder: Path | None) -> dict:
         process.join()
 
 
-def _child(connection: Connection, pack: Pack, folder: Path | None) -> None:
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+def _child(connection: Connection, pack: Pack, folder: Path | None, things: list[str]) -> None:
+    signal.setitimer(signal.ITIMER_PROF, SECONDS * max(1, len(things)))
     try:
         if folder:
             hosted.load(folder, pack.lacking)
-        connection.send({"rows": _rows(pack)})
+        connection.send({"rows": _rows(pack, things)})
     except hosted.CannotImport as reason:
         connection.send({"cannot_import": str(reason)})
     except Exception as error:
@@ -142,15 +151,21 @@ def _child(connection: Connection, pack: Pack, folder: Path | None) -> None:
         connection.send({"cannot_import": f"{type(error).__name__}: {error}"})
 
 
-def _rows(pack: Pack) -> list[dict]:
+def _rows(pack: Pack, things: list[str]) -> list[dict]:
     import torch
 
     from neighbours.measuring import measure
+    from neighbours.models import FAMILIES
 
     torch.set_num_threads(1)
     with torch.inference_mode():
+        set_ups = pack.set_ups()
+        if things:
+            set_ups = {f"{what}, {thing}": (family, beside(thing, family, set_up))
+                       for what, (family, set_up) in set_ups.items() for thing in things
+                       if thing != "control_net" or FAMILIES[family].control}
         return [{"what": what, "family": family, **measure(family, set_up).row()}
-                for what, (family, set_up) in pack.set_ups().items()]
+                for what, (family, set_up) in set_ups.items()]
 
 
 def version(folder: Path) -> str:

@@ -1,0 +1,83 @@
+"""What `--with` puts beside a pack: settings of ComfyUI's own on the prompts and the latent of a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .setting_up import noise
+
+if TYPE_CHECKING:
+    from .measuring import Scene, SetUp
+
+
+def control_net(scene: Scene, family: str) -> None:
+    """On both prompts, with a random hint."""
+    import nodes
+
+    from .models import FAMILIES
+
+    hint = noise(70, 1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3).sigmoid()
+    scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        scene.positive, scene.negative, FAMILIES[family].control(), hint, 0.5, 0.0, 1.0)
+
+
+def areas(scene: Scene, family: str) -> None:
+    """The positive prompt in the left two thirds, and another in the right."""
+    others = scene.latent["samples"].ndim - 3
+    left, right = ({"area": ("percentage", *[1.0] * others, 2 / 3, *[0.0] * others, start), "strength": 1.0,
+                    "set_area_to_bounds": False} for start in (0.0, 1 / 3))
+    _two_prompts(scene, family, left, right)
+
+
+def times(scene: Scene, family: str) -> None:
+    """The positive prompt from 40 % of the steps on, and another up to 60 %."""
+    _two_prompts(scene, family, {"start_percent": 0.4, "end_percent": 1.0}, {"start_percent": 0.0, "end_percent": 0.6})
+
+
+def _two_prompts(scene: Scene, family: str, values: dict, values_of_another: dict) -> None:
+    from node_helpers import conditioning_set_values
+
+    from .models import FAMILIES, prompt
+
+    scene.positive = [*conditioning_set_values(scene.positive, values),
+                      *conditioning_set_values(prompt(7, **FAMILIES[family].extras), values_of_another)]
+
+
+def mask(scene: Scene, family: str) -> None:
+    """A noise mask: the left half of the latent is kept."""
+    samples = scene.latent["samples"]
+    given = samples.new_zeros(1, 1, *samples.shape[2:])
+    given[..., samples.shape[-1] // 2:] = 1.0
+    scene.latent = {**scene.latent, "samples": noise(71, *samples.shape), "noise_mask": given}
+
+
+def lora(scene: Scene, family: str) -> None:
+    """A LoRA hook on the positive prompt, weaker in the second half of the steps."""
+    from comfy import hooks
+
+    weights = {}
+    for name, weight in scene.model.model.named_parameters():
+        if name.startswith("diffusion_model.") and name.endswith(".weight") and weight.ndim == 2:
+            rows, columns = weight.shape
+            layer = name.removesuffix(".weight")
+            weights |= {f"{layer}.lora_up.weight": noise(72, rows, 1) * columns ** -0.5,
+                        f"{layer}.lora_down.weight": noise(73, 1, columns) * 0.1}
+    strengths = hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.5, 0.5)):
+        strengths.add(hooks.HookKeyframe(strength, start_percent=start))
+    made = hooks.create_hook_lora(weights, 1.0, 0.0)
+    made.set_keyframes_on_hooks(strengths)
+    scene.positive = hooks.set_hooks_for_conditioning(scene.positive, made)
+
+
+THINGS: dict[str, Callable[[Scene, str], None]] = {
+    "control_net": control_net, "areas": areas, "times": times, "mask": mask, "lora": lora}
+
+
+def beside(thing: str, family: str, set_up: SetUp) -> SetUp:
+    """The pack's set-up, and then that thing."""
+    def both(scene: Scene) -> None:
+        set_up(scene)
+        THINGS[thing](scene, family)
+    return both
