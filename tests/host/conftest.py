@@ -15,10 +15,11 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 if COMFYUI:
     start_host(COMFYUI, "--cpu", "--use-pytorch-cross-attention")
     import torch
-    from support import stand_in_gpu
+    from support import real_gpu, stand_in_gpu
 
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
-    stand_in_gpu.register()
+    if not real_gpu.NAME:
+        stand_in_gpu.register()
     import_pack()
 
 

@@ -32,11 +32,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only models whose name contains this text")
     parser.add_argument("--rows", default="", help="only time rows whose name contains one of these comma-separated "
                         "texts; CFG is always timed")
-    parser.add_argument("--flops-only", action="store_true", help="count FLOPs and memory, but time nothing")
+    parser.add_argument("--compiled", action="store_true",
+                        help="also time the models under torch.compile (inductor), which takes minutes to compile")
+    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="also time the PAG node of sd-perturbed-attention, "
+                        "from this folder")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--flops-only", action="store_true", help="count FLOPs and memory, but time nothing")
+    part.add_argument("--times-only", action="store_true", help="time sampling steps, but count nothing")
     parser.add_argument("--json", type=Path, help="also write the figures to this JSON file, which must not exist yet")
     arguments = parser.parse_args()
     if arguments.json and arguments.json.exists():
         parser.error(f"--json {arguments.json}: the file exists; name a new one")
+    if arguments.peer and not (arguments.peer / "pag_nodes.py").is_file():
+        parser.error(f"--peer {arguments.peer}: not a folder of sd-perturbed-attention; it has no pag_nodes.py")
     if arguments.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
     on_cpu = arguments.device == "cpu"
@@ -50,24 +58,31 @@ def main() -> None:
               "torch": torch.__version__, "flops": [], "times": []}
     from benchmark import beside, gradient, networks
 
-    for shape in networks.FULL:
-        if arguments.only.lower() in shape.name.lower():
-            report["flops"].append(count(shape))
-    report["beside"] = beside.report(arguments.only)
+    if arguments.peer:
+        from neighbours import hosted
+
+        hosted.load(arguments.peer, {})
+    if not arguments.times_only:
+        for shape in networks.FULL:
+            if arguments.only.lower() in shape.name.lower():
+                report["flops"].append(count(shape))
+        report["beside"] = beside.report(arguments.only)
     if not arguments.flops_only:
         for shape in networks.SCALED if on_cpu else networks.FULL:
             if arguments.only.lower() in shape.name.lower():
                 with torch.inference_mode():
-                    report["times"].append(measure(shape, arguments.device, arguments.repeats, arguments.rows))
+                    report["times"].append(measure(shape, arguments.device, arguments.repeats, arguments.rows,
+                                                   arguments.compiled, arguments.peer is not None))
         torch.set_num_threads(1)  # operations this small only lose by a second one
         with torch.inference_mode():
-            seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats)["seconds"]
+            seconds = measure(networks.NARROW, arguments.device, 4 * arguments.repeats, "shared prefix")["seconds"]
         report["overhead"] = seconds["CFG + PAG, shared prefix"] - seconds["CFG"]
-    report["gradients"] = gradient.report(arguments.only, 0 if arguments.flops_only else arguments.repeats,
-                                          arguments.device)
     print_tables(report)
-    print(beside.table(report["beside"]))
-    print(gradient.table(report["gradients"]))
+    if not arguments.times_only:
+        report["gradients"] = gradient.report(arguments.only, 0 if arguments.flops_only else arguments.repeats,
+                                              arguments.device)
+        print(beside.table(report["beside"]))
+        print(gradient.table(report["gradients"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -135,21 +150,25 @@ class _Holder:
         return self.network
 
 
-def measure(shape, device: str, repeats: int, only: str = "") -> dict:
+def measure(shape, device: str, repeats: int, only: str = "", compiled: bool = False, peer: bool = False) -> dict:
     """Seconds per step and peak memory by row.
 
     {"model", "seconds": {row: median}, "ratios": {row: [median, least, most of the rounds' ratios to CFG]}, "bytes" and
     "live": {row: number}}, where the last are the most that a run's tensors hold at once, weights aside, with fused
-    attention.
+    attention; they are counted on a CPU only.
+
+    Args:
+        compiled, peer: whether there are rows under torch.compile, and one for the PAG node of sd-perturbed-attention,
+            which is loaded.
     """
     from benchmark.timing import duration
 
-    rows = {name: run for name, run in build_rows(shape, device).items()
+    rows = {name: run for name, run in build_rows(shape, device, compiled, peer).items()
             if name == "CFG" or any(text in name for text in only.split(","))}
     for run in rows.values():
         run()  # lazy initialisation is not what is measured
     peaks = {name: peak(run, device) for name, run in rows.items()}
-    live = {name: live_peak(run) for name, run in rows.items()}
+    live = {name: live_peak(run) for name, run in rows.items()} if device == "cpu" else {}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in tqdm(range(repeats), desc=shape.name, unit="round", disable=not sys.stderr.isatty()):
         for name, run in rows.items():
@@ -170,8 +189,8 @@ def live_peak(run: Callable[[], object]) -> int:
     return memory.peak
 
 
-def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
-    """{row: a run of STEPS steps}."""
+def build_rows(shape, device: str, compiled: bool = False, peer: bool = False) -> dict[str, Callable[[], object]]:
+    """{row: a run of STEPS steps}; see `measure`."""
     import comfy.samplers
     import torch
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
@@ -196,6 +215,11 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
     rows = {"no guidance": stock(model, 1.0), "CFG": stock(model, CFG)}
     if shape.has_host_pag:
         rows["CFG + PAG, ComfyUI's node"] = stock(host_pag, CFG)
+        if peer:
+            from neighbours import hosted
+
+            rows["CFG + PAG, sd-perturbed-attention"] = stock(
+                hosted.call("PerturbedAttention", model=model, scale=SCALE)[0], CFG)
     # Another node holds the slot of the joint call, as SLG does; then the perturbed pass is a call of its own.
     apart = model.clone()
     apart.set_model_sampler_calc_cond_batch_function(lambda args: comfy.samplers.calc_cond_batch(
@@ -205,6 +229,12 @@ def build_rows(shape, device: str) -> dict[str, Callable[[], object]]:
     beside = model.clone()
     beside.model_options["transformer_options"]["optimized_attention_override"] = (
         lambda function, *args, **kwargs: function(*args, **kwargs))
+    if compiled:
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        graphs = model.clone()
+        set_torch_compile_wrapper(graphs, backend="inductor")
+        rows |= {"CFG, compiled": stock(graphs, CFG), "CFG + PAG, compiled": ours(CFG, model=graphs)}
     return rows | {
         "CFG, beside another node": stock(beside, CFG), "CFG + PAG, beside another node": ours(CFG, model=beside),
         "CFG + PAG, two calls": ours(CFG, model=apart),
@@ -249,10 +279,10 @@ def print_tables(report: dict) -> None:
         print(f"\nSeconds per step: {table['model']}\n\n| row | s | ratio | min | max | peak GiB | "
               f"tensors MiB |\n|---|---:|---:|---:|---:|---:|---:|")
         for row, value in table["seconds"].items():
-            memory = (table["bytes"][row] or 0) / 2**30
+            memory, tensors = (table["bytes"][row] or 0) / 2**30, table["live"].get(row)
             ratio, low, high = table["ratios"][row]
-            print(f"| {row} | {value:.3f} | {ratio:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} "
-                  f"| {table['live'][row] / 2**20:.1f} |")
+            shown = "" if tensors is None else f"{tensors / 2**20:.1f}"
+            print(f"| {row} | {value:.4f} | {ratio:.3f} | {low:.3f} | {high:.3f} | {memory:.2f} | {shown} |")
         share = report["overhead"] / table["seconds"]["CFG"]
         print(f"| this pack's own overhead (Python, hooks) | {report['overhead']:.4f} | {share:.4f} | | | | |")
 
