@@ -59,8 +59,9 @@ perturbed; the run names them.
 
 ReSDPatcher of RES4LYF, which gives the U-Net classes of its own, matches for one image (error 0) and fails without PAG
 for two. Beside its ReFluxPatcher, which computes attention without ComfyUI's options, PAG has no effect at cfg 1, and
-the run says that it has none; at cfg 5 the pack fails without PAG. ReWanPatcher was only read. Post-CFG functions that
-drop what came before them, as that of ComfyUI-SEGAttention at cfg above 1, drop PAG's part too.
+the run says that it has none; at cfg 5 the pack fails without PAG. ReWanPatcher was only read. Functions after CFG that
+do not use the prediction which they are given, as that of ComfyUI-SEGAttention, leave PAG without effect; the run says
+so and names them.
 
 Read, but not run: ComfyUI-TripleKSampler and the samplers of was-node-suite-comfyui call ComfyUI's own; ComfyUI_omost
 makes prompts with masks; ComfyUI-vectorscope-cc and comfyui-resharpen change the latent between steps;

@@ -23,6 +23,7 @@ from ..hooks.kept import PrefixStore
 from ..hooks.replay import PrefixLostError
 from ..hooks.rows import UnclearError
 from ..hooks.uncopied import Uncopied
+from .following import follow, unfollowed
 from .forwards import JointForwards
 from .latents import latent_by_latent
 from .neighbours import PRE_CFG, others_in_conds
@@ -163,6 +164,13 @@ class WeakPass(Uncopied):
 
     def post_cfg(self, args: dict) -> torch.Tensor:
         """Post-CFG function: add s·(cond − weak) (PAG Eq. 14)."""
+        if self.scale == 0.0:
+            return self._guided(args)
+        with unfollowed():
+            result = self._guided(args)
+        return follow(result)
+
+    def _guided(self, args: dict) -> torch.Tensor:
         args = {**args, "input": self._input(args)}
         cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
         if self.pair is None:

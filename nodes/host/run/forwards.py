@@ -21,6 +21,7 @@ from ..hooks.uncopied import Uncopied
 from ..models.structure import unwrapped
 from ..models.units import Units
 from .control import Conds
+from .following import unfollowed
 from .neighbours import KEY
 
 ENTRY = ("another node rearranges the batch, or gives the network different inputs for the perturbed rows than for the "
@@ -77,7 +78,7 @@ class Forwards(Uncopied, ABC):
 
     def _calc(self, executor, model, conds, x_in: torch.Tensor, *args):
         self.samples = x_in.shape[0]
-        with self.around_controls(conds):
+        with unfollowed(), self.around_controls(conds):
             return executor(model, self.changed(conds, x_in), x_in, *args)
 
     def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,

@@ -8,6 +8,7 @@ same either way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -72,6 +73,14 @@ def is_hosts(function: Callable) -> bool:
     """Whether a function or a callable object is ComfyUI's own."""
     where = getattr(function, "__module__", None) or type(function).__module__
     return where.partition(".")[0] in ("comfy", "comfy_extras", "comfy_api")
+
+
+def name_of(function: Callable) -> str:
+    """A function by its pack and node; ComfyUI names the modules of a pack by the path of its folder."""
+    named = getattr(function, "func", function)
+    named = named if hasattr(named, "__qualname__") else type(named)
+    module = re.split(r"[/\\]", named.__module__ or "")[-1]
+    return f"{module}.{named.__qualname__}".replace(".<locals>", "")
 
 
 def attachments(model_options: dict) -> list:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import comfy.model_management
 import torch
@@ -34,6 +35,7 @@ from ..models.units import LayerKey
 from ..sockets import check_model, check_samples
 from .calls import JointCall, WeakPass
 from .failures import explain
+from .following import begun
 from .guiders import asked
 from .latents import Shapes, Weights, check_mask
 from .negative import check_negative, with_weak_negative
@@ -231,7 +233,7 @@ class Guidance(Uncopied):
 
         if settings.row == "negative":
             return self._with_weak_negative(predict, model_options, executor.class_obj, patch, run, sigma, scale != 0.0)
-        options, step = model_options.copy(), None
+        options, step, following = model_options.copy(), None, None
         run.report.wanted += scale != 0.0
         if scale != 0.0 or self._is_shown(run, sigma):
             every = settings.reuse_every
@@ -243,9 +245,15 @@ class Guidance(Uncopied):
             # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
             after = options.get(POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
-            options[POST_CFG] = [*after[:place], step.post_cfg, *after[place:]]
+            following = begun(scale != 0.0 and run.is_followed)
+            others = following.watched(after[place:]) if following else after[place:]
+            options[POST_CFG] = [*after[:place], step.post_cfg, *others]
         try:
-            return predict(options, step)
+            with following.running() if following else nullcontext():
+                result = predict(options, step)
+            if following:
+                run.judge(following, result)
+            return result
         finally:
             run.store = None  # it holds tensors of this step
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
 from ..messages import begin, tell
+from .neighbours import name_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class Report:
         is_negative: whether the negative's own row was to be weak.
         weak_negatives: forwards in which it was.
         is_negative_asked: whether other nodes' calls were to compute the negative.
+        is_dropped: whether no step that was followed returned PAG's part.
+        dropper: the function that returned something without it; None where it was the guider, or a node around it.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,8 @@ class Report:
         self.is_negative = False
         self.weak_negatives = 0
         self.is_negative_asked = False
+        self.is_dropped = False
+        self.dropper: Callable | None = None
         self._largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
 
     def record(self, delta: torch.Tensor) -> None:
@@ -101,6 +107,12 @@ class Report:
             return "PAG had no effect: scale_mask is black everywhere."
         if self._largest_delta == 0 or self.skipped >= self.selected:
             return f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect."
+        if self.is_dropped and self.dropper:
+            return (f"PAG had no effect: another node's function ({name_of(self.dropper)}) runs after PAG and does not "
+                    f"use the prediction that contains PAG's part. Remove that node, or PAG.")
+        if self.is_dropped:
+            return (f"PAG had no effect: the guider of this run ({guider}), or a node around it, does not use the "
+                    f"prediction that contains PAG's part. Use another guider, for example PAG Guider.")
         return None
 
     def _why_negative_was_plain(self) -> str | None:

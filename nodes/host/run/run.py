@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+import torch
+
 from ....pag_core.delta import History
 from ....pag_core.schedule import ScaleSchedule
 from ....pag_core.stages import LayerPlan
@@ -15,6 +17,7 @@ from ..hooks.kept import PrefixStore
 from ..hooks.proof import Proof
 from ..hooks.uncopied import Uncopied
 from ..models.layers import ModelLayers
+from .following import Following
 from .latents import Shapes, Weights
 from .networks import Networks
 from .predictions import Predictions, Reused
@@ -44,6 +47,7 @@ class Run(Uncopied):
         conditional_samples: {a forward of the host's call in which a wrapper moves rows: the places of what became the
             conditional rows' samples, in the order of the weak rows'}.
         cond_index: of the conditional rows in the host's calls.
+        is_followed: whether it is still to be seen if others leave PAG's part in the result of a step.
     """
 
     def __init__(self, found: ModelLayers, schedule: ScaleSchedule, plan: LayerPlan, sigmas: list[float] | None = None,
@@ -69,7 +73,14 @@ class Run(Uncopied):
         self.is_moved: bool | None = None
         self.conditional_samples: dict[int, tuple[int, ...]] = {}
         self.cond_index = 0
+        self.is_followed = True
         self._fits: bool | None = None
+
+    def judge(self, following: Following, result: torch.Tensor) -> None:
+        """Note whether this result of a step still has PAG's part; if it has, no further step is followed."""
+        if following.has_begun:
+            self.is_followed = self.report.is_dropped = not following.has(result)
+            self.report.dropper = following.dropper
 
     @contextmanager
     def asked(self) -> Iterator[None]:

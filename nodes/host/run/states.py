@@ -20,6 +20,7 @@ from ....pag_core.attention import PerturbationError
 from ..hooks.chance import draw_again, numbers
 from ..hooks.remembered import ABSENT, Own, Snapshot, again, apart, compared, is_plain, is_same, snapshot
 from ..hooks.replay import PrefixLostError
+from .neighbours import name_of
 
 # (whether a function wrapper runs the network by itself) -> (the prediction, whether anything altered ran for it)
 Predict = Callable[[bool], "tuple[torch.Tensor, bool]"]
@@ -113,8 +114,7 @@ class Memory:
         return found
 
     def _names(self) -> str:
-        names = {f"{wrapper.__module__}.{wrapper.__qualname__}" for wrapper in self.wrappers
-                 if hasattr(wrapper, "__qualname__")}
+        names = {name_of(wrapper) for wrapper in self.wrappers if callable(wrapper)}
         return ", ".join(sorted(names)) or "one that changed the network"
 
     def _tried(self, predict: Predict) -> tuple[torch.Tensor, bool]:
