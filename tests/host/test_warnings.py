@@ -110,3 +110,22 @@ def test_what_the_last_step_alone_could_not_perturb_is_no_run_without_effect(war
 def test_pag_without_any_effect_is_reported(warned):
     SQUARE.model_patch(hypertile(models.sd15()), SCALE, "d0")
     assert any("had no effect" in message for message in warned())
+
+
+def first_of_each_half(model):
+    """As style alignment: samples see the tokens of the first in their half of a batch, which has two prompts or one."""
+    def shared(q, k, v, extra_options):
+        first = [t[[0, len(t) // 2]].repeat_interleave(len(t) // 2, 0) for t in (k, v)]
+        return q, torch.cat((k, first[0]), 1), torch.cat((v, first[1]), 1)
+
+    model = model.clone()
+    model.set_model_attn1_patch(shared)
+    return model
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_pag_without_any_effect_leaves_the_picture_as_it_is(cfg, warned):
+    """Though the other node treats the rows of another call otherwise."""
+    run, model = Run(cfg, latent=models.empty_latent(2)), first_of_each_half(models.sd15())
+    assert torch.equal(run.model_patch(model, SCALE, "m0"), run.ksampler(model))
+    assert any("had no effect" in message for message in warned())

@@ -126,6 +126,7 @@ class WeakPass(Uncopied):
         run.report.selected |= {layer.name for layer in patch.layers.values()}
         self.sources: dict[uuid.UUID, uuid.UUID] = {}  # {our row: the conditional row it mirrors}
         self.raw_cond: torch.Tensor | None = None  # the conditional prediction, before others process it
+        self.acts: list[bool] = []  # of each forward with weak rows, whether it altered any selected layer
 
     @staticmethod
     def is_of_one(function: Callable) -> bool:
@@ -141,6 +142,11 @@ class WeakPass(Uncopied):
     def altered_units(self) -> set[int]:
         """The indices of all altered units."""
         return self.run.networks.places(self.patch.layers)
+
+    def note_left(self, left: set[str]) -> None:
+        """After a forward with weak rows, in which the attention of these selected layers was left alone."""
+        self.run.report.skipped |= left
+        self.acts.append(any(layer.name not in left for layer in self.patch.layers.values()))
 
     def weak_conds(self, conds: list[dict]) -> list[dict]:
         """The same conditionings under uuids of our own, the same in every step for the caches' sake."""
@@ -175,6 +181,8 @@ class WeakPass(Uncopied):
         cond = args["cond_denoised"] if self.raw_cond is None else self.raw_cond
         if self.pair is None:
             self.pair = Pair(cond, self._call_of_its_own(args), self.sigma)
+        if self.acts and not any(self.acts):  # what differs then is what others make of a call without the negative
+            self.pair = self.pair._replace(perturbed=self.pair.cond)
         if self.scale == 0.0:
             return args["denoised"]
         options = self.settings.options
@@ -237,6 +245,7 @@ class WeakPass(Uncopied):
                is_skipped: bool) -> tuple[torch.Tensor, bool]:
         """The weak prediction, and whether an altered unit ran for it; arguments as for `WeakForwards`."""
         forwards = WeakForwards(self, store, is_past, is_skipped)
+        self.acts.clear()  # a call that was given up says nothing
         if store is not None:
             store.start_again()
         (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [weak], args["input"], args["sigma"],

@@ -117,8 +117,10 @@ class Forwards(Uncopied, ABC):
     def perturbed(self, stack: ExitStack, network, options: dict) -> dict:
         """The transformer_options under which the selected layers of weak rows are weak."""
         for step in self.passes:
-            options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__,
-                                                            step.run.report.skipped.add, step.noise_key))
+            left: set[str] = set()  # names of layers in which nothing is done
+            stack.callback(step.note_left, left)
+            options = stack.enter_context(step.patch.around(network, options, step.sources.__contains__, left.add,
+                                                            step.noise_key))
         return options
 
     def is_moved(self, options: dict, x: torch.Tensor) -> bool:
