@@ -113,7 +113,7 @@ def test_pag_without_any_effect_is_reported(warned):
 
 
 def first_of_each_half(model):
-    """As style alignment: samples see the tokens of the first in their half of a batch, which has two prompts or one."""
+    """As style alignment: samples see the tokens of the first in their half of a batch, of two prompts or of one."""
     def shared(q, k, v, extra_options):
         first = [t[[0, len(t) // 2]].repeat_interleave(len(t) // 2, 0) for t in (k, v)]
         return q, torch.cat((k, first[0]), 1), torch.cat((v, first[1]), 1)

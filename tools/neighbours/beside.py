@@ -27,21 +27,20 @@ def areas(scene: Scene, family: str) -> None:
     others = scene.latent["samples"].ndim - 3
     left, right = ({"area": ("percentage", *[1.0] * others, 2 / 3, *[0.0] * others, start), "strength": 1.0,
                     "set_area_to_bounds": False} for start in (0.0, 1 / 3))
-    _two_prompts(scene, family, left, right)
+    _two_prompts(scene, left, right)
 
 
 def times(scene: Scene, family: str) -> None:
     """The positive prompt from 40 % of the steps on, and another up to 60 %."""
-    _two_prompts(scene, family, {"start_percent": 0.4, "end_percent": 1.0}, {"start_percent": 0.0, "end_percent": 0.6})
+    _two_prompts(scene, {"start_percent": 0.4, "end_percent": 1.0}, {"start_percent": 0.0, "end_percent": 0.6})
 
 
-def _two_prompts(scene: Scene, family: str, values: dict, values_of_another: dict) -> None:
+def _two_prompts(scene: Scene, values: dict, values_of_another: dict) -> None:
     from node_helpers import conditioning_set_values
 
-    from .models import FAMILIES, prompt
-
+    another = [[text.flip(-1), extra] for text, extra in scene.positive]
     scene.positive = [*conditioning_set_values(scene.positive, values),
-                      *conditioning_set_values(prompt(7, **FAMILIES[family].extras), values_of_another)]
+                      *conditioning_set_values(another, values_of_another)]
 
 
 def mask(scene: Scene, family: str) -> None:
@@ -73,6 +72,13 @@ def lora(scene: Scene, family: str) -> None:
 
 THINGS: dict[str, Callable[[Scene, str], None]] = {
     "control_net": control_net, "areas": areas, "times": times, "mask": mask, "lora": lora}
+
+
+def applies(thing: str, family: str) -> bool:
+    """Whether a family has that thing; a latent of several parts has no mask here."""
+    from .models import FAMILIES
+
+    return {"control_net": FAMILIES[family].control is not None, "mask": family != "LTX-2"}.get(thing, True)
 
 
 def beside(thing: str, family: str, set_up: SetUp) -> SetUp:

@@ -12,6 +12,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import prepare_model_patcher
 from pag_pack.nodes.guidance import PAGModelPatch
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
@@ -222,20 +223,27 @@ def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelP
                 called = twins[index].model
                 options.update({key: value for key, value in twins[index].model_options.items()
                                 if key == "model_function_wrapper"})
+                # The copies share weights, and LoRA hooks change these.
+                args["model"].current_patcher.unpatch_hooks()
+                prepare_model_patcher(twins[index], {"positive": args["cond"]}, {"transformer_options": {}})
             x = sampled.get("x", args["input"])
             with perturbed(family, called, options, index, may_rest=bool(twins)):
                 (weak,) = comfy.samplers.calc_cond_batch(called, [args["cond"]], x, args["sigma"], options)
+            if twins:
+                twins[index].clean_hooks()
             result = result + SCALE * (raw.get("cond", args["cond_denoised"]) - weak)
         return result
 
     functions = {"sampler_pre_cfg_function": pre_cfg, "sampler_post_cfg_function": post_cfg}
 
-    def predict_noise(executor, x, timestep, model_options=None, seed=None):
-        """For samplers that drop the functions on the way, and guiders that do not name their input."""
+    def predict_noise(executor, x, timestep, model_options, seed=None):
+        """For samplers that drop the functions on the way, and guiders that do not name their input. The options stay
+        the same dict, for other nodes keep things in it."""
         sampled["x"] = x
-        options = {key: [function, *model_options.get(key, [])] for key, function in functions.items()
-                   if function not in model_options.get(key, [])}
-        return executor(x, timestep, {**model_options, **options}, seed)
+        for key, function in functions.items():
+            if function not in model_options.get(key, []):
+                model_options[key] = [function, *model_options.get(key, [])]
+        return executor(x, timestep, model_options, seed)
 
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "reference", predict_noise)

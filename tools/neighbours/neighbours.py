@@ -23,7 +23,7 @@ from pathlib import Path
 from harness.in_process import ROOT
 
 from neighbours import hosted
-from neighbours.beside import THINGS, beside
+from neighbours.beside import THINGS, applies, beside
 from neighbours.packs import PACKS, Pack
 
 NONE = Pack("none", "", lambda: {f"no other pack, {family}": (family, lambda scene: None)
@@ -156,15 +156,13 @@ def _rows(pack: Pack, things: list[str]) -> list[dict]:
     import torch
 
     from neighbours.measuring import measure
-    from neighbours.models import FAMILIES
 
     torch.set_num_threads(1)
     with torch.inference_mode():
         set_ups = pack.set_ups()
         if things:
             set_ups = {f"{what}, {thing}": (family, beside(thing, family, set_up))
-                       for what, (family, set_up) in set_ups.items() for thing in things
-                       if thing != "control_net" or FAMILIES[family].control}
+                       for what, (family, set_up) in set_ups.items() for thing in things if applies(thing, family)}
         return [{"what": what, "family": family, **measure(family, set_up).row()}
                 for what, (family, set_up) in set_ups.items()]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .further_packs import FURTHER
 from .more_packs import MORE, flow_edit, ic_light_native, negative_weights
 from .newer_packs import NEWER, clownshark, kj_on_blocks
 from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
@@ -106,6 +107,7 @@ def wavespeed() -> SetUps:
 
     def cache(threshold: float) -> SetUp:
         def set_up(scene: Scene) -> None:
+            scene.remembers = True
             patch("ApplyFBCacheOnModel", residual_diff_threshold=threshold)(scene)
             if scene.is_twin:
                 scene.model.set_model_unet_function_wrapper(apart(scene.model.model_options["model_function_wrapper"]))
@@ -126,7 +128,10 @@ def wavespeed() -> SetUps:
 
 
 def deepcache() -> SetUps:
-    return {"DeepCache, every second step": ("SD 1.5", patch("DeepCache", cache_interval=2, cache_depth=3))}
+    def set_up(scene: Scene) -> None:
+        scene.remembers = True
+        patch("DeepCache", cache_interval=2, cache_depth=3)(scene)
+    return {"DeepCache, every second step": ("SD 1.5", set_up)}
 
 
 def kj() -> SetUps:
@@ -387,4 +392,5 @@ PACKS = {pack.folder: pack for pack in (
     Pack("cd-tuner_negpip-ComfyUI", "laksjdjf", negative_weights),
     *MORE,
     *NEWER,
+    *FURTHER,
 )}
