@@ -291,3 +291,19 @@ def test_each_function_runs_once_a_step_and_nothing_is_kept():
 def test_where_the_negative_is_weak_its_part_is_not_in_the_result_alone(said):
     Run().model_patch(after_cfg(own_pass), SCALE, "m0", PAGOptions(row="negative"))
     assert said() == []
+
+
+@pytest.mark.parametrize("chain", [1, 2])
+def test_a_sampler_may_take_derivatives_of_the_model(chain, said):
+    """As torch.func does: its tensors have no storage that could be followed."""
+    def through_jvp(executor, x, *args):
+        return torch.func.jvp(lambda x: executor(x, *args), (x,), (torch.ones_like(x),))[0]
+
+    model = models.sd15()
+    for layer in ("m0", "u0")[:chain]:
+        model = patched(model, SCALE, layer)
+    expected = Run(7.0).ksampler(model)
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "another", through_jvp)
+    model.wrappers[WrappersMP.PREDICT_NOISE] = dict(reversed(model.wrappers[WrappersMP.PREDICT_NOISE].items()))
+    assert relative_error(Run(7.0).ksampler(model), expected) < 1e-5
+    assert not said()

@@ -40,18 +40,20 @@ class Following:
     @property
     def has_begun(self) -> bool:
         """Whether PAG has returned a result."""
-        return bool(self._storages)
+        return self.is_lost or bool(self._storages)
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether PAG's part is, or may be, in a tensor."""
-        return self.is_lost or StorageWeakRef(tensor.untyped_storage()) in self._storages
+        storage = None if self.is_lost else _storage(tensor)
+        return storage is None or storage in self._storages
 
     def add(self, tensor: torch.Tensor) -> None:
         """PAG's part is in this tensor."""
-        if tensor.layout is torch.strided:
-            self._storages.add(StorageWeakRef(tensor.untyped_storage()))
-        else:
+        storage = _storage(tensor)
+        if storage is None:
             self.is_lost = True
+        else:
+            self._storages.add(storage)
 
     def among(self, values) -> list[torch.Tensor]:
         """The tensors with PAG's part in the arguments of a call."""
@@ -97,6 +99,16 @@ class Following:
             operations.__enter__()
             methods.__enter__()
             _current.reset(before)
+
+
+def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:
+    """None where a tensor has none, as sparse ones and those inside torch.func's transformations."""
+    if tensor.layout is not torch.strided:
+        return None
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except NotImplementedError:
+        return None
 
 
 def begun(is_wanted: bool) -> Following | None:
