@@ -28,14 +28,19 @@ def draw_again(chance: tuple) -> None:
 @contextmanager
 def other_numbers(devices: list[torch.device]) -> Iterator[None]:
     """Others are drawn inside, on the CPU and on these accelerators; afterwards they stand where they stood."""
+    # torch's own function for the seed reaches all devices; without a GPU it keeps each call for later, with its stack.
+    generators = [torch.default_generator, *(torch.cuda.default_generators[device.index] for device in devices)]
+    before = [generator.get_state() for generator in generators]
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=devices):
-            seed = torch.initial_seed() ^ 1
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
+        seed = torch.initial_seed() ^ 1
+        for generator in generators:
+            generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
     finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
         np.random.set_state(of_numpy)
         random.setstate(of_python)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from torch import nn
 _OURS = __name__.partition(".nodes.")[0]
 _NOT_STATE = ("torch", "comfy", "comfy_api", "server", "execution", "nodes", "folder_paths", "builtins", "numpy",
               "functools", "logging", "threading", "asyncio", _OURS)  # modules whose objects are left alone
+_IMMUTABLE = frozenset((type(None), bool, int, float, str))
 _NO_CONTAINERS = (type(None), bool, int, float, str, torch.Tensor, nn.Module)  # what most attributes are, told first
 _DEPTH = 5
 _TORCHS = frozenset(vars(nn.Module()))  # attributes that torch gives every module
@@ -39,10 +40,6 @@ class Value(NamedTuple):
     key: object
     then: object
     now: object
-
-    @property
-    def is_changed(self) -> bool:
-        return not is_same(self.then, self.now)
 
 
 class _Globals:
@@ -69,13 +66,15 @@ def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
         walk.visit(value, _DEPTH)
     for network in networks:
         for module in network.modules():
-            hooks = [hook for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-                     if is_others_hook(hook)]
+            hooks: list = []
+            if module._forward_pre_hooks or module._forward_hooks:
+                hooks += filter(is_others_hook, (*module._forward_pre_hooks.values(), *module._forward_hooks.values()))
             # Most are single layers, of which nobody's attributes are there.
-            if module is network or hooks or "forward" in vars(module) or next(module.children(), None) is not None:
+            if module._modules or hooks or module is network or "forward" in vars(module):
                 walk.found[id(module)] = module, _content_of(module)
                 for value in (*walk.found[id(module)][1].values(), *hooks):
-                    walk.visit(value, _DEPTH)
+                    if type(value) not in _IMMUTABLE:  # most are
+                        walk.visit(value, _DEPTH)
     walk.finish()
     return walk.found
 
@@ -85,20 +84,22 @@ def again(before: Snapshot) -> Snapshot:
     return {place: (container, _content_of(container)) for place, (container, _) in before.items()}
 
 
-def compared(before: Snapshot) -> list[Value]:
-    """Every value of these containers, then and now. All are read before the first may be put back, for what two
-    functions name of a module is the same variable."""
+def compared(before: Snapshot, own: Collection[tuple[int, object]] = ()) -> list[Value]:
+    """The values of these containers that have changed, and those of `own`, (what tells a container, key), then and
+    now. All are read before the first may be put back, for what two functions name of a module is the same variable."""
     found = []
     for place, (container, content) in before.items():
         now = _content_of(container)
-        found += [Value(place, container, key, content.get(key, ABSENT), now.get(key, ABSENT))
-                  for key in {*content, *now}]
+        for key in {**content, **now}:
+            then, is_now = content.get(key, ABSENT), now.get(key, ABSENT)
+            if (then is not is_now and not is_same(then, is_now)) or (place, key) in own:
+                found.append(Value(place, container, key, then, is_now))
     return found
 
 
 def changes(before: Snapshot) -> list[Change]:
     """What these containers have now that they did not have then."""
-    return [(value.container, value.key, value.now) for value in compared(before) if value.is_changed]
+    return [(value.container, value.key, value.now) for value in compared(before)]
 
 
 def is_plain(value) -> bool:
@@ -119,10 +120,9 @@ def apart(values: Iterable, own: Own, networks: Iterable[nn.Module] = ()) -> Ite
     try:
         yield
     finally:
-        for value in compared(before):
-            if (value.place, value.key) in own or value.is_changed:
-                own[value.place, value.key] = value.container, value.now
-                put(value.container, value.key, value.then)
+        for value in compared(before, own):
+            own[value.place, value.key] = value.container, value.now
+            put(value.container, value.key, value.then)
 
 
 def _content_of(container) -> Mapping:
@@ -136,8 +136,10 @@ def _content_of(container) -> Mapping:
         return {name: container.values[name] for name in container.names()}
     if isinstance(container, nn.Module):
         # Of single layers the host keeps notes under such names, on weights that it moves.
-        has_parts = next(container.children(), None) is not None
-        return {name: value for name, value in vars(container).items()
+        values, has_parts = vars(container), bool(container._modules)
+        if values.keys() <= _TORCHS:
+            return {}
+        return {name: value for name, value in values.items()
                 if name not in _TORCHS and (has_parts or not name.startswith("_"))}
     if isinstance(container, type):
         return {name: value for name, value in vars(container).items() if not name.startswith("__")}

@@ -96,13 +96,13 @@ class Memory:
         another count."""
         return any((value.place, value.key) in self.own
                    and (is_plain(value.now) or is_same(self.own[value.place, value.key][1], value.now))
-                   for value in compared(before) if value.is_changed)
+                   for value in compared(before))
 
     def _at_first(self) -> Own:
         """Whatever has changed since, as it was before the run; but what is empty now was an earlier run's."""
         there = snapshot(self.wrappers, self.networks)
         return {(value.place, value.key): (value.container, value.then) for value in compared(self.start)
-                if value.place in there and value.is_changed and not _is_empty(value.now)}
+                if value.place in there and not _is_empty(value.now)}
 
     def _before_step(self, changed: Own) -> Own:
         """The numbers and words among these as they were before the host's call of this step."""
