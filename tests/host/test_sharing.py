@@ -342,3 +342,30 @@ def test_a_step_that_easy_cache_skips_is_skipped_for_the_perturbed_rows_too(cfg,
     assert cost < 0.93 * full
     of_cache = relative_error(run.ksampler(cached), run.ksampler(models.sd15()))
     assert relative_error(result, uncached) < 2 * of_cache
+
+
+class _Hint:
+    """As ControlNet-LLLite: what a layer adds is made of a picture when it is needed first, and kept."""
+
+    def __init__(self) -> None:
+        self.added = None
+
+    def __call__(self, q, k, v, extra_options):
+        if extra_options["block"] == ("input", 1):
+            if self.added is None:
+                self.added = torch.linspace(-1.0, 1.0, q.shape[-1])[None, None] ** 2
+            q = q + self.added
+        return q, k, v
+
+
+def test_what_a_patch_makes_once_for_all_rows_is_shared_from_the_second_step_on():
+    def beside():
+        model = models.sd15().clone()
+        model.set_model_attn1_patch(_Hint())
+        return model
+
+    run, steps = sampled("sd15", steps=6), 6
+    cost, result = flops(lambda: run.model_patch(beside(), SCALE, "m0"))
+    saved = 1.5 - cost / flops(lambda: run.ksampler(beside()))[0]
+    assert saved >= (1.5 - undisturbed("sd15") - 0.03) * (steps - 1) / steps
+    assert relative_error(result, run.model_patch(beside(), SCALE, "m0", WHOLE)) < 1e-4

@@ -93,9 +93,10 @@ class Memory:
 
     def are_apart(self, before: Snapshot) -> bool:
         """Whether a call finds something from an earlier one of its own that is another than these containers held, or
-        another count."""
+        another count. What was made anew for it from the same is none other."""
         return any((value.place, value.key) in self.own
                    and (is_plain(value.now) or is_same(self.own[value.place, value.key][1], value.now))
+                   and not _is_equal(value.then, value.now)
                    for value in compared(before))
 
     def _at_first(self) -> Own:
@@ -140,6 +141,11 @@ class Memory:
             self.own = own
             draw_again(chance)
             raise
+
+
+def _is_equal(one, other) -> bool:
+    return (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.dtype == other.dtype
+            and one.device == other.device and torch.equal(one, other))
 
 
 def _is_empty(value) -> bool:
