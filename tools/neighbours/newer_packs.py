@@ -209,7 +209,7 @@ def clownshark() -> SetUps:
 
 NEWER = (
     Pack("Euler-Smea-Dyn-Sampler", "Koishi-Star", lambda: named_samplers(4, "euler_dy", "euler_smea_dy",
-                                                                         "Kohaku_LoNyu_Yog")),
+                                                                         "euler_dy_negative")),
     Pack("ComfyUI-semantic-aware-guidance", "shiimizu", on_sd15("SemanticAwareGuidance")),
     Pack("ComfyUI_densediffusion", "huchenlei", dense_diffusion),
     Pack("ComfyUI_VisualStylePrompting", "ExponentialML", visual_style),
