@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..models.structure import parts_of
+
 _OURS = __name__.partition(".nodes.")[0]
 _NOT_STATE = ("torch", "comfy", "comfy_api", "server", "execution", "nodes", "folder_paths", "builtins", "numpy",
               "functools", "logging", "threading", "asyncio", _OURS)  # modules whose objects are left alone
@@ -65,7 +67,7 @@ def snapshot(values: Iterable, networks: Iterable[nn.Module] = ()) -> Snapshot:
             walk.of_module(value, _DEPTH)
         walk.visit(value, _DEPTH)
     for network in networks:
-        for module in network.modules():
+        for module in parts_of(network):
             hooks: list = []
             if module._forward_pre_hooks or module._forward_hooks:
                 hooks += filter(is_others_hook, (*module._forward_pre_hooks.values(), *module._forward_hooks.values()))

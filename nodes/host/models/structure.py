@@ -56,6 +56,18 @@ def family_by_structure(network: nn.Module) -> Family | None:
                               f"structure")
 
 
+def parts_of(network: nn.Module) -> Iterator[nn.Module]:
+    """Those of `network.modules()`, in their order. Several steps of a run walk large networks, and torch's own way
+    passes each module through one generator for every module around it."""
+    seen, ahead = set(), [network]
+    while ahead:
+        module = ahead.pop()
+        if module is not None and module not in seen:
+            seen.add(module)
+            yield module
+            ahead += reversed(module._modules.values())
+
+
 def weights_of(module: nn.Module) -> int:
     """How many numbers a module's weights are."""
     return sum(weight.numel() for weight in module.parameters())

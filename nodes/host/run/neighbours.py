@@ -23,6 +23,7 @@ from ..hooks import proof
 from ..hooks.attention import OVERRIDE
 from ..hooks.proof import Trials
 from ..hooks.remembered import is_others, is_others_hook
+from ..models.structure import parts_of
 from ..models.units import is_u_net
 
 KEY = "perturbed_attention_guidance"  # of whatever we attach ourselves
@@ -117,7 +118,7 @@ def others_in_network(network: nn.Module) -> str | None:
         return "another node replaces the forward of a module"
     if any(True for _ in other_hooks([network])):
         return "another node hooks a module"
-    if any(hasattr(module, "_orig_mod") for module in network.modules()):
+    if any(hasattr(module, "_orig_mod") for module in parts_of(network)):
         return COMPILED
     return None
 
@@ -127,7 +128,7 @@ def other_code(network: nn.Module) -> bool:
     is another pack's as a whole is not meant."""
     methods = (value for value in vars(network).values() if callable(value) and not isinstance(value, type))
     return _is_of_host(network) and (any(is_others(getattr(method, "__module__", None)) for method in methods)
-                                     or any(map(_is_of_others, network.modules())))
+                                     or any(map(_is_of_others, parts_of(network))))
 
 
 def _is_of_host(network: nn.Module) -> bool:
@@ -142,7 +143,7 @@ def _is_of_others(part: nn.Module) -> bool:
 def other_forwards(module: nn.Module, network: nn.Module | None = None) -> list[nn.Module]:
     """Those of a module and the modules inside it that another node has given a forward of its own, also by a class of
     its own where the network around them is the host's."""
-    return _with_other_forward(module.modules(), network)
+    return _with_other_forward(parts_of(module), network)
 
 
 def _with_other_forward(parts: Iterable[nn.Module], network: nn.Module | None) -> list[nn.Module]:
@@ -169,7 +170,7 @@ class OtherHook(NamedTuple):
 
 def other_hooks(modules: Iterable[nn.Module]) -> Iterator[OtherHook]:
     """Those of these modules and the modules inside."""
-    return _other_hooks(part for module in modules for part in module.modules())
+    return _other_hooks(part for module in modules for part in parts_of(module))
 
 
 def _other_hooks(parts: Iterable[nn.Module]) -> Iterator[OtherHook]:
@@ -203,7 +204,7 @@ def sees_samples(options: dict, modules: Sequence[nn.Module]) -> bool:
     def is_known(part: nn.Module) -> bool:
         return isinstance(part, _SAMPLE_WISE) or not (isinstance(part, _FRAMES) or is_others(type(part).__module__))
 
-    return wraps_network(options) or not all(is_known(part) for module in modules for part in module.modules())
+    return wraps_network(options) or not all(is_known(part) for module in modules for part in parts_of(module))
 
 
 def looks_between_units(model_options: dict) -> bool:

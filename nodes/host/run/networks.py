@@ -10,7 +10,7 @@ import torch
 
 from ..hooks.compiled import CompiledUnits, swapped_in
 from ..models.layers import ModelLayers
-from ..models.structure import unwrapped
+from ..models.structure import parts_of, unwrapped
 from ..models.units import LayerKey, Units
 from .neighbours import other_code, other_forwards, others_act_in, others_in_network
 
@@ -57,8 +57,8 @@ class Networks:
         if network not in self._known:
             units = self.found.units(network)
             replaced = [other_forwards(unit, network) for unit in units.modules]
-            inside = {part for unit in units.modules for part in unit.modules()}
-            outside = [part for part in network.modules() if part not in inside]
+            inside = {part for unit in units.modules for part in parts_of(unit)}
+            outside = [part for part in parts_of(network) if part not in inside]
             self._known[network] = _Network(units, replaced, others_in_network(loaded), other_code(network), outside)
 
     def first(self) -> tuple[torch.nn.Module, Units]:
