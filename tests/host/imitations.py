@@ -550,6 +550,9 @@ def of_other_classes(model: ModelPatcher) -> ModelPatcher:
             if type(part).__module__.endswith(module.__name__.rpartition(".")[2]):
                 path = ".".join(filter(None, ("diffusion_model", name, "__class__")))
                 model.add_object_patch(path, getattr(module, type(part).__name__))
+                # Where a patch of one was taken back, the host leaves its own class's method there.
+                for left in [key for key, value in vars(part).items() if isinstance(value, MethodType)]:
+                    delattr(part, left)
     return model
 
 
