@@ -141,6 +141,10 @@ SCALED = (
           (16, 32, 32), (77, 256), vector=256, guidance=True),
     Shape("Wan-like, 12 blocks of width 384, 9 frames of 256²", WanModel,
           dict(_WAN, dim=384, ffn_dim=1536, text_dim=256, num_heads=6, num_layers=12), (16, 3, 32, 32), (77, 256)),
+    # As on a fast GPU, where what the CPU takes to queue a step decides.
+    Shape("SDXL's blocks, a tenth of the width, 64²", UNetModel,
+          dict(_SDXL, model_channels=32, num_head_channels=32, context_dim=32, adm_in_channels=32),
+          (4, 8, 8), (77, 32), vector=32),
     TrainedADM(),
 )
 # All of SD 1.5's blocks with hardly any arithmetic in them: what a step takes here is Python, hooks and dispatch.
