@@ -339,7 +339,7 @@ def test_distilling(gpu):
     """One step: in the next ones the host's noise is another on every kind of device."""
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     assert agree(optimized(guider(on(gpu.device, models.sd15)), latent, steps=1),
-                       optimized(guider(models.sd15()), latent, steps=1))
+                 optimized(guider(models.sd15()), latent, steps=1))
 
 
 @pytest.mark.parametrize("label", [-1, 3])

@@ -17,11 +17,10 @@ from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
+from neighbours.beside import control_net
 from neighbours.measuring import Scene, SetUp, counted_flops
-from neighbours.models import FAMILIES, control_net
+from neighbours.models import FAMILIES
 from pag_pack.pag_core.settings import PAGOptions
-
-import nodes
 
 UNDISTURBED = "no other node"
 SHOWN = SD15, FLUX, WAN = "SD 1.5", "Flux", "Wan"
@@ -111,13 +110,8 @@ def _compiled_blocks(model) -> None:
             model.add_object_patch(f"diffusion_model.{name}.{i}", torch.compile(block, backend="eager"))
 
 
-def _control(residuals: str) -> SetUp:
-    """The host's ControlNet of SD 1.5, or a T2I adapter's residuals for the encoder."""
-    def set_up(scene: Scene) -> None:
-        hint = torch.rand(1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3)
-        scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-            scene.positive, scene.negative, control_net(), hint, 0.5, 0.0, 1.0)
-    return set_up if residuals == "decoder" else _adapter
+def _control_net(scene: Scene) -> None:
+    control_net(scene, SD15)
 
 
 class _Adapter(comfy.controlnet.ControlBase):
@@ -152,8 +146,8 @@ SET_UPS = (
     ("blocks compiled separately", TRANSFORMERS, None, with_model(_compiled_blocks)),
     ("image prompts in cross-attention", (SD15,), None, with_model(_image_prompts)),
     ("a T2I adapter", (SD15,), None, _adapter),
-    ("a ControlNet", (SD15,), None, _control("decoder")),
-    ("a ControlNet, PAG in output.5", (SD15,), "output.5", _control("decoder")),
+    ("a ControlNet", (SD15,), None, _control_net),
+    ("a ControlNet, PAG in output.5", (SD15,), "output.5", _control_net),
     ("no other node, PAG in output.5", (SD15,), "output.5", lambda scene: None),
     ("HyperTile", (SD15,), None, node(HyperTile.execute, 32, 2, 0, False)),
     ("token merging", (SD15,), None, node(TomePatchModel.execute, 0.5)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .setting_up import noise
+from .setting_up import hint, noise
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -17,9 +17,8 @@ def control_net(scene: Scene, family: str) -> None:
 
     from .models import FAMILIES
 
-    hint = noise(70, 1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3).sigmoid()
     scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-        scene.positive, scene.negative, FAMILIES[family].control(), hint, 0.5, 0.0, 1.0)
+        scene.positive, scene.negative, FAMILIES[family].control(), hint(scene), 0.5, 0.0, 1.0)
 
 
 def areas(scene: Scene, family: str) -> None:

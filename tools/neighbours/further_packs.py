@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .more_packs import sampled_by
-from .setting_up import Pack, SetUps, noise, on_sd15, patch, sampler_and_sigmas, submodule
+from .setting_up import Pack, SetUps, hint, noise, on_sd15, patch, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -147,9 +147,8 @@ def easy_use() -> SetUps:
                 weights |= {f"{name}.{key}.weight": 0.3 * noise(100 + number, *shape),
                             f"{name}.{key}.bias": torch.zeros(shape[0])}
         save_file(weights, path)
-        hint = noise(70, 1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3).sigmoid()
         scene.model = scene.model.clone()
-        change = lllite(str(path), hint, 1.0, 0, 0.0, 0.0)
+        change = lllite(str(path), hint(scene), 1.0, 0, 0.0, 0.0)
         scene.model.set_model_attn1_patch(change)
         scene.model.set_model_attn2_patch(change)
     return {"ControlNet-LLLite": ("SD 1.5", controlled)} | on_sd15("dynamicThresholdingFull")()

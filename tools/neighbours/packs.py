@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .beside import control_net
 from .further_packs import FURTHER
 from .more_packs import MORE, flow_edit, ic_light_native, negative_weights
 from .newer_packs import NEWER, clownshark, kj_on_blocks
@@ -39,15 +40,7 @@ def tiled_diffusion() -> SetUps:
         scene.steps = 8  # in the first nothing is shared
 
     def with_control_net(scene: Scene) -> None:
-        import torch
-
-        import nodes
-
-        from .models import control_net
-
-        picture = torch.rand(1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3)
-        scene.positive, scene.negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
-            scene.positive, scene.negative, control_net(), picture, 0.5, 0.0, 1.0)
+        control_net(scene, "SD 1.5")
         tiles("MultiDiffusion", 4)(scene)
 
     return {**{f"{method}, tiles in batches of {batch}": ("SD 1.5", tiles(method, batch))

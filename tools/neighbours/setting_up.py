@@ -57,6 +57,11 @@ def noise(seed: int, *shape: int):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def hint(scene: Scene):
+    """A random picture for a ControlNet, [1, H, W, 3] in [0, 1], of the size of what is sampled."""
+    return noise(70, 1, *(8 * size for size in scene.latent["samples"].shape[-2:]), 3).sigmoid()
+
+
 def halves(latent: dict) -> list:
     """A left and a right mask, [1, H, W] in pixels."""
     import torch
