@@ -69,8 +69,19 @@ def lora(scene: Scene, family: str) -> None:
     scene.positive = hooks.set_hooks_for_conditioning(scene.positive, made)
 
 
+def windows(scene: Scene, family: str) -> None:
+    """Context windows over the frames of a video of four, or over four images, that move from step to step."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    samples = scene.latent["samples"]
+    axis = 2 if samples.ndim == 5 else 0
+    scene.latent = {"samples": samples.repeat_interleave(4 // samples.shape[axis], axis)}
+    scene.model = ContextWindowsManualNode.execute(scene.model, 2, 1, "standard_uniform", 1, False, "pyramid", axis,
+                                                   False).result[0]
+
+
 THINGS: dict[str, Callable[[Scene, str], None]] = {
-    "control_net": control_net, "areas": areas, "times": times, "mask": mask, "lora": lora}
+    "control_net": control_net, "areas": areas, "times": times, "mask": mask, "lora": lora, "windows": windows}
 
 
 def applies(thing: str, family: str) -> bool:
