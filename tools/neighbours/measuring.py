@@ -13,13 +13,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_model_patcher
-from pag_pack.nodes.guidance import PAGModelPatch
+from pag_pack.nodes.guidance import PAGGuider, PAGModelPatch
+from pag_pack.nodes.sampling import PAGKSampler
 from pag_pack.pag_core.settings import PAGOptions
 from torch.utils.flop_counter import FlopCounterMode
 
 import nodes
 
 from .models import FAMILIES, Family, fresh, perturbed, prompt
+from .setting_up import SEED, sampled
 
 SCALE = 2.0
 LIMIT = 1e-4
@@ -46,8 +48,8 @@ class Scene:
     def sample(self) -> torch.Tensor:
         if self.run:
             return self.run(self)
-        return nodes.common_ksampler(self.model, 5, self.steps, self.cfg, self.sampler, self.scheduler, self.positive,
-                                     self.negative, self.latent)[0]["samples"]
+        return nodes.common_ksampler(self.model, SEED, self.steps, self.cfg, self.sampler, self.scheduler,
+                                     self.positive, self.negative, self.latent)[0]["samples"]
 
 
 SetUp = Callable[[Scene], None]
@@ -100,24 +102,30 @@ class _Said(logging.Handler):
             self.lines.append(record.getMessage())
 
 
-def measure(name: str, set_up: SetUp) -> Found:
-    """All cases of one set-up on one family."""
+def measure(name: str, set_up: SetUp, through: str = "") -> Found:
+    """All cases of one set-up on one family.
+
+    Args:
+        through: the node of PAG that samples, by its name in THROUGH; without one, PAG Model Patch under what samples.
+    """
     family, found, said, start = FAMILIES[name], Found(), _Said(), time.perf_counter()
     logger = logging.getLogger("pag_pack")
     logger.addHandler(said)
     logger.setLevel(logging.INFO)
     for cfg, batch, chain in CASES:
         case = f"cfg {cfg:g}, batch {batch}" + (", two PAGs" if chain == 2 else "")
-        _one_case(found, case, family, set_up, cfg, batch, chain)
-    with suppress(TypeError, NotImplementedError):  # counting does not know GGUF's tensors, nor derivatives
-        _cost(found, family, set_up)
+        _one_case(found, case, family, set_up, cfg, batch, chain, through)
+    if not through:
+        with suppress(TypeError, NotImplementedError):  # counting does not know GGUF's tensors, nor derivatives
+            _cost(found, family, set_up)
     logger.removeHandler(said)
     found.said = sorted(set(said.lines))
     found.seconds = time.perf_counter() - start
     return found
 
 
-def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float, batch: int, chain: int) -> None:
+def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float, batch: int, chain: int,
+              through: str) -> None:
     try:
         plain = scene_of(family, set_up, cfg, batch).sample()
     except Exception as error:
@@ -136,8 +144,12 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
         found.problems.setdefault("the reference fails", problem)
     try:
         scene = scene_of(family, set_up, cfg, batch)
-        scene.model = guided(scene.model, family.layers[:chain])
-        result = scene.sample()
+        if through:
+            scene.model = guided(scene.model, family.layers[1:chain])
+            result = THROUGH[through](scene, family.layers[0])
+        else:
+            scene.model = guided(scene.model, family.layers[:chain])
+            result = scene.sample()
     except Exception as error:
         found.problems[case] = _words(error)
         return
@@ -191,11 +203,29 @@ def scene_of(family: Family, set_up: SetUp, cfg: float, batch: int, *, is_twin: 
     return scene
 
 
+def samples_with_ksampler(name: str, set_up: SetUp) -> bool:
+    """Whether a set-up on one family needs no other sampler or guider."""
+    return scene_of(FAMILIES[name], set_up, 1.0, 1).run is None
+
+
 def guided(model: ModelPatcher, layers: Sequence[str], options: PAGOptions | None = None) -> ModelPatcher:
     """PAG Model Patch for each of the layers."""
     for layer in layers:
         model = PAGModelPatch.execute(model, SCALE, layer, options).result[0]
     return model
+
+
+def _ksampler(scene: Scene, layer: str) -> torch.Tensor:
+    return PAGKSampler.execute(scene.model, SEED, scene.steps, scene.cfg, SCALE, layer, scene.sampler, scene.scheduler,
+                               scene.positive, scene.negative, scene.latent).result[0]["samples"]
+
+
+def _guider(scene: Scene, layer: str) -> torch.Tensor:
+    (made,) = PAGGuider.execute(scene.model, scene.positive, scene.negative, scene.cfg, SCALE, layer).result
+    return sampled(scene, made)
+
+
+THROUGH: dict[str, Callable[[Scene, str], torch.Tensor]] = {"ksampler": _ksampler, "guider": _guider}
 
 
 def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelPatcher] | None = None) -> ModelPatcher:

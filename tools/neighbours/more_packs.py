@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
+from .setting_up import SEED, Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -180,7 +180,7 @@ def ltx_guiders() -> SetUps:
                               parameters=parameters)[0]
             made = call("MultimodalGuider", model=scene.model, positive=scene.positive, negative=scene.negative,
                         parameters=parameters, skip_blocks="1")[0]
-            out = SamplerCustomAdvanced.execute(Noise_RandomNoise(5), made, *sampler_and_sigmas(scene), scene.latent)
+            out = SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, *sampler_and_sigmas(scene), scene.latent)
             return torch.cat([part.flatten(1) for part in out.result[0]["samples"].unbind()], dim=1)
         scene.run = run
 
@@ -215,7 +215,7 @@ def flow_edit() -> SetUps:
                        target_negative=scene.negative)
         made.set_cfgs(source=scene.cfg, target=scene.cfg)
         sampler = call("FlowEditSampler", skip_steps=0, refine_steps=1, seed=3)[0]
-        return SamplerCustomAdvanced.execute(Noise_RandomNoise(5), made, sampler, sampler_and_sigmas(scene)[1],
+        return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, sampler, sampler_and_sigmas(scene)[1],
                                              scene.latent).result[0]["samples"]
     return {"FlowEdit on Flux": ("Flux", set_up)}
 

@@ -105,12 +105,16 @@ def main() -> None:
                         help="only packs whose name contains one of these comma-separated texts")
     parser.add_argument("--json", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--table", type=Path, default=TABLE,
-                        help="file to write the table to (default: %(default)s); not written with --only or --with")
+                        help="file to write the table to (default: %(default)s); not written with --only, --with or "
+                             "--through")
     parser.add_argument("--with", dest="things", default="", metavar="THINGS",
                         help="add one of ComfyUI's own features to each setup, one after another: of control_net (on "
                              "both prompts), areas (two positive prompts, each in an area), times (two, each in a "
                              "range of steps), mask (a noise mask) and lora (a scheduled LoRA hook on the positive "
                              "prompt)")
+    parser.add_argument("--through", choices=("ksampler", "guider"), default="",
+                        help="use PAG KSampler, or PAG Guider under SamplerCustomAdvanced, in place of PAG Model Patch "
+                             "under KSampler; only setups that sample with KSampler, and without FLOPs")
     arguments = parser.parse_args()
     things = [thing for thing in arguments.things.split(",") if thing]
     if unknown := sorted(set(things) - set(THINGS)):
@@ -127,21 +131,21 @@ def main() -> None:
             print(f"{name}: not in {arguments.folder}", flush=True)
             found[name] = {"absent": True}
             continue
-        found[name] = {"version": folder and version(folder), **in_a_process(pack, folder, things)}
+        found[name] = {"version": folder and version(folder), **in_a_process(pack, folder, things, arguments.through)}
         print(f"{name}: " + (found[name].get("cannot_import") or "; ".join(
             f"{row['what']}: {row['verdict']} ({row['error']}, {row['flops']})" for row in found[name]["rows"])),
             flush=True)
         if arguments.json:  # after each, for all of them take a while
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not arguments.only and not things:
+    if not (arguments.only or things or arguments.through):
         arguments.table.parent.mkdir(exist_ok=True)
         arguments.table.write_text(markdown(found), encoding="utf-8")
 
 
-def in_a_process(pack: Pack, folder: Path | None, things: list[str]) -> dict:
+def in_a_process(pack: Pack, folder: Path | None, things: list[str], through: str) -> dict:
     """What `_child` finds, in a fork of this process."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, pack, folder, things))
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, pack, folder, things, through))
     process.start()
     theirs.close()
     try:
@@ -152,12 +156,12 @@ def in_a_process(pack: Pack, folder: Path | None, things: list[str]) -> dict:
         process.join()
 
 
-def _child(connection: Connection, pack: Pack, folder: Path | None, things: list[str]) -> None:
+def _child(connection: Connection, pack: Pack, folder: Path | None, things: list[str], through: str) -> None:
     signal.setitimer(signal.ITIMER_PROF, SECONDS * max(1, len(things)))
     try:
         if folder:
             hosted.load(folder, pack.lacking)
-        connection.send({"rows": _rows(pack, things)})
+        connection.send({"rows": _rows(pack, things, through)})
     except hosted.CannotImport as reason:
         connection.send({"cannot_import": str(reason)})
     except Exception as error:
@@ -165,10 +169,10 @@ def _child(connection: Connection, pack: Pack, folder: Path | None, things: list
         connection.send({"cannot_import": f"{type(error).__name__}: {error}"})
 
 
-def _rows(pack: Pack, things: list[str]) -> list[dict]:
+def _rows(pack: Pack, things: list[str], through: str) -> list[dict]:
     import torch
 
-    from neighbours.measuring import measure
+    from neighbours.measuring import measure, samples_with_ksampler
 
     torch.set_num_threads(1)
     with torch.inference_mode():
@@ -176,8 +180,9 @@ def _rows(pack: Pack, things: list[str]) -> list[dict]:
         if things:
             set_ups = {f"{what}, {thing}": (family, beside(thing, family, set_up))
                        for what, (family, set_up) in set_ups.items() for thing in things if applies(thing, family)}
-        return [{"what": what, "family": family, **measure(family, set_up).row()}
-                for what, (family, set_up) in set_ups.items()]
+        found = [(what, family, measure(family, set_up, through)) for what, (family, set_up) in set_ups.items()
+                 if not through or samples_with_ksampler(family, set_up)]
+        return [{"what": what, "family": family, **one.row()} for what, family, one in found]
 
 
 def version(folder: Path) -> str:

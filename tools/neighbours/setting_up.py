@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
 
+SEED = 5  # of the noise
 SetUps = dict[str, tuple[str, "SetUp"]]  # {what is set up: (family, how)}
 
 
@@ -74,8 +75,6 @@ def halves(latent: dict) -> list:
 
 def guider(node_id: str, *prompts: str, **inputs) -> SetUp:
     """A node that gives a guider, under the host's SamplerCustomAdvanced; `prompts` name its conditioning inputs."""
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
     from .hosted import call
     from .models import prompt
 
@@ -85,10 +84,16 @@ def guider(node_id: str, *prompts: str, **inputs) -> SetUp:
     def run(scene: Scene):
         given = dict(zip(prompts, (scene.positive, scene.negative, prompt(7)), strict=False))
         values = {name: value(scene) if callable(value) else value for name, value in inputs.items()}
-        made = call(node_id, model=scene.model, **given, **values)[0]
-        return SamplerCustomAdvanced.execute(Noise_RandomNoise(5), made, *sampler_and_sigmas(scene),
-                                             scene.latent).result[0]["samples"]
+        return sampled(scene, call(node_id, model=scene.model, **given, **values)[0])
     return set_up
+
+
+def sampled(scene: Scene, made):
+    """What the host's SamplerCustomAdvanced makes with a guider."""
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+    return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, *sampler_and_sigmas(scene),
+                                         scene.latent).result[0]["samples"]
 
 
 def sampler_and_sigmas(scene: Scene) -> tuple:
