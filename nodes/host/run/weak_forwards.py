@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..hooks.entry import Entry, noting
-from ..hooks.kept import PrefixStore
+from ..hooks.kept import Kept, PrefixStore
 from ..hooks.matched import Sampled, matched
 from ..hooks.replay import Replay
 from ..models.units import Units
@@ -26,6 +27,21 @@ DOES_MORE = "the network's blocks may do more than pass on what they return"
 NOT_RUN = "the conditional rows did not pass through the network in this step"
 APART = "another node's code in the network's blocks remembers something else of the perturbed rows"
 STATEFUL = "the network keeps tensors between calls"
+
+
+class _Start(NamedTuple):
+    """What the weak rows may start from.
+
+    Attributes:
+        kept: for each row what its conditional row left; None where that is not known.
+        by_sample: whether the conditional rows were told by what enters the network.
+        is_tried: whether others' code was tried for just these samples.
+    """
+
+    kept: list[Kept] | None
+    by_sample: bool = False
+    is_tried: bool = False
+
 
 class WeakForwards(Forwards):
     """Of a call of the weak rows alone.
@@ -86,50 +102,68 @@ class WeakForwards(Forwards):
 
     @contextmanager
     def around(self, network, units, options, x, control, entry) -> Iterator[dict]:
-        step, store = self.step, self.store
         is_told = names_rows(options, x)
         if not options.get("uuids"):  # another node has dropped them; all rows of this call are weak
-            options = {**options, "uuids": [next(iter(step.sources))], "cond_or_uncond": [0]}
+            options = {**options, "uuids": [next(iter(self.step.sources))], "cond_or_uncond": [0]}
         with ExitStack() as stack:
             self._watch_altered(stack, units)
             options = self.perturbed(stack, network, options)
-            kept = store and store.take(options["uuids"], step.sources)
-            is_tried = False
-            by_sample = bool(store and store.samples and entry and (kept is None or self.is_moved(options, x)))
-            if store and entry and by_sample:
-                entry.by_sample(control)
-                found = matched(entry, store.samples)
-                kept = None if found is None else [one.kept[place] for one, place in found]
-                self.run.is_moved = kept is not None
-                is_tried = self._is_tried(found or ())
-            if store is not None and step.first_unit and units is not None:
-                if store.answers.always and self.run.proof.is_given is None:  # later: on the way; see `Replay`
-                    self.run.proof.add(store.answers.ask())
-                if not is_told and not by_sample:
-                    self.decline(MOVED)
-                elif not units.is_stateless:
-                    self.decline(STATEFUL)
-                elif step.found.is_by_shape and kept and not self.run.forms.are_pure(units.modules[:step.first_unit]):
-                    self.decline(DOES_MORE)
-                elif self.run.proof.is_given is False:
-                    self.decline(CHANCE)
-                elif kept is None:
-                    for reason in store.lost or {ENTRY if by_sample else NOT_RUN}:
-                        self.decline(reason)
-                elif any(self.run.memory.are_apart(row.before) for row in kept):
-                    self.decline(APART)
-                elif by_sample and not is_tried:
-                    self.decline(LEARNING)
-                elif entry and not entry.is_alike(kept, int(by_sample)):
-                    self.run.is_moved = self.run.is_moved is None  # from the next step on they are told by what enters
-                    self.decline(ENTRY)
-                else:
-                    proof = (step.first_unit - 1, self.run.proof.add) if store.has_to_prove else None
-                    replay = Replay(units, step.first_unit, kept, x.device, self._differs, store.answers, proof)
+            if self.store is None:
+                yield options
+                return
+            start = self._start(self.store, options, x, control, entry)
+            if self.step.first_unit and units is not None:
+                reasons = self._against(start, self.store, units, is_told, entry)
+                for reason in reasons:
+                    self.decline(reason)
+                if not reasons and (kept := start.kept):
+                    replay = self._replay(kept, self.store, units, x.device)
                     stack.enter_context(replay.around())
-                    if entry and not by_sample:
+                    if entry and not start.by_sample:
                         options = noting(options, KEY, self._checking(entry, kept, replay.run_all))
             yield options
+
+    def _start(self, store: PrefixStore, options: dict, x: torch.Tensor, control, entry: Entry | None) -> _Start:
+        """What is kept for these rows, told by their uuids; or by what enters the network, where another node has moved
+        them."""
+        kept = store.take(options["uuids"], self.step.sources)
+        if not (entry and store.samples) or (kept is not None and not self.is_moved(options, x)):
+            return _Start(kept)
+        entry.by_sample(control)
+        found = matched(entry, store.samples)
+        self.run.is_moved = found is not None
+        return _Start(None if found is None else [one.kept[place] for one, place in found], True,
+                      self._is_tried(found or ()))
+
+    def _against(self, start: _Start, store: PrefixStore, units: Units, is_told: bool, entry: Entry | None
+                 ) -> Collection[str]:
+        """The reasons why the weak rows have to run from the beginning."""
+        proof, is_pure, kept = self.run.proof, self.run.forms.are_pure, start.kept
+        if store.answers.always and proof.is_given is None:  # later: on the way; see `Replay`
+            proof.add(store.answers.ask())
+        if not is_told and not start.by_sample:
+            return (MOVED,)
+        if not units.is_stateless:
+            return (STATEFUL,)
+        if self.step.found.is_by_shape and kept and not is_pure(units.modules[:self.step.first_unit]):
+            return (DOES_MORE,)
+        if proof.is_given is False:
+            return (CHANCE,)
+        if kept is None:
+            return store.lost or (ENTRY if start.by_sample else NOT_RUN,)
+        if any(self.run.memory.are_apart(row.before) for row in kept):
+            return (APART,)
+        if start.by_sample and not start.is_tried:
+            return (LEARNING,)
+        if entry and not entry.is_alike(kept, int(start.by_sample)):
+            self.run.is_moved = self.run.is_moved is None  # from the next step on they are told by what enters
+            return (ENTRY,)
+        return ()
+
+    def _replay(self, kept: list[Kept], store: PrefixStore, units: Units, device: torch.device) -> Replay:
+        first = self.step.first_unit
+        proof = (first - 1, self.run.proof.add) if store.has_to_prove else None
+        return Replay(units, first, kept, device, self._differs, store.answers, proof)
 
     def _is_tried(self, found: Sequence[tuple[Sampled, int]]) -> bool:
         """Whether others' code, where any acts on these samples of the host's call, was tried for just them. If not, it
@@ -156,7 +190,7 @@ class WeakForwards(Forwards):
         for index in self.altered:
             stack.callback(units.modules[index].register_forward_pre_hook(note).remove)
 
-    def _checking(self, entry: Entry, kept: list, run_all: Callable[[], None]) -> Callable[..., None]:
+    def _checking(self, entry: Entry, kept: list[Kept], run_all: Callable[[], None]) -> Callable[..., None]:
         def enter(*values) -> None:
             entry.note(*values)
             if not entry.is_alike(kept, len(entry.seen) - 1):
