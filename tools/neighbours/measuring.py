@@ -145,8 +145,8 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
     try:
         scene = scene_of(family, set_up, cfg, batch)
         if through:
-            scene.model = guided(scene.model, family.layers[1:chain])
-            result = THROUGH[through](scene, family.layers[0])
+            scene.model = guided(scene.model, family.layers[:chain - 1])
+            result = THROUGH[through](scene, family.layers[chain - 1])
         else:
             scene.model = guided(scene.model, family.layers[:chain])
             result = scene.sample()
