@@ -85,10 +85,11 @@ THINGS: dict[str, Callable[[Scene, str], None]] = {
 
 
 def applies(thing: str, family: str) -> bool:
-    """Whether a family has that thing; a latent of several parts has no mask here."""
+    """Whether a family has that thing; a latent of several parts has no mask and no windows here."""
     from .models import FAMILIES
 
-    return {"control_net": FAMILIES[family].control is not None, "mask": family != "LTX-2"}.get(thing, True)
+    is_one = family != "LTX-2"
+    return {"control_net": FAMILIES[family].control is not None, "mask": is_one, "windows": is_one}.get(thing, True)
 
 
 def beside(thing: str, family: str, set_up: SetUp) -> SetUp:

@@ -110,8 +110,8 @@ def main() -> None:
     parser.add_argument("--with", dest="things", default="", metavar="THINGS",
                         help="add one of ComfyUI's own features to each setup, one after another: of control_net (on "
                              "both prompts), areas (two positive prompts, each in an area), times (two, each in a "
-                             "range of steps), mask (a noise mask) and lora (a scheduled LoRA hook on the positive "
-                             "prompt)")
+                             "range of steps), mask (a noise mask), lora (a scheduled LoRA hook on the positive "
+                             "prompt) and windows (context windows over frames or images)")
     parser.add_argument("--through", choices=("ksampler", "guider"), default="",
                         help="use PAG KSampler, or PAG Guider under SamplerCustomAdvanced, in place of PAG Model Patch "
                              "under KSampler; only setups that sample with KSampler, and without FLOPs")
