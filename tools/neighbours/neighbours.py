@@ -76,8 +76,14 @@ wrapper around the sampling takes one argument less than ComfyUI gives it; the t
 With one of ComfyUI's own features beside each setup (`--with control_net,areas,times,mask,lora`; cfg 5, two images),
 686 of 807 combinations match, with an error of 2e-05 at most. 102 fail without PAG as well, and in 19 the reference
 fails, as it does beside the same packs alone (reference attn, style_aligned_comfy, ReferenceOnlySimple and
-ComfyUI_smZNodes). PAG KSampler at cfg 1 and 5 matches in 96 of 100 SD 1.5 setups (3e-05 at most); in the other
-four the reference fails.
+ComfyUI_smZNodes). Context windows (`--with windows`, cfg 1 and 5) were only measured beside ten packs: of 41 setups,
+19 match, 12 more match for one image but fail for two without PAG as well, 9 fail without PAG, and in one the reference
+fails (3e-06 at most).
+
+PAG Guider (`--through guider`, cfg 1 and 5, one PAG and two) matches in 116 of 131 setups that sample with KSampler
+(3e-05 at most). 11 fail without PAG as well, in three the reference fails, and ComfyUI-CacheDiT on Flux was not
+compared, for its library was not installed. PAG KSampler matches in 96 of 100 SD 1.5 setups; in the other four the
+reference fails.
 
 ComfyUI_ExtraModels loads, but its networks are its own (PixArt, Sana, DiT) and were not run. What
 ComfyUI-InstanceDiffusion puts in places stands for a GLIGEN model and lacks what this ComfyUI asks of one.
