@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .more_packs import sampled_by
-from .setting_up import SEED, Pack, SetUps, hint, noise, on_sd15, patch, sampler_and_sigmas, submodule
+from .setting_up import Pack, SetUps, hint, noise, on_sd15, patch, sampled, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -19,14 +19,11 @@ def flow_edited(family: str, guider_id: str, sampler_id: str, *names: str, **inp
     from .models import FAMILIES, prompt
 
     def run(scene: Scene):
-        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
         source = prompt(9, **FAMILIES[family].extras)
         prompts = dict(zip(names, (source, scene.negative, scene.positive, scene.negative), strict=True))
         made = call(guider_id, model=scene.model, source_cfg=scene.cfg, target_cfg=scene.cfg, **prompts)[0]
         sampler = call(sampler_id, skip_steps=0, seed=3, **inputs)[0]
-        return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, sampler, sampler_and_sigmas(scene)[1],
-                                             scene.latent).result[0]["samples"]
+        return sampled(scene, made, sampler)
 
     def set_up(scene: Scene) -> None:
         scene.latent = {"samples": noise(44, *scene.latent["samples"].shape)}

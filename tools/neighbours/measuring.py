@@ -102,11 +102,11 @@ class _Said(logging.Handler):
             self.lines.append(record.getMessage())
 
 
-def measure(name: str, set_up: SetUp, through: str = "") -> Found:
+def measure(name: str, set_up: SetUp, through: str = "patch") -> Found:
     """All cases of one set-up on one family.
 
     Args:
-        through: the node of PAG that samples, by its name in THROUGH; without one, PAG Model Patch under what samples.
+        through: by its name in THROUGH, the node that the last layer's PAG is from.
     """
     family, found, said, start = FAMILIES[name], Found(), _Said(), time.perf_counter()
     logger = logging.getLogger("pag_pack")
@@ -115,7 +115,7 @@ def measure(name: str, set_up: SetUp, through: str = "") -> Found:
     for cfg, batch, chain in CASES:
         case = f"cfg {cfg:g}, batch {batch}" + (", two PAGs" if chain == 2 else "")
         _one_case(found, case, family, set_up, cfg, batch, chain, through)
-    if not through:
+    if through == "patch":
         with suppress(TypeError, NotImplementedError):  # counting does not know GGUF's tensors, nor derivatives
             _cost(found, family, set_up)
     logger.removeHandler(said)
@@ -144,12 +144,8 @@ def _one_case(found: Found, case: str, family: Family, set_up: SetUp, cfg: float
         found.problems.setdefault("the reference fails", problem)
     try:
         scene = scene_of(family, set_up, cfg, batch)
-        if through:
-            scene.model = guided(scene.model, family.layers[:chain - 1])
-            result = THROUGH[through](scene, family.layers[chain - 1])
-        else:
-            scene.model = guided(scene.model, family.layers[:chain])
-            result = scene.sample()
+        scene.model = guided(scene.model, family.layers[:chain - 1])
+        result = THROUGH[through](scene, family.layers[chain - 1])
     except Exception as error:
         found.problems[case] = _words(error)
         return
@@ -215,6 +211,11 @@ def guided(model: ModelPatcher, layers: Sequence[str], options: PAGOptions | Non
     return model
 
 
+def _patch(scene: Scene, layer: str) -> torch.Tensor:
+    scene.model = guided(scene.model, (layer,))
+    return scene.sample()
+
+
 def _ksampler(scene: Scene, layer: str) -> torch.Tensor:
     return PAGKSampler.execute(scene.model, SEED, scene.steps, scene.cfg, SCALE, layer, scene.sampler, scene.scheduler,
                                scene.positive, scene.negative, scene.latent).result[0]["samples"]
@@ -225,7 +226,8 @@ def _guider(scene: Scene, layer: str) -> torch.Tensor:
     return sampled(scene, made)
 
 
-THROUGH: dict[str, Callable[[Scene, str], torch.Tensor]] = {"ksampler": _ksampler, "guider": _guider}
+THROUGH: dict[str, Callable[[Scene, str], torch.Tensor]] = {
+    "patch": _patch, "ksampler": _ksampler, "guider": _guider}
 
 
 def separate(family: Family, model: ModelPatcher, chain: int, twins: list[ModelPatcher] | None = None) -> ModelPatcher:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from .setting_up import SEED, Pack, SetUps, guider, halves, noise, on_sd15, patch, sampler_and_sigmas, submodule
+from .setting_up import Pack, SetUps, guider, halves, noise, on_sd15, patch, sampled, sampler_and_sigmas, submodule
 
 if TYPE_CHECKING:
     from .measuring import Scene, SetUp
@@ -169,7 +169,6 @@ def ltx_guiders() -> SetUps:
         """Video and sound, each with guidance of its own."""
         import torch
         from comfy.nested_tensor import NestedTensor
-        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
         batch = scene.latent["samples"].shape[0]
         scene.latent = {"samples": NestedTensor((scene.latent["samples"], torch.zeros(batch, 8, 5, 16)))}
@@ -180,8 +179,7 @@ def ltx_guiders() -> SetUps:
                               parameters=parameters)[0]
             made = call("MultimodalGuider", model=scene.model, positive=scene.positive, negative=scene.negative,
                         parameters=parameters, skip_blocks="1")[0]
-            out = SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, *sampler_and_sigmas(scene), scene.latent)
-            return torch.cat([part.flatten(1) for part in out.result[0]["samples"].unbind()], dim=1)
+            return torch.cat([part.flatten(1) for part in sampled(scene, made).unbind()], dim=1)
         scene.run = run
 
     return {"MultimodalGuider": ("LTX-2", multimodal),
@@ -206,8 +204,6 @@ def flow_edit() -> SetUps:
 
     def run(scene: Scene):
         """The model is called twice a step, for the source and for the target."""
-        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
         guider_class = type(call("FlowEditGuider", model=scene.model, source_cond=prompt(9),
                                  target_cond=scene.positive)[0])
         made = guider_class(scene.model)
@@ -215,8 +211,7 @@ def flow_edit() -> SetUps:
                        target_negative=scene.negative)
         made.set_cfgs(source=scene.cfg, target=scene.cfg)
         sampler = call("FlowEditSampler", skip_steps=0, refine_steps=1, seed=3)[0]
-        return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, sampler, sampler_and_sigmas(scene)[1],
-                                             scene.latent).result[0]["samples"]
+        return sampled(scene, made, sampler)
     return {"FlowEdit on Flux": ("Flux", set_up)}
 
 

@@ -118,9 +118,9 @@ def main() -> None:
                              "both prompts), areas (two positive prompts, each in an area), times (two, each in a "
                              "range of steps), mask (a noise mask), lora (a scheduled LoRA hook on the positive "
                              "prompt) and windows (context windows over frames or images)")
-    parser.add_argument("--through", choices=("ksampler", "guider"), default="",
+    parser.add_argument("--through", choices=("patch", "ksampler", "guider"), default="patch",
                         help="use PAG KSampler, or PAG Guider under SamplerCustomAdvanced, in place of PAG Model Patch "
-                             "under KSampler; only setups that sample with KSampler, and without FLOPs")
+                             "(the default); only setups that sample with KSampler, and without FLOPs")
     arguments = parser.parse_args()
     things = [thing for thing in arguments.things.split(",") if thing]
     if unknown := sorted(set(things) - set(THINGS)):
@@ -143,7 +143,7 @@ def main() -> None:
             flush=True)
         if arguments.json:  # after each, for all of them take a while
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not (arguments.only or things or arguments.through):
+    if not (arguments.only or things or arguments.through != "patch"):
         arguments.table.parent.mkdir(exist_ok=True)
         arguments.table.write_text(markdown(found), encoding="utf-8")
 
@@ -187,7 +187,7 @@ def _rows(pack: Pack, things: list[str], through: str) -> list[dict]:
             set_ups = {f"{what}, {thing}": (family, beside(thing, family, set_up))
                        for what, (family, set_up) in set_ups.items() for thing in things if applies(thing, family)}
         found = [(what, family, measure(family, set_up, through)) for what, (family, set_up) in set_ups.items()
-                 if not through or samples_with_ksampler(family, set_up)]
+                 if through == "patch" or samples_with_ksampler(family, set_up)]
         return [{"what": what, "family": family, **one.row()} for what, family, one in found]
 
 

@@ -88,11 +88,12 @@ def guider(node_id: str, *prompts: str, **inputs) -> SetUp:
     return set_up
 
 
-def sampled(scene: Scene, made):
-    """What the host's SamplerCustomAdvanced makes with a guider."""
+def sampled(scene: Scene, made, sampler=None):
+    """What the host's SamplerCustomAdvanced makes with a guider, and with a sampler other than the scene's if given."""
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
-    return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, *sampler_and_sigmas(scene),
+    own, sigmas = sampler_and_sigmas(scene)
+    return SamplerCustomAdvanced.execute(Noise_RandomNoise(SEED), made, sampler or own, sigmas,
                                          scene.latent).result[0]["samples"]
 
 
