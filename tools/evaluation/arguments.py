@@ -7,12 +7,11 @@ from pathlib import Path
 
 from harness.in_process import ROOT
 
-from .config import Config
-from .plan import COMBINATIONS, LAYER_SCALE, SINGLE_LAYERS, Check, Found, Row, Table, layer_search, quick, tables
+from .plan import Found, Table, quick, search_tables, tables
 from .restoration.plan import EXPERIMENTS, Experiment
 
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
-LAYERS = "layers"
+HELD_OUT = "layers", "scales"  # tables that show the search itself
 QUICK, FULL = 50, 5000
 LEAST = 50  # samples below which the distances say nothing
 
@@ -59,10 +58,11 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     args.only = [key.strip() for key in args.only.split(",") if key.strip()]
     if unknown := [key for key in args.only if key not in known]:
         parser.error(f"--only {', '.join(unknown)}: expected names from {', '.join(known)}")
+    needs_search = not set(HELD_OUT).isdisjoint(args.only)
     if args.search is None:
-        args.search = args.samples // 5 if args.full else QUICK if LAYERS in args.only else 0
-    if (args.search and args.search < LEAST) or (LAYERS in args.only and not args.search):
-        parser.error(f"--search {args.search}: use {LEAST} or more" + ("" if LAYERS in args.only else ", or 0"))
+        args.search = args.samples // 5 if args.full else QUICK if needs_search else 0
+    if (args.search and args.search < LEAST) or (needs_search and not args.search):
+        parser.error(f"--search {args.search}: use {LEAST} or more" + ("" if needs_search else ", or 0"))
     return args
 
 
@@ -77,17 +77,7 @@ def chosen_restorations(args: argparse.Namespace) -> list[Experiment]:
 
 
 def all_tables() -> list[Table]:
-    return [*tables(Found()), layer_table()]
-
-
-def layer_table() -> Table:
-    """The search's own table: all layers at one scale, on the held-out samples."""
-    rows = (Row("no guidance", Config()), *layer_search())
-    outer = (SINGLE_LAYERS[0], SINGLE_LAYERS[-1])
-    return Table(LAYERS, f"Which layers to perturb, at s {LAYER_SCALE:g}", "PAG Table 10, Fig. 38 to 40", rows, (
-        *(Check(f"the middle block beats the outermost layer {layer}", "m0", layer) for layer in outer),
-        *(Check(f"{layers} beats the middle block alone", layers, "m0") for layers in COMBINATIONS),
-    ))
+    return [*tables(Found()), *search_tables(Found())]
 
 
 def chosen_tables(args: argparse.Namespace, found: Found, share: float) -> list[Table]:
@@ -95,12 +85,12 @@ def chosen_tables(args: argparse.Namespace, found: Found, share: float) -> list[
     plan = tables(found, share)
     if not args.only and not args.full:
         return quick(plan)
-    plan += [layer_table()] if args.search else []
+    plan += search_tables(found) if args.search else []
     return [table for table in plan if not args.only or table.key in args.only]
 
 
 def ids_of(args: argparse.Namespace, table: Table) -> range:
-    """The layers' table shows the search itself; all others have samples of their own."""
-    if table.key == LAYERS:
+    """Those of the search have its samples; all others have samples of their own."""
+    if table.key in HELD_OUT:
         return range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     return range(round(args.samples * table.share))

@@ -108,6 +108,37 @@ def other_scale_search(layers: str) -> Choices:
     }
 
 
+def search_tables(found: Found) -> list[Table]:
+    """The search's own, on the held-out samples."""
+    return [_layer_table(), _scale_table(found)]
+
+
+def _layer_table() -> Table:
+    """All layers at one scale."""
+    rows = (Row("no guidance", Config()), *layer_search())
+    outer = (SINGLE_LAYERS[0], SINGLE_LAYERS[-1])
+    return Table("layers", f"Which layers to perturb, at s {LAYER_SCALE:g}", "PAG Table 10, Fig. 38 to 40", rows, (
+        *(Check(f"the middle block beats the outermost layer {layer}", "m0", layer) for layer in outer),
+        *(Check(f"{layers} beats the middle block alone", layers, "m0") for layers in COMBINATIONS),
+    ))
+
+
+def _scale_table(found: Found) -> Table:
+    """PAG's scales around the one found, without and with a label (PAG Fig. 12)."""
+    def rows(label: bool) -> list[Row]:
+        return [Row(("label: " if label else "") + (f"s {s:g}" if s else "none"), pag(s, found.layers, label))
+                for s in (0.0, *SCALES)]
+
+    def checks(label: bool, best: float) -> list[Check]:
+        name = "label: " if label else ""
+        others = ["none", *(f"s {s:g}" for s in SCALES if s != best)]
+        return [Check(f"{name}s {best:g} beats {other}", f"{name}s {best:g}", name + other) for other in others]
+
+    return Table("scales", f"PAG's scale on {found.layers}, on held-out samples", "PAG Fig. 12",
+                 (*rows(False), *rows(True)),
+                 (*checks(False, found.scale), *checks(True, found.conditional_scale)))
+
+
 def tables(found: Found, share: float = 0.5) -> list[Table]:
     """All but the search's own; `share` is what a perturbed pass of `found.layers` costs, of a whole one."""
     plain, plain_label = Config(), Config(True)
