@@ -192,15 +192,35 @@ def test_passes_after_ours_are_not_blamed(order, said):
     assert said() == []
 
 
-def test_what_is_dropped_in_some_steps_only_has_an_effect(said):
+@pytest.mark.parametrize("dropped", [range(1), range(1, 3), range(5, 8)], ids=["early", "soon", "late"])
+def test_what_is_dropped_in_some_steps_only_is_told_as_that(dropped, said):
     seen = []
 
-    def late(args: dict) -> torch.Tensor:
+    def in_part(args: dict) -> torch.Tensor:
         seen.append(args)
-        return args["cond_denoised"] if len(seen) == 1 else args["denoised"]
+        return args["cond_denoised"] if len(seen) - 1 in dropped else args["denoised"]
 
-    Run().model_patch(after_cfg(late), SCALE)
-    assert said() == []
+    Run(steps=8).model_patch(after_cfg(in_part), SCALE)
+    (message,) = said()
+    assert "in some steps: another node's function" in message and "in_part) runs after PAG" in message
+
+
+def test_a_guider_that_drops_pag_in_some_steps_is_named(said):
+    run = Run()
+
+    class Guider(_Guider):
+        @property
+        def has_pag(self) -> bool:
+            self.asked += 1
+            return self.asked == 1
+
+    Guider.asked = 0
+    guider = Guider(patched(models.sd15(), SCALE))
+    guider.set_conds(run.positive, run.negative)
+    guider.set_cfg(run.cfg)
+    run.advanced(guider)
+    (message,) = said()
+    assert "in some steps: the guider of this run (Guider)" in message
 
 
 class _Guider(comfy.samplers.CFGGuider):
@@ -247,9 +267,9 @@ def test_a_wrapper_inside_ours_that_drops_pag_is_told(said):
 
 
 @cfgs
-def test_the_network_runs_unwatched_and_no_step_after_the_first_is_followed(cfg):
+def test_the_network_runs_unwatched_and_few_steps_are_followed(cfg):
     """Compiled networks would be compiled anew."""
-    run, in_network, after = Run(cfg=cfg), [], []
+    run, in_network, after = Run(cfg=cfg, steps=9), [], []
 
     def look(args: dict) -> torch.Tensor:
         after.append(torch._C._len_torch_dispatch_stack())
@@ -263,7 +283,7 @@ def test_the_network_runs_unwatched_and_no_step_after_the_first_is_followed(cfg)
     finally:
         hook.remove()
     assert set(in_network) == {0}
-    assert after == [1, 0, 0]
+    assert after == [1, 1, 0, 1, 0, 0, 0, 1, 0]
 
 
 def test_the_picture_is_the_same_followed_or_not(monkeypatch):

@@ -1,8 +1,8 @@
 """Whether what a step returns still has PAG's part in it.
 
 Functions of other nodes after CFG, and guiders, may put something else in the place of the prediction that they are
-given. So, in the first step in which PAG acts, its result is followed through all operations after it: what is computed
-from it has PAG's part. Where it leaves torch, for numpy or as a number, nothing is said.
+given. So, in some of the steps in which PAG acts, its result is followed through all operations after it: what is
+computed from it has PAG's part. Where it leaves torch, for numpy or as a number, nothing is said.
 """
 
 from __future__ import annotations

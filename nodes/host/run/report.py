@@ -29,8 +29,9 @@ class Report:
         is_negative: whether the negative's own row was to be weak.
         weak_negatives: forwards in which it was.
         is_negative_asked: whether other nodes' calls were to compute the negative.
-        is_dropped: whether no step that was followed returned PAG's part.
-        dropper: the function that returned something without it; None where it was the guider, or a node around it.
+        kept, dropped: steps that were followed and returned PAG's part, or did not.
+        dropper: the last function that returned something without it; None where it was the guider, or a node around
+            it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Report:
         self.is_negative = False
         self.weak_negatives = 0
         self.is_negative_asked = False
-        self.is_dropped = False
+        self.kept = self.dropped = 0
         self.dropper: Callable | None = None
         self._largest_delta: torch.Tensor | None = None  # [] on the sampling device, so that no step waits for the GPU
 
@@ -107,13 +108,22 @@ class Report:
             return "PAG had no effect: scale_mask is black everywhere."
         if self._largest_delta == 0 or self.skipped >= self.selected:
             return f"PAG: the perturbed prediction equals the plain one in all {self.steps} steps, so it had no effect."
-        if self.is_dropped and self.dropper:
+        return self._why_dropped(guider) if self.dropped else None
+
+    def _why_dropped(self, guider: str) -> str:
+        if self.kept and self.dropper:
+            return (f"PAG had no effect in some steps: another node's function ({name_of(self.dropper)}) runs after "
+                    f"PAG and did not use the prediction that contains PAG's part there. If that is not what you "
+                    f"want, remove that node, or PAG.")
+        if self.kept:
+            return (f"PAG had no effect in some steps: the guider of this run ({guider}), or a node around it, did not "
+                    f"use the prediction that contains PAG's part there. If that is not what you want, use another "
+                    f"guider, for example PAG Guider.")
+        if self.dropper:
             return (f"PAG had no effect: another node's function ({name_of(self.dropper)}) runs after PAG and does not "
                     f"use the prediction that contains PAG's part. Remove that node, or PAG.")
-        if self.is_dropped:
-            return (f"PAG had no effect: the guider of this run ({guider}), or a node around it, does not use the "
-                    f"prediction that contains PAG's part. Use another guider, for example PAG Guider.")
-        return None
+        return (f"PAG had no effect: the guider of this run ({guider}), or a node around it, does not use the "
+                f"prediction that contains PAG's part. Use another guider, for example PAG Guider.")
 
     def _why_negative_was_plain(self) -> str | None:
         if self.weak_negatives:

@@ -47,7 +47,6 @@ class Run(Uncopied):
         conditional_samples: {a forward of the host's call in which a wrapper moves rows: the places of what became the
             conditional rows' samples, in the order of the weak rows'}.
         cond_index: of the conditional rows in the host's calls.
-        is_followed: whether it is still to be seen if others leave PAG's part in the result of a step.
     """
 
     def __init__(self, found: ModelLayers, schedule: ScaleSchedule, plan: LayerPlan, sigmas: list[float] | None = None,
@@ -73,13 +72,23 @@ class Run(Uncopied):
         self.is_moved: bool | None = None
         self.conditional_samples: dict[int, tuple[int, ...]] = {}
         self.cond_index = 0
-        self.is_followed = True
+        self._acted = 0  # evaluations in which PAG was to add something
         self._fits: bool | None = None
 
+    def begin_acting(self) -> bool:
+        """Count an evaluation in which PAG acts. Whether its result is to be followed: until others leave PAG's part in
+        one, and then ever more rarely, for they may drop it in a part of the run only."""
+        self._acted += 1
+        return not self.report.kept or self._acted.bit_count() == 1
+
     def judge(self, following: Following, result: torch.Tensor) -> None:
-        """Note whether this result of a step still has PAG's part; if it has, no further step is followed."""
-        if following.has_begun:
-            self.is_followed = self.report.is_dropped = not following.has(result)
+        """Note whether this result of a step still has PAG's part."""
+        if not following.has_begun:
+            return
+        if following.has(result):
+            self.report.kept += 1
+        else:
+            self.report.dropped += 1
             self.report.dropper = following.dropper
 
     @contextmanager
