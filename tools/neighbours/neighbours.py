@@ -76,9 +76,9 @@ wrapper around the sampling takes one argument less than ComfyUI gives it; the t
 With one of ComfyUI's own features beside each setup (`--with control_net,areas,times,mask,lora`; cfg 5, two images),
 686 of 807 combinations match, with an error of 2e-05 at most. 102 fail without PAG as well, and in 19 the reference
 fails, as it does beside the same packs alone (reference attn, style_aligned_comfy, ReferenceOnlySimple and
-ComfyUI_smZNodes). Context windows (`--with windows`, cfg 1 and 5) were only measured beside ten packs: of 41 setups,
-19 match, 12 more match for one image but fail for two without PAG as well, 9 fail without PAG, and in one the reference
-fails (3e-06 at most).
+ComfyUI_smZNodes). Context windows (`--with windows`, cfg 1 and 5) were measured beside 30 packs: of 78 setups, 54
+match (2e-05 at most), 11 more match for one image but fail for two without PAG as well, 12 fail without PAG, and in
+one the reference fails.
 
 PAG Guider (`--through guider`, cfg 1 and 5, one PAG and two) matches in 116 of 131 setups that sample with KSampler
 (3e-05 at most). 11 fail without PAG as well, in three the reference fails, and ComfyUI-CacheDiT on Flux was not
