@@ -64,7 +64,7 @@ def test_what_runs_by_default():
     full = arguments.parse(["--full"])
     everything = {table.key for table in arguments.all_tables()}
     assert {table.key for table in arguments.chosen_tables(full, Found(), 0.65)} == everything
-    for key in arguments.HELD_OUT:
+    for key in arguments.SEARCH_KEYS:
         alone = arguments.parse(["--only", key])
         (table,) = arguments.chosen_tables(alone, Found(), 0.65)
         assert arguments.ids_of(alone, table).start == arguments.SEARCH_FIRST

@@ -11,7 +11,7 @@ from .plan import Found, Table, quick, search_tables, tables
 from .restoration.plan import EXPERIMENTS, Experiment
 
 SEARCH_FIRST = 1_000_000  # ids of the held-out samples start here
-HELD_OUT = "layers", "scales"  # tables that show the search itself
+SEARCH_KEYS = frozenset(table.key for table in search_tables(Found()))  # tables that show the search itself
 QUICK, FULL = 50, 5000
 LEAST = 50  # samples below which the distances say nothing
 
@@ -58,7 +58,7 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
     args.only = [key.strip() for key in args.only.split(",") if key.strip()]
     if unknown := [key for key in args.only if key not in known]:
         parser.error(f"--only {', '.join(unknown)}: expected names from {', '.join(known)}")
-    needs_search = not set(HELD_OUT).isdisjoint(args.only)
+    needs_search = not SEARCH_KEYS.isdisjoint(args.only)
     if args.search is None:
         args.search = args.samples // 5 if args.full else QUICK if needs_search else 0
     if (args.search and args.search < LEAST) or (needs_search and not args.search):
@@ -91,6 +91,6 @@ def chosen_tables(args: argparse.Namespace, found: Found, share: float) -> list[
 
 def ids_of(args: argparse.Namespace, table: Table) -> range:
     """Those of the search have its samples; all others have samples of their own."""
-    if table.key in HELD_OUT:
+    if table.key in SEARCH_KEYS:
         return range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     return range(round(args.samples * table.share))

@@ -19,7 +19,7 @@ from harness.errors import HarnessError, command
 from harness.in_process import ROOT, import_pack, start_host
 from harness.whole_files import written_whole
 
-from .arguments import HELD_OUT, SEARCH_FIRST, chosen_restorations, chosen_tables, ids_of, parse
+from .arguments import SEARCH_FIRST, SEARCH_KEYS, chosen_restorations, chosen_tables, ids_of, parse
 from .config import STEPS, Config
 from .plan import Choices, Found, Table, layer_search, other_scale_search, pag_scale_search
 from .report import as_csv, markdown
@@ -106,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     held_out = range(SEARCH_FIRST, SEARCH_FIRST + args.search)
     found = Found()
-    searches = args.search and (not args.only or set(args.only) - {*HELD_OUT, *EXPERIMENTS})
+    searches = args.search and (not args.only or set(args.only) - {*SEARCH_KEYS, *EXPERIMENTS})
     guess = search_samples(found, held_out) if searches else []
     plan = chosen_tables(args, found, sampler.share(found.layers))
     worker.announce(guess + wanted(args, plan))

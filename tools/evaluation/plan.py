@@ -125,18 +125,13 @@ def _layer_table() -> Table:
 
 def _scale_table(found: Found) -> Table:
     """PAG's scales around the one found, without and with a label (PAG Fig. 12)."""
-    def rows(label: bool) -> list[Row]:
-        return [Row(("label: " if label else "") + (f"s {s:g}" if s else "none"), pag(s, found.layers, label))
-                for s in (0.0, *SCALES)]
-
-    def checks(label: bool, best: float) -> list[Check]:
-        name = "label: " if label else ""
-        others = ["none", *(f"s {s:g}" for s in SCALES if s != best)]
-        return [Check(f"{name}s {best:g} beats {other}", f"{name}s {best:g}", name + other) for other in others]
-
-    return Table("scales", f"PAG's scale on {found.layers}, on held-out samples", "PAG Fig. 12",
-                 (*rows(False), *rows(True)),
-                 (*checks(False, found.scale), *checks(True, found.conditional_scale)))
+    rows, checks = [], []
+    for name, label, best in (("", False, found.scale), ("label: ", True, found.conditional_scale)):
+        rows += [Row(f"{name}s {s:g}", pag(s, found.layers, label)) for s in (0.0, *SCALES)]
+        checks += [Check(f"{name}s {best:g} beats s {s:g}", f"{name}s {best:g}", f"{name}s {s:g}")
+                   for s in (0.0, *SCALES) if s != best]
+    return Table("scales", f"PAG's scale on {found.layers}, on held-out samples", "PAG Fig. 12", tuple(rows),
+                 tuple(checks))
 
 
 def tables(found: Found, share: float = 0.5) -> list[Table]:

@@ -245,7 +245,7 @@ class Guidance(Uncopied):
             # Before others': the delta belongs to the prediction. Those of a chain come in the order of their nodes.
             after = options.get(POST_CFG, [])
             place = sum(1 for _ in itertools.takewhile(WeakPass.is_of_one, after))
-            following = begun(scale != 0.0 and run.begin_acting())
+            following = begun(scale != 0.0 and run.is_followed)
             others = following.watched(after[place:]) if following else after[place:]
             options[POST_CFG] = [*after[:place], step.post_cfg, *others]
         try:

@@ -72,14 +72,13 @@ class Run(Uncopied):
         self.is_moved: bool | None = None
         self.conditional_samples: dict[int, tuple[int, ...]] = {}
         self.cond_index = 0
-        self._acted = 0  # evaluations in which PAG was to add something
         self._fits: bool | None = None
 
-    def begin_acting(self) -> bool:
-        """Count an evaluation in which PAG acts. Whether its result is to be followed: until others leave PAG's part in
+    @property
+    def is_followed(self) -> bool:
+        """Whether the result of this evaluation, in which PAG acts, is to be followed: until others leave PAG's part in
         one, and then ever more rarely, for they may drop it in a part of the run only."""
-        self._acted += 1
-        return not self.report.kept or self._acted.bit_count() == 1
+        return not self.report.kept or self.report.wanted.bit_count() == 1
 
     def judge(self, following: Following, result: torch.Tensor) -> None:
         """Note whether this result of a step still has PAG's part."""
